@@ -1,0 +1,33 @@
+"""Keep freed memory for the next batch, on the CPU.
+
+glibc gives every large block back to the kernel as soon as it is freed, and the kernel zeroes its
+pages again for the next forward pass. With convolutional towers on two cores more than half of
+the time went there (benchmarks/allocator.py); keeping the blocks costs no more memory than the
+largest batch needs anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER_TRIM = 2**31 - 1
+_LARGEST_KEPT = 2**30  # bytes; a single larger block still goes back
+
+
+def reuse_freed_memory() -> bool:
+    """Ask the C library to keep freed blocks for this whole process.
+
+    Returns:
+        Whether it did: only glibc can, elsewhere nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+    )

@@ -1,0 +1,118 @@
+"""What a backbone declares before it sees data, and what a store says it holds.
+
+Both are plain frozen records that travel as JSON inside a store, so that another machine, on
+another day, can tell whether features fit. NumPy is not even needed here.
+
+Shape letters used in all of HADA: I images, T captions, N tokens, D token width,
+E embedding width, B batch, M models, H heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from hada.extract.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+SideName = Literal["image", "caption"]
+SIDES: tuple[SideName, SideName] = ("image", "caption")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSpec:
+    """The tokens of one item, as the backbone's last hidden layer gives them after its norm.
+
+    `count` is N where every item has the same number of tokens and None where it varies.
+    The global token stands for the whole item: it is the `first` (CLS) or the `last` (EOT) row.
+    A backbone without such a token puts its pooled vector, unprojected and as wide as a token,
+    in front of the others; `global_source` then says "pooled".
+    """
+
+    width: int
+    count: int | None
+    global_token: Literal["first", "last"] = "first"
+    global_source: Literal["token", "pooled"] = "token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Identity and shapes of one frozen model: all that decides what its features are.
+
+    `embedding_width` is E of the joint space, or None where the model has none (UNITER).
+    `normalized` tells whether embeddings are stored with unit length; they are stored as the
+    backbone gives them. `preprocessing` and `libraries` name what turned files into input.
+    """
+
+    name: str
+    family: str
+    weights_digest: str
+    embedding_width: int | None
+    normalized: bool
+    image: TokenSpec | None
+    caption: TokenSpec | None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    libraries: dict[str, str] = field(default_factory=dict)
+
+    def tokens(self, side: SideName) -> TokenSpec | None:
+        """The token spec of one side, None where only the embedding is kept."""
+        return self.image if side == "image" else self.caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """What one store holds: one model on one split of one dataset."""
+
+    model: ModelSpec
+    dataset: str
+    split: str
+    dataset_digest: str
+    dtype: str = "float16"
+    rows_per_shard: dict[SideName, int] = field(
+        default_factory=lambda: {"image": 256, "caption": 2048}
+    )
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Back from `to_json`; raises `StoreError` where fields are missing or unknown."""
+        if value.get("schema") != SCHEMA_VERSION:
+            raise StoreError(
+                f"store schema: expected {SCHEMA_VERSION}, got {value.get('schema')!r}; "
+                "extract the features again with this version of HADA"
+            )
+        try:
+            raw = dict(value["model"])
+            for side in SIDES:
+                raw[side] = TokenSpec(**raw[side]) if raw[side] is not None else None
+            return cls(**{**value, "model": ModelSpec(**raw)})
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"the store's attributes are not a HADA spec: {error}") from error
+
+    def digest(self) -> str:
+        """A short hash of the whole spec: equal digests mean interchangeable stores."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: StoreSpec) -> list[tuple[str, Any, Any]]:
+        """The fields in which two specs differ, as (dotted name, own value, other value)."""
+        return list(_differences(self.to_json(), other.to_json(), ""))
+
+
+def _differences(own: Any, other: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(own, dict) and isinstance(other, dict):
+        found = []
+        for key in sorted(own.keys() | other.keys()):
+            name = f"{path}.{key}" if path else str(key)
+            found += _differences(own.get(key), other.get(key), name)
+        return found
+    return [] if own == other else [(path, own, other)]

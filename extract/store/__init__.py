@@ -1,0 +1,32 @@
+"""Feature stores: all features of one model on one split, in shards that are whole or absent.
+
+A store is a folder:
+
+    <stores>/<dataset>/<split>/<model>/
+        features.zarr/          a plain Zarr v3 group that zarr-python opens without HADA
+            image/tokens        (I, N, D); or ragged rows (R, D) with image/spans
+            image/embeddings    (I, E)
+            image/ids           (I, L) uint8: UTF-8, zero-padded
+            caption/tokens      (R, D) rows of all captions; caption j owns rows spans[j]
+            caption/spans       (T, 2) int64: first row and the row after the last
+            caption/embeddings  (T, E)
+            caption/ids         (T, L) uint8
+            caption/image_index (T,) int64: the image row of each caption
+        commit/                 one marker per finished shard: its files, sizes and checksums
+
+The group's attributes hold the `StoreSpec`. A shard counts when its marker exists and matches.
+"""
+
+from hada.extract.store.index import StoreIndex
+from hada.extract.store.reader import SideReader, StoreReader, open_store
+from hada.extract.store.writer import Block, StoreWriter, write_store
+
+__all__ = [
+    "Block",
+    "SideReader",
+    "StoreIndex",
+    "StoreReader",
+    "StoreWriter",
+    "open_store",
+    "write_store",
+]

@@ -1,0 +1,147 @@
+"""Where a store's parts lie, and the markers that say which shards are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from hada.extract import atomic
+from hada.extract.errors import StoreError, UsageError
+from hada.extract.spec import SideName
+
+FEATURES = "features.zarr"
+COMMIT = "commit"
+
+
+def local_folder(path: str | Path) -> Path:
+    """A store's path as a local folder; raises `UsageError` for a URL that is not `file://`."""
+    text = str(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if "://" in text:
+        raise UsageError(f"{text}: stores must lie on a local or mounted file system")
+    return Path(text)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The record of one finished shard.
+
+    files: relative path -> (bytes, crc32c) of everything that the shard wrote.
+    failed: item row -> why it has no features.
+    provenance: what else decided the bytes (batch size), for the record.
+    """
+
+    side: SideName
+    shard: int
+    spec_digest: str
+    files: dict[str, tuple[int, int]]
+    failed: dict[int, str]
+    provenance: dict[str, Any]
+
+
+def marker_path(folder: Path, side: SideName, shard: int) -> Path:
+    """The marker of one shard."""
+    return folder / COMMIT / f"{side}-{shard:06d}.json"
+
+
+def write_marker(folder: Path, marker: Marker) -> None:
+    """Commit a shard: from now on it counts."""
+    atomic.write_json(
+        marker_path(folder, marker.side, marker.shard),
+        {
+            "side": marker.side,
+            "shard": marker.shard,
+            "spec": marker.spec_digest,
+            "files": {name: list(entry) for name, entry in marker.files.items()},
+            "failed": {str(row): reason for row, reason in marker.failed.items()},
+            "provenance": marker.provenance,
+        },
+    )
+
+
+def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
+    """The marker of a shard, or None where there is none. A broken one raises `StoreError`."""
+    path = marker_path(folder, side, shard)
+    try:
+        raw = json.loads(path.read_bytes())
+        return Marker(
+            side=side,
+            shard=shard,
+            spec_digest=str(raw["spec"]),
+            files={
+                str(name): (int(entry[0]), int(entry[1])) for name, entry in raw["files"].items()
+            },
+            failed={int(row): str(reason) for row, reason in raw["failed"].items()},
+            provenance=dict(raw["provenance"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StoreError(f"{path}: not a commit marker ({error})") from error
+
+
+def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
+    """Delete half-written markers of a shard. Only its owner may."""
+    marker = marker_path(folder, side, shard)
+    for path in marker.parent.glob(f"{marker.name}{atomic.TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def damage(folder: Path, marker: Marker, spec_digest: str, *, deep: bool = False) -> str | None:
+    """What is wrong with a committed shard, or None.
+
+    Looks at presence and size of its files; `deep` reads them and compares checksums too.
+    """
+    if marker.spec_digest != spec_digest:
+        return "it was written for another spec"
+    features = (folder / FEATURES).resolve()
+    for name, (n_bytes, crc) in marker.files.items():
+        path = features / name
+        if not path.resolve().is_relative_to(features):
+            return f"its marker names a file outside the store: {name!r}"
+        try:
+            found = path.stat().st_size
+            if found != n_bytes:
+                return f"{name} has {found} bytes, expected {n_bytes}"
+            if deep and checksum(path) != crc:
+                return f"{name} has another checksum than when it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return None
+
+
+def checksum(path: Path) -> int:
+    """crc32c of a whole file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = google_crc32c.extend(crc, block)
+    return crc
+
+
+@contextlib.contextmanager
+def shard_lock(folder: Path, side: SideName, shard: int) -> Iterator[bool]:
+    """Yield whether this process now owns the shard; another writer's shard yields False.
+
+    The kernel drops the lock with its process, so a killed writer leaves none behind.
+    """
+    path = folder / COMMIT / f"{side}-{shard:06d}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,241 @@
+"""Writing a store: shard by shard, each whole or absent, in any order, by many processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract import atomic
+from hada.extract.errors import NonFiniteError, StoreError
+from hada.extract.spec import SIDES, SideName, StoreSpec
+from hada.extract.store import layout, zarr_format
+from hada.extract.store.create import check_same, create
+from hada.extract.store.index import StoreIndex, ragged_capacity, shard_count, shard_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The features of one shard.
+
+    values: (sum of lengths, D) token rows, item after item, or None where none are kept.
+    embeddings: (n, E), or None.
+    failed: row in the store -> reason; such an item's values are NaN.
+    provenance: what else decided the bytes, for the marker.
+    """
+
+    values: NDArray[Any] | None = None
+    embeddings: NDArray[Any] | None = None
+    failed: Mapping[int, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StoreWriter:
+    """A store that is being filled. Make one with `StoreWriter.open`."""
+
+    def __init__(self, folder: Path, spec: StoreSpec, index: StoreIndex) -> None:
+        self.folder, self.spec, self.index = folder, spec, index
+        self._digest = spec.digest()
+
+    @classmethod
+    def open(cls, path: str | Path, spec: StoreSpec, index: StoreIndex) -> StoreWriter:
+        """Create the store, or go on with one of the same spec and ids.
+
+        Raises:
+            StoreMismatchError: There is a store of another spec; the message names the fields.
+            StoreError: The path holds something else, or ids and spec contradict each other.
+        """
+        index.check(spec)
+        folder = layout.local_folder(path)
+        if not folder.exists():
+            create(folder, spec, index)
+        spec = check_same(folder, spec, index)
+        return cls(folder, spec, index)
+
+    def shards(self, side: SideName) -> int:
+        """How many shards a side has."""
+        return shard_count(self.spec, self.index, side)
+
+    def rows(self, side: SideName, shard: int) -> range:
+        """The items of one shard."""
+        return shard_rows(self.spec, self.index, side, shard)
+
+    def pending(self, side: SideName) -> list[int]:
+        """The shards that are not committed, or whose files do not match their marker."""
+        return [shard for shard in range(self.shards(side)) if not self.is_done(side, shard)]
+
+    def is_done(self, side: SideName, shard: int) -> bool:
+        """Whether a shard is committed and its files have the recorded sizes."""
+        try:
+            marker = layout.read_marker(self.folder, side, shard)
+        except StoreError:
+            return False
+        return marker is not None and layout.damage(self.folder, marker, self._digest) is None
+
+    @contextlib.contextmanager
+    def claim(self, side: SideName, shard: int) -> Iterator[bool]:
+        """Yield whether this process may write the shard now: pending, and nobody else does."""
+        with layout.shard_lock(self.folder, side, shard) as mine:
+            mine = mine and not self.is_done(side, shard)
+            if mine:
+                zarr_format.remove_leftovers(self.folder / layout.FEATURES, side, shard)
+                layout.remove_leftovers(self.folder, side, shard)
+            yield mine
+
+    def write(self, side: SideName, shard: int, block: Block) -> None:
+        """Write one shard and commit it.
+
+        Raises:
+            StoreError: Shapes do not fit, or values overflow the store's dtype.
+            NonFiniteError: A feature of an item that did not fail is NaN or infinite.
+        """
+        rows = self.rows(side, shard)
+        self._check(side, rows, block)
+        files: list[Path] = []
+        features = self.folder / layout.FEATURES
+        tokens = self.spec.model.tokens(side)
+        if tokens is not None and block.values is not None:
+            values = self._cast(block.values, side, rows, block.failed, per_token=True)
+            if tokens.count is not None:
+                values = values.reshape(len(rows), tokens.count, tokens.width)
+                start = rows.start
+            else:
+                start = shard * ragged_capacity(self.spec, self.index, side)
+            files += zarr_format.write_rows(features, f"{side}/tokens", start, values)
+        if block.embeddings is not None:
+            embeddings = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
+            files += zarr_format.write_rows(features, f"{side}/embeddings", rows.start, embeddings)
+        for file in files:
+            atomic.sync(file)
+            atomic.sync(file.parent)
+        layout.write_marker(
+            self.folder,
+            layout.Marker(
+                side=side,
+                shard=shard,
+                spec_digest=self._digest,
+                files={
+                    str(file.relative_to(features)): (file.stat().st_size, layout.checksum(file))
+                    for file in files
+                },
+                failed=dict(block.failed),
+                provenance=dict(block.provenance),
+            ),
+        )
+
+    def failures(self, side: SideName) -> dict[int, str]:
+        """All items without features so far: row -> reason."""
+        found: dict[int, str] = {}
+        for shard in range(self.shards(side)):
+            marker = layout.read_marker(self.folder, side, shard)
+            found.update(marker.failed if marker else {})
+        return found
+
+    def _check(self, side: SideName, rows: range, block: Block) -> None:
+        model = self.spec.model
+        tokens = model.tokens(side)
+        expected: dict[str, tuple[tuple[int, ...] | None, NDArray[Any] | None]] = {
+            "tokens": (
+                (int(self.index.lengths[side][rows.start : rows.stop].sum()), tokens.width)
+                if tokens
+                else None,
+                block.values,
+            ),
+            "embeddings": (
+                (len(rows), model.embedding_width) if model.embedding_width else None,
+                block.embeddings,
+            ),
+        }
+        for name, (shape, array) in expected.items():
+            got = None if array is None else array.shape
+            if got != shape:
+                raise StoreError(
+                    f"{model.name} {side} {name}, rows {rows.start} to {rows.stop - 1}: "
+                    f"expected shape {shape}, got {got}"
+                )
+
+    def _cast(
+        self,
+        values: NDArray[Any],
+        side: SideName,
+        rows: range,
+        failed: Mapping[int, str],
+        *,
+        per_token: bool,
+    ) -> NDArray[Any]:
+        """`values` in the store's dtype; NaN is allowed in items that failed, and nowhere else."""
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.spec.dtype)
+        bad = ~np.isfinite(stored)
+        if bad.any():
+            overflow = int((bad & np.isfinite(values)).sum())
+            if overflow:
+                raise StoreError(
+                    f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
+                    f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
+                )
+            n = len(rows)
+            items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
+            # Embeddings have a row an item, tokens as many as the item is long.
+            owners = items if per_token else np.arange(n)
+            wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
+            if wrong:
+                raise NonFiniteError(
+                    f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
+                    f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
+                    "Are the weights whole? With --precision fp16, try bf16 or fp32."
+                )
+        return stored
+
+
+def write_store(
+    path: str | Path,
+    spec: StoreSpec,
+    *,
+    ids: Mapping[SideName, Sequence[str]],
+    caption_to_image: NDArray[np.int64],
+    embeddings: Mapping[SideName, NDArray[Any]] | None = None,
+    tokens: Mapping[SideName, Sequence[NDArray[Any]]] | None = None,
+) -> None:
+    """Write a whole store at once, from memory.
+
+    Args:
+        path: Folder of the store.
+        spec: What it holds; sides without tokens in the spec need none here.
+        ids: Image and caption ids.
+        caption_to_image: (T,), entry j is the image row of caption j.
+        embeddings: Per side (n, E).
+        tokens: Per side a list of (N, D), one array an item.
+    """
+    lengths = {
+        side: np.array([len(item) for item in (tokens or {}).get(side, [])], np.int64)
+        if spec.model.tokens(side)
+        else np.zeros(len(ids[side]), np.int64)
+        for side in SIDES
+    }
+    index = StoreIndex(
+        ids={side: tuple(ids[side]) for side in SIDES},
+        caption_to_image=np.asarray(caption_to_image, np.int64),
+        lengths=lengths,
+    )
+    writer = StoreWriter.open(path, spec, index)
+    for side in SIDES:
+        for shard in writer.pending(side):
+            rows = writer.rows(side, shard)
+            part = slice(rows.start, rows.stop)
+            has_tokens = tokens is not None and spec.model.tokens(side) is not None
+            writer.write(
+                side,
+                shard,
+                Block(
+                    values=np.concatenate(list(tokens[side][part]))
+                    if has_tokens and tokens
+                    else None,
+                    embeddings=embeddings[side][part] if embeddings else None,
+                ),
+            )

@@ -1,0 +1,127 @@
+"""Caption datasets in Karpathy's JSON: read as written, and refused where they are broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import makers
+import numpy as np
+import pytest
+
+from hada.extract.captions import CaptionDataset, read_dataset
+from hada.extract.errors import DatasetError, UnknownNameError
+from hada.extract.manifest import load_manifest
+
+
+def read(split: str = "val") -> CaptionDataset:
+    return read_dataset(load_manifest().dataset(), split)
+
+
+def change(tmp_path: Path, edit: Any) -> None:
+    file = tmp_path / "data" / "dataset_tiny.json"
+    document = json.loads(file.read_text())
+    edit(document)
+    file.write_text(json.dumps(document))
+
+
+def test_any_number_of_captions_per_image(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    data = read()
+    assert data.image_ids == tuple(f"val_{k:03d}.jpg" for k in range(5))
+    np.testing.assert_array_equal(data.caption_to_image, [0, 0, 1, 2, 2, 2, 3, 3, 4, 4])
+    assert data.caption_ids[2] == "val_001.jpg-0"
+    assert all(path.exists() for path in data.image_paths)
+    assert data.digest() == read().digest() != read("train").digest()
+
+
+def test_coco_joins_restval_and_uses_filepath(tmp_path: Path) -> None:
+    makers.make_project(tmp_path, splits={"train": [1], "restval": [2]})
+    (tmp_path / "data" / "images").rename(tmp_path / "data" / "val2014")
+    text = makers.MANIFEST.replace("images: images", "images: .")
+    (tmp_path / "data_manifest.yaml").write_text(
+        text.replace("train: {}", "train: {from: [train, restval], images: 2, captions: 3}")
+    )
+
+    def edit(document: Any) -> None:
+        for image in document["images"]:
+            image["filepath"] = "val2014"
+
+    change(tmp_path, edit)
+    assert read("train").image_ids == ("train_000.jpg", "restval_000.jpg")
+
+
+def test_flickr8k_has_its_counts(shared: Path) -> None:
+    manifest = load_manifest(roots={"flickr8k": str(shared / "flickr8k")})
+    data = read_dataset(manifest.dataset("flickr8k"), "val")
+    assert (len(data.image_ids), len(data.captions)) == (1000, 5000)
+    with pytest.raises(DatasetError, match=r"marked 'test', and there are none.*train, val"):
+        read_dataset(manifest.dataset("flickr8k"), "test")
+
+
+def _empty(document: Any) -> None:
+    document["images"][-1]["sentences"] = []
+
+
+def _twice(document: Any) -> None:
+    document["images"][-1]["filename"] = document["images"][-2]["filename"]
+
+
+def _outside(document: Any) -> None:
+    document["images"][-1]["filename"] = "../../etc/passwd"
+
+
+def _nameless(document: Any) -> None:
+    del document["images"][-1]["filename"]
+
+
+def _wordless(document: Any) -> None:
+    document["images"][-1]["sentences"][0] = {"tokens": ["a"]}
+
+
+def _no_list(document: Any) -> None:
+    document["images"] = {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_empty, r"image 'val_004.jpg' \(images\[16\]\) has no captions"),
+        (_twice, r"image id 'val_003.jpg' appears twice"),
+        (_outside, r"points outside the dataset's folder"),
+        (_nameless, r"images\[16\] has no 'filename'"),
+        (_wordless, r"sentences\[0\] has no 'raw' text"),
+        (_no_list, r"a mapping with a list 'images'"),
+    ],
+)
+def test_broken_annotations_are_refused(tmp_path: Path, edit: Any, message: str) -> None:
+    makers.make_project(tmp_path)
+    change(tmp_path, edit)
+    with pytest.raises(DatasetError, match=message):
+        read()
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    with pytest.raises(UnknownNameError, match=r"has no split 'vall'. Did you mean 'val'"):
+        read("vall")
+    (tmp_path / "data" / "images" / "val_002.jpg").unlink()
+    with pytest.raises(
+        DatasetError, match=r"1 of 5 pictures are missing.*val_002.jpg.*published at"
+    ):
+        read()
+    (tmp_path / "data" / "dataset_tiny.json").write_text('{"images": [')
+    with pytest.raises(DatasetError, match="broken JSON at line 1, column 13"):
+        read()
+    (tmp_path / "data" / "dataset_tiny.json").unlink()
+    with pytest.raises(DatasetError, match=r"annotations 'dataset_tiny.json' are not in 'data'"):
+        read()
+
+
+def test_expected_counts(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    file = tmp_path / "data_manifest.yaml"
+    file.write_text(makers.MANIFEST.replace("val: {}", "val: {images: 5, captions: 11}"))
+    with pytest.raises(DatasetError, match="expected 11 captions, found 10"):
+        read()

@@ -1,0 +1,99 @@
+"""The manifest: what is right is read, what is wrong is named with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import makers
+import pytest
+
+from hada.extract.errors import ManifestError, UnknownNameError, UsageError
+from hada.extract.manifest import default_path, load_manifest
+
+
+@pytest.fixture
+def manifest_file(tmp_path: Path) -> Path:
+    path = tmp_path / "data_manifest.yaml"
+    path.write_text(makers.MANIFEST)
+    return path
+
+
+def test_the_shipped_manifest_is_valid_and_names_the_published_datasets() -> None:
+    manifest = load_manifest()
+    assert manifest.path == default_path()
+    assert {"scenes", "flickr8k", "flickr30k", "coco"} <= set(manifest.datasets)
+    assert manifest.dataset("coco").split("train").sources == ("train", "restval")
+    assert manifest.dataset().name == manifest.defaults.dataset
+    assert manifest.store_path("coco", "val", "blip") == "stores/coco/val/blip"
+
+
+def test_variables_have_defaults_and_can_be_set(
+    manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = makers.MANIFEST.replace("root: data", "root: ${PLACE:-here}/x")
+    manifest_file.write_text(text)
+    assert load_manifest().dataset("tiny").root == Path("here/x")
+    monkeypatch.setenv("PLACE", "there")
+    assert load_manifest().dataset("tiny").root == Path("there/x")
+    manifest_file.write_text(makers.MANIFEST.replace("root: data", "root: ${NOWHERE}"))
+    with pytest.raises(ManifestError, match=r"line 10: .*NOWHERE.*export NOWHERE="):
+        load_manifest()
+
+
+def test_roots_win_over_the_file(manifest_file: Path) -> None:
+    manifest = load_manifest(roots={"tiny": "/elsewhere", "stores": "/fast"})
+    assert manifest.dataset("tiny").root == Path("/elsewhere")
+    assert manifest.store_path("tiny", "val", "one") == "/fast/tiny/val/one"
+    with pytest.raises(UnknownNameError, match="Did you mean 'tiny'"):
+        load_manifest(roots={"tyni": "x"})
+    with pytest.raises(UsageError, match="expected a folder"):
+        load_manifest(roots={"tiny": ""})
+
+
+def test_weights_may_differ_per_dataset(manifest_file: Path) -> None:
+    manifest_file.write_text(makers.MANIFEST.replace("weights: a", "weights: {tiny: a, coco: b}"))
+    model = load_manifest().model("one")
+    assert model.weights_for("tiny") == "a"
+    with pytest.raises(ManifestError, match="no weights for dataset 'flickr30k'"):
+        model.weights_for("flickr30k")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("    images: images", "    imagse: images"),
+            r"line 12: unknown key .*Did you mean 'images'",
+        ),
+        (
+            ("    reader: karpathy", "    reader: karpaty"),
+            r"line 9: 'reader' is 'karpaty'. Did you",
+        ),
+        (("schema: 1", "schema: one"), r"line 1: 'schema': expected a whole number, got 'one'"),
+        (("schema: 1", "schema: 2"), r"line 1: expected schema 1, got 2"),
+        (("  dataset: tiny", "  dataset: tinny"), r"line 3: unknown dataset 'tinny'. Did you mean"),
+        (("[one, two]", "[one, tow]"), r"line 4: unknown model 'tow'. Did you mean 'two'"),
+        (("      val: {}", "      val: {images: many}"), r"line 16: .*expected a whole number"),
+        (("      val: {}", "      ../val: {}"), r"line 16: '../val' cannot be a name"),
+        (("images: images", "images: ../images"), r"must lie below the dataset's root"),
+        (
+            ("family: fake, weights: b", "weights: b"),
+            "'family' is missing",
+        ),
+        (("stores: stores", "stores: stores\nstores: again"), r"line 6: 'stores' is written twice"),
+        (("datasets:", "datasets: ["), r"line \d+: not YAML"),
+        (("    root: data\n", ""), r"'root' is missing in 'datasets.tiny'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(
+    manifest_file: Path, change: tuple[str, str], message: str
+) -> None:
+    assert change[0] in makers.MANIFEST
+    manifest_file.write_text(makers.MANIFEST.replace(*change))
+    with pytest.raises(ManifestError, match=message):
+        load_manifest()
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such manifest"):
+        load_manifest(tmp_path / "nothing.yaml")
