@@ -1,0 +1,98 @@
+"""The families of backbones by name, imported only when one is asked for.
+
+A family is a callable that takes a `BackboneRequest` and returns a `Backbone`. It is named by a
+built-in word ("clip"), by an entry point of the group `hada.backbones` in an installed package,
+or by `module:attribute` (a function, or a class whose constructor takes the request).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+from hada.extract.backbones.base import Backbone, BackboneRequest, Encoded
+from hada.extract.errors import UsageError, unknown
+
+__all__ = [
+    "ENTRY_POINTS",
+    "FAMILIES",
+    "Backbone",
+    "BackboneRequest",
+    "Encoded",
+    "Loader",
+    "families",
+    "load_backbone",
+]
+
+Loader = Callable[[BackboneRequest], Backbone]
+
+FAMILIES: dict[str, str] = {
+    "blip": "hada.extract.backbones.blip:load",
+    "clip": "hada.extract.backbones.clip:load",
+    "dual": "hada.extract.backbones.dual:load",
+    "fake": "hada.extract.backbones.fake:load",
+}
+ENTRY_POINTS = "hada.backbones"
+
+# Import name -> what pip calls it, where the two differ.
+_PIP_NAMES = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "huggingface_hub": "huggingface-hub",
+}
+
+
+def families() -> list[str]:
+    """All names `load_backbone` knows without a module path, sorted; imports nothing."""
+    return sorted({*FAMILIES, *_third_party()})
+
+
+def load_backbone(request: BackboneRequest) -> Backbone:
+    """The backbone that `request` asks for, frozen and on its device.
+
+    Raises `UnknownNameError` for an unknown family, `UsageError` with the pip line where a
+    package is missing, and whatever the family raises for bad weights (`CheckpointError`).
+    """
+    try:
+        return _loader(request.family)(request)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package == "hada":
+            raise
+        raise UsageError(
+            f"model {request.name!r} (family {request.family!r}) needs the package {package!r}, "
+            f"which is not installed: pip install {_PIP_NAMES.get(package, package)}"
+        ) from error
+
+
+def _loader(family: str) -> Loader:
+    """Built-in names win over entry points, so that no package can take one over silently."""
+    if family in FAMILIES:
+        return _attribute(FAMILIES[family])
+    plugins = _third_party()
+    if family in plugins:
+        return cast(Loader, plugins[family].load())
+    if ":" in family:
+        return _attribute(family)
+    raise unknown("family", family, families())
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _attribute(dotted: str) -> Loader:
+    """What `module:attribute` names."""
+    module_name, _, attribute = dotted.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"family {dotted!r}: expected module:attribute, as in my_package:MyModel")
+    module = importlib.import_module(module_name)
+    loader = getattr(module, attribute, None)
+    if loader is None:
+        known = [name for name in vars(module) if not name.startswith("_")]
+        raise unknown(f"attribute of module {module_name}", attribute, known)
+    if not callable(loader):
+        raise UsageError(f"family {dotted!r}: expected a function or a class, got {loader!r}")
+    return cast(Loader, loader)

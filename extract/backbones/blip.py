@@ -1,0 +1,218 @@
+"""BLIP (transformers' BlipForImageTextRetrieval): tokens of both encoders and the ITC embedding.
+
+Takes Hugging Face ids, `save_pretrained` folders and the official Salesforce `.pth` files. The
+embedding is the image-text-contrastive one, of unit length, as BLIP compares it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+
+from hada.extract.backbones import blip_official, weights
+from hada.extract.backbones.base import BackboneRequest, Encoded
+from hada.extract.backbones.options import read_options
+from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
+from hada.extract.errors import CheckpointError
+from hada.extract.spec import ModelSpec, TokenSpec
+
+OPTIONS: dict[str, type] = {
+    "heads": int,
+    "vision_heads": int,
+    "vision_layer_norm_eps": float,
+    "tokenizer": str,
+    "revision": str,
+    "max_words": int,
+    "max_tokens": int,
+}
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
+    """A caption as BLIP's retrieval code prepares it, and whether words were cut off.
+
+    >>> clean_caption('Two "dogs" -- one BLACK; they run!', 30)
+    ('two dogs -- one black they run', False)
+    """
+    text = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]), len(words) > max_words
+
+
+class BlipBackbone(TorchBackbone):
+    """BLIP's image encoder and its text encoder without cross-attention."""
+
+    model: BlipForImageTextRetrieval
+
+    def __init__(
+        self,
+        request: BackboneRequest,
+        model: BlipForImageTextRetrieval,
+        tokenizer: Any,
+        weights_digest: str,
+    ) -> None:
+        super().__init__(request, model)
+        vision, text = model.config.vision_config, model.config.text_config
+        options = read_options(request, OPTIONS)
+        self.image_size = int(vision.image_size)
+        self.max_words = options["max_words"] or 30
+        self.max_tokens = min(options["max_tokens"] or 35, text.max_position_embeddings)
+        self.tokenizer = tokenizer
+        self.pad_id = int(tokenizer.pad_token_id)
+        if len(tokenizer) > text.vocab_size:
+            raise CheckpointError(
+                f"model {request.name!r}: the tokenizer has {len(tokenizer)} words, "
+                f"the checkpoint {text.vocab_size}; set the option `tokenizer`"
+            )
+        patches = (self.image_size // int(vision.patch_size)) ** 2
+        self.spec = ModelSpec(
+            name=request.name,
+            family=request.family,
+            weights_digest=weights_digest,
+            embedding_width=model.config.image_text_hidden_size,
+            normalized=True,
+            image=TokenSpec(width=vision.hidden_size, count=patches + 1),
+            caption=TokenSpec(width=text.hidden_size, count=None),
+            preprocessing={
+                "class": "PIL bicubic squash",
+                "size": self.image_size,
+                "mean": list(MEAN),
+                "std": list(STD),
+                "caption_cleaning": "blip",
+                "max_words": self.max_words,
+                "max_tokens": self.max_tokens,
+                "tokenizer": type(tokenizer).__name__,
+                "heads": [vision.num_attention_heads, text.num_attention_heads],
+                "vision_layer_norm_eps": vision.layer_norm_eps,
+            },
+            precision=request.precision,
+            libraries=library_versions("torch", "transformers", "tokenizers", "pillow"),
+        )
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        """[CLS] words [SEP], after BLIP's cleaning; long captions keep their [SEP]."""
+        cleaned = [clean_caption(caption, self.max_words) for caption in captions]
+        if not cleaned:
+            return []
+        # Words first, special tokens by hand: the tokenizer's own truncation is state that it
+        # shares between threads.
+        rows = self.tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
+        limit = self.max_tokens - 2
+        self.count_truncated(
+            sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
+        )
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return [[first, *row[:limit], last] for row in rows]
+
+    def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
+        """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
+        size = (self.image_size, self.image_size)
+        resized = image.convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC)
+        mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
+        values = (np.asarray(resized, dtype=np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
+        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
+        with self.running():
+            # Not pooler_output: transformers normalises that a second time.
+            tokens = self.model.vision_model(self.to_device(pixels)).last_hidden_state
+            return encoded(tokens, None, self._unit(self.model.vision_proj(tokens[:, 0])))
+
+    def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
+        """Tokens of the last text layer, CLS first, and the unit embedding."""
+        with self.running():
+            input_ids, real = self.pad(ids, self.pad_id)
+            tokens = self.model.text_encoder(
+                input_ids=input_ids, attention_mask=real.long()
+            ).last_hidden_state
+            return encoded(tokens, real, self._unit(self.model.text_proj(tokens[:, 0])))
+
+    @staticmethod
+    def _unit(projected: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(projected.float(), dim=-1)
+
+
+def load(request: BackboneRequest) -> BlipBackbone:
+    """BLIP from an official `.pth`, a `save_pretrained` folder or a Hugging Face id.
+
+    Options: `OPTIONS`. Raises `CheckpointError` where the weights do not fit or heads are unknown.
+    """
+    options = read_options(request, OPTIONS)
+    path = Path(request.weights).expanduser()
+    if path.is_file() or path.suffix in (".pth", ".pt"):
+        if options["vision_layer_norm_eps"] is not None:
+            raise CheckpointError(f"{path}: official BLIP has vision_layer_norm_eps 1e-6, always")
+        model = blip_official.load_official(path, options["heads"], options["vision_heads"])
+        beside = [path.with_name(name) for name in (*blip_official.CONFIG_FILES, "vocab.txt")]
+        files = [path, *(file for file in beside if file.is_file())]
+        tokenizer = _tokenizer(options["tokenizer"], path.parent)
+    else:
+        folder = weights.resolve_folder(request.weights, options["revision"])
+        model = _load_folder(folder, options)
+        files = weights.folder_files(folder)
+        tokenizer = _tokenizer(options["tokenizer"], folder)
+    return BlipBackbone(request, model, tokenizer, weights.digest(files))
+
+
+def _load_folder(folder: Path, options: dict[str, Any]) -> BlipForImageTextRetrieval:
+    """A `save_pretrained` folder, its heads checked and its vision epsilon set to the official."""
+    with weights.explained(folder, "blip"):
+        config = BlipConfig.from_pretrained(folder)
+        if config.model_type != "blip":
+            raise CheckpointError(f"{folder} holds a {config.model_type!r} model, expected 'blip'")
+        vision, text = config.vision_config, config.text_config
+        text.num_attention_heads = blip_official.choose_heads(
+            "text",
+            text.hidden_size,
+            options["heads"],
+            text.num_attention_heads,
+            blip_official.TEXT_HEADS,
+            folder,
+        )
+        vision.num_attention_heads = blip_official.choose_heads(
+            "vision",
+            vision.hidden_size,
+            options["vision_heads"],
+            vision.num_attention_heads,
+            blip_official.VISION_HEADS,
+            folder,
+        )
+        vision.layer_norm_eps = options["vision_layer_norm_eps"] or blip_official.VISION_EPS
+        with weights.no_loading_bar():
+            model, info = BlipForImageTextRetrieval.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    weights.check_loading_info(info, folder)
+    weights.check_finite(model, folder)
+    return model
+
+
+def _tokenizer(option: str | None, folder: Path) -> Any:
+    """From the option (folder, vocab.txt or id), from files beside the weights, or from the hub."""
+    place = Path(option).expanduser() if option else folder
+    vocabulary = place if place.is_file() else place / "vocab.txt"
+    if not (place / "tokenizer.json").is_file() and vocabulary.is_file():
+        return BertTokenizer(str(vocabulary))
+    if option:
+        place = weights.resolve_folder(option)
+    elif not (place / "tokenizer.json").is_file():
+        try:  # what every published BLIP was trained with
+            place = weights.resolve_folder("google-bert/bert-base-uncased")
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"no tokenizer beside the weights in {folder}: put BERT's vocab.txt there or set "
+                f"the option `tokenizer` to a folder ({error})"
+            ) from error
+    with weights.explained(place, "blip"):
+        return AutoTokenizer.from_pretrained(place)

@@ -1,0 +1,161 @@
+"""Finding and loading what open_clip calls a model: folders, hub ids, tags and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+from open_clip.pretrained import (
+    download_pretrained,
+    download_pretrained_from_hf,
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+)
+
+from hada.extract.backbones import weights
+from hada.extract.errors import CheckpointError, UsageError, unknown
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+CONFIG_NAME = "open_clip_config.json"
+
+
+@dataclass
+class Source:
+    """One model as open_clip wants to be asked for it.
+
+    name: the first argument of `create_model` and `get_tokenizer`.
+    pretrained: a tag or a file, None where `name` says it all.
+    files: all that decides the weights, for the digest.
+    quick_gelu: the activation these weights were trained with, None to take the config's.
+    """
+
+    name: str
+    pretrained: str | None
+    files: list[Path]
+    quick_gelu: bool | None = None
+
+
+def find(text: str, options: dict[str, Any]) -> Source:
+    """Where `weights` and the options point to; fetches what is not local."""
+    path = Path(text.removeprefix(LOCAL)).expanduser()
+    if text.startswith(LOCAL) or path.is_dir():
+        return _folder(path)
+    if text.startswith(HUB):
+        return _hub(text)
+    if path.is_file():
+        if options["architecture"] is None:
+            raise UsageError(
+                f"{path} is a file: set the option `architecture` to the open_clip architecture "
+                f"of these weights, or give a folder with an {CONFIG_NAME}"
+            )
+        return _file(path, options)
+    return _named(text, options)
+
+
+def _folder(folder: Path) -> Source:
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"no {CONFIG_NAME} in {folder}: not an open_clip model folder")
+    return Source(f"{LOCAL}{folder}", None, weights.folder_files(folder))
+
+
+def _hub(text: str) -> Source:
+    name = text.removeprefix(HUB)
+    try:
+        config = huggingface_hub.hf_hub_download(name, CONFIG_NAME)
+        file = download_pretrained_from_hf(name)
+    except Exception as error:  # network, HTTP and cache errors of several packages
+        raise weights.unreachable(name, error) from error
+    return Source(text, None, [Path(config), Path(file)])
+
+
+def _file(path: Path, options: dict[str, Any]) -> Source:
+    architecture = _architecture(options["architecture"])
+    return Source(architecture, str(path), [path], options["quick_gelu"])
+
+
+def _named(text: str, options: dict[str, Any]) -> Source:
+    """`ARCH/TAG`, or `ARCH` with the option `pretrained` (a tag or a file)."""
+    known = open_clip.list_models()
+    tag = options["pretrained"]
+    name = text
+    if text not in known and "/" in text:
+        name, _, in_name = text.rpartition("/")
+        if tag is not None and tag != in_name:
+            raise UsageError(f"weights {text!r} name a tag, the option `pretrained` says {tag!r}")
+        tag = in_name
+    architecture = _architecture(name)
+    tags = list_pretrained_tags_by_model(architecture)
+    if tag is None:
+        raise UsageError(
+            f"weights {text!r} name no pretrained weights: write ARCH/TAG or set the option "
+            f"`pretrained`. Known tags of {architecture}: {', '.join(sorted(tags))}"
+        )
+    file = Path(tag).expanduser()
+    if file.is_file():
+        return _file(file, {**options, "architecture": architecture})
+    config = get_pretrained_cfg(architecture, tag)
+    if not config:
+        raise unknown(f"pretrained tag of {architecture}", tag, tags)
+    return Source(
+        architecture,
+        tag,
+        [_download(config, f"{architecture}/{tag}")],
+        _gelu(architecture, tag, bool(config.get("quick_gelu", False))),
+    )
+
+
+def _download(config: dict[str, Any], name: str) -> Path:
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:  # network, HTTP and cache errors of several packages
+        raise weights.unreachable(name, error) from error
+
+
+def _gelu(architecture: str, tag: str, trained_with: bool) -> bool:
+    """Whether to switch QuickGELU on for a tag.
+
+    OpenAI's weights need it though their architecture's name does not say so: open_clip only
+    warns, and the features are wrong. The other way round cannot be switched, so it is refused.
+    """
+    config = open_clip.get_model_config(architecture) or {}
+    if config.get("quick_gelu", False) and not trained_with:
+        plain = architecture.removesuffix("-quickgelu")
+        raise UsageError(
+            f"{architecture} computes QuickGELU, the weights {tag!r} were trained without; "
+            f"use {plain}/{tag}"
+        )
+    return trained_with
+
+
+def _architecture(name: str) -> str:
+    known = open_clip.list_models()
+    if name not in known:
+        raise unknown("open_clip architecture", name, known)
+    return name
+
+
+def create(source: Source) -> tuple[Any, Any]:
+    """The model and its tokenizer; raises `CheckpointError` where weights do not fit."""
+    place = source.files[-1] if source.pretrained else source.files[0].parent
+    with weights.explained(place, "clip"):
+        model = open_clip.create_model(
+            source.name,
+            pretrained=source.pretrained,
+            force_quick_gelu=bool(source.quick_gelu),
+            pretrained_text=False,
+            require_pretrained=True,  # without it, missing weights are replaced by noise
+            weights_only=True,
+        )
+    weights.check_finite(model, place)
+    try:
+        tokenizer = open_clip.get_tokenizer(source.name)
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer of {source.name} could not be loaded "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); for a local "
+            "folder, save the tokenizer's files into it"
+        ) from error
+    return model, tokenizer

@@ -1,0 +1,87 @@
+"""Reading a dual encoder's folder, and what its tokenizer and processor say about themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from hada.extract.backbones import weights
+from hada.extract.errors import CheckpointError
+
+_INTERFACE = ("get_image_features", "get_text_features", "vision_model", "text_model")
+
+
+def read_folder(folder: Path) -> tuple[Any, Any, Any]:
+    """The model in float32, its tokenizer and its image processor, all checked."""
+    with weights.explained(folder, "dual"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_config(config, folder)
+        with weights.no_loading_bar():
+            model, info = AutoModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        for name in _INTERFACE:
+            if not hasattr(model, name):
+                raise CheckpointError(
+                    f"{folder} holds a {type(model).__name__}, which has no `{name}`; expected a "
+                    "dual encoder such as CLIPModel or VisionTextDualEncoderModel"
+                )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The PIL form, not the tensor one: it resizes as the models were trained and evaluated.
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    weights.check_loading_info(info, folder)
+    weights.check_finite(model, folder)
+    return model, tokenizer, processor
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    kind = config.model_type
+    if kind in ("blip", "blip-2"):
+        raise CheckpointError(f"{folder} holds a {kind!r} model; set `family: blip`")
+    if kind == "siglip2":
+        raise CheckpointError(
+            f"{folder}: SigLIP 2 with pictures of varying size (NaFlex) is not supported; use a "
+            "checkpoint of fixed size, whose model_type is 'siglip'"
+        )
+    if not hasattr(config, "text_config"):
+        raise CheckpointError(f"{folder} holds a {kind!r} model, expected a dual encoder")
+
+
+def pad_id(tokenizer: Any, config: Any) -> int:
+    """The id captions are padded with, 0 where neither side names one."""
+    for value in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None)):
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def max_tokens(tokenizer: Any, config: Any, pad_id: int) -> int:
+    """The longest caption in tokens that the tokenizer and the position table both allow."""
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        positions -= pad_id + 1  # their positions start behind the padding index
+    return min(int(tokenizer.model_max_length), positions)
+
+
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a caption."""
+    bare = tokenizer("a dog", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a dog")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise CheckpointError(
+        f"{type(tokenizer).__name__} changes words when it adds special tokens; not supported"
+    )
+
+
+def settings(processor: Any) -> dict[str, Any]:
+    """What decides the pixels: switches, sizes, resampling, mean and standard deviation."""
+    words = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+    values = processor.to_dict()
+    return {key: values[key] for key in sorted(values) if key.startswith(words)}

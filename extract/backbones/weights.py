@@ -1,0 +1,268 @@
+"""Weight files: found, read without running what they contain, named when they are wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hada.extract.errors import CheckpointError
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+CONFIG_SUFFIXES = (".json", ".txt", ".model")
+_NAMED = 4  # how many keys a message names before it only counts them
+
+
+def digest(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of `files`, in the order of their names."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda path: path.name):
+        with file.open("rb") as stream:
+            inner = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.name}\0{inner}\n".encode())
+    return total.hexdigest()
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The weight and config files that lie directly in a model folder, sorted by name."""
+    wanted = WEIGHT_SUFFIXES + CONFIG_SUFFIXES
+    return sorted(file for file in folder.iterdir() if file.suffix in wanted and file.is_file())
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name, on the CPU, taken out of their wrapping.
+
+    Accepts a bare state dict and one under `model`, `state_dict` or `model_dict`, from
+    safetensors or from a pickle that holds nothing but tensors and plain values. Raises
+    `CheckpointError` for anything else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}: expected a checkpoint file")
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for wrapper in ("model", "state_dict", "model_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected named tensors")
+    state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no tensors; its keys are {_some(str(key) for key in loaded)}"
+        )
+    return state
+
+
+def _read_safetensors(path: Path) -> Any:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # Old files make torch warn about their pickle protocol and their storage class.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found or "Unsupported global" in str(error):
+            what = found.group(1) if found else "an object"
+            raise CheckpointError(
+                f"{path} was not loaded: its pickle holds {what}, and unpickling that can run "
+                "code. Expected tensors and plain values only; save its state dict again "
+                "(best as safetensors) where you trust the file"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or not a PyTorch file") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        # The zip reader reports a cut file as a RuntimeError, older formats as any of these.
+        raise CheckpointError(
+            f"{path} is truncated or not a PyTorch file ({_first_line(error)}); fetch it again"
+        ) from error
+
+
+def family_of(keys: Iterable[str]) -> str | None:
+    """The family whose official naming the tensor names follow, None where none is recognised.
+
+    >>> family_of(["uniter.embeddings.LayerNorm.weight"])
+    'uniter'
+    """
+    names = list(keys)
+
+    def starts(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
+
+    if starts("uniter."):
+        return "uniter"
+    if starts("img_model.", "bert.img_model."):
+        return "lightningdot"
+    if starts("qformer.", "Qformer."):
+        return "blip2"
+    if starts("visual_encoder."):
+        # BLIP has cross-attention in every text layer, ALBEF only from the fusion layer (6) up.
+        in_first_layer = any(".layer.0.crossattention." in name for name in names)
+        return "blip" if in_first_layer and not starts("text_encoder.bert.") else "albef"
+    if starts("vision_model."):
+        return "blip" if starts("text_encoder.") else "dual" if starts("text_model.") else None
+    return "clip" if starts("visual.") else None
+
+
+def refuse_other_family(state: Iterable[str], expected: str, path: Path) -> None:
+    """Raise `CheckpointError` where the tensor names are those of another known family."""
+    names = list(state)
+    found = family_of(names)
+    if found is not None and found != expected:
+        raise CheckpointError(
+            f"{path} holds {found.upper()} weights (keys such as {_some(names)}), "
+            f"expected {expected.upper()}; set `family: {found}`"
+        )
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `state` into `model`; every tensor must be there, of the right shape, and finite."""
+    wanted = model.state_dict()
+    problems = []
+    if missing := [key for key in wanted if key not in state]:
+        problems.append(f"{len(missing)} missing keys ({_some(missing)})")
+    if unexpected := [key for key in state if key not in wanted]:
+        problems.append(f"{len(unexpected)} unexpected keys ({_some(unexpected)})")
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ][:_NAMED]
+    if problems:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(dict(state))
+    check_finite(model, path)
+
+
+def check_finite(model: nn.Module, path: Path | str) -> None:
+    """Raise `CheckpointError` where a weight is NaN or infinite."""
+    bad = [
+        name
+        for name, value in model.named_parameters()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if bad:
+        raise CheckpointError(f"{path}: {len(bad)} tensors hold NaN or infinity ({_some(bad)})")
+
+
+def check_loading_info(info: Mapping[str, Any], path: Path) -> None:
+    """Raise where `from_pretrained` left something out (it only warns, and fills in noise)."""
+    # Buffers that newer versions of the library no longer save are not weights.
+    unexpected = sorted(key for key in info["unexpected_keys"] if "position_ids" not in key)
+    problems = [
+        f"{len(keys)} {kind} ({_some(keys)})"
+        for kind, keys in (
+            ("missing keys", sorted(info["missing_keys"])),
+            ("unexpected keys", unexpected),
+            ("keys of another shape", sorted(str(key[0]) for key in info["mismatched_keys"])),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Without transformers' bar, which would run through our own progress line."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def explained(path: Path, family: str) -> Iterator[None]:
+    """Turn what a library raises while it loads `path` into a `CheckpointError` with the cause."""
+    try:
+        yield
+    except (CheckpointError, ImportError):
+        raise
+    except Exception as error:  # libraries and their file formats raise nearly anything
+        for file in [path] if path.is_file() else _weight_files(path):
+            # Our own reader names a damaged, dangerous or foreign file better than the library.
+            refuse_other_family(read_state_dict(file), family, file)
+        raise CheckpointError(f"{path} could not be loaded: {_shortened(str(error))}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [file for file in folder_files(folder) if file.suffix in WEIGHT_SUFFIXES]
+
+
+def resolve_folder(weights: str, revision: str | None = None) -> Path:
+    """The local folder behind a folder path or a Hugging Face id, fetched where needed.
+
+    Raises `CheckpointError` where the folder does not exist or the id cannot be reached.
+    """
+    local = Path(weights).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or weights.startswith((".", "/", "~")) or weights.count("/") != 1:
+        raise CheckpointError(f"no model folder at {weights!r}: expected one with a config.json")
+    import huggingface_hub
+
+    patterns = ["*.json", "*.txt", "*.model"]
+    try:
+        for extra in ("model*.safetensors", "pytorch_model*.bin"):
+            found = huggingface_hub.snapshot_download(
+                weights, revision=revision, allow_patterns=[*patterns, extra]
+            )
+            if _weight_files(Path(found)):
+                break
+    except Exception as error:  # any of a dozen network, HTTP and cache errors of three packages
+        raise unreachable(weights, error) from error
+    return Path(found)
+
+
+def unreachable(weights: str, error: Exception) -> CheckpointError:
+    """The one error for a name on the Hugging Face hub that could not be fetched."""
+    return CheckpointError(
+        f"{weights!r} is not a local folder and could not be fetched from the Hugging Face hub "
+        f"({type(error).__name__}: {_first_line(error)}); check the name and the network, or "
+        "give a local folder as `weights`"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _some(keys: Iterable[str]) -> str:
+    """The first few keys, and how many more there are."""
+    names = list(keys)
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _shortened(message: str) -> str:
+    """A library's message with its long lists of quoted keys cut to the first few."""
+
+    def cut(match: re.Match[str]) -> str:
+        keys = re.findall(r'"([^"]+)"', match.group(0))
+        return f"{len(keys)}: {_some(keys)}"
+
+    short = re.sub(r'"[^"]+"(?:,\s*"[^"]+")+', cut, message)
+    return re.sub(r"\s+", " ", short).strip()[:800]
