@@ -1,0 +1,1 @@
+"""Embeddings in, figures and pages out."""

@@ -1,0 +1,69 @@
+"""A result for people: one row a rung, both directions, what is within noise said in words."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from hada.fuse.ranking import KS
+
+WAYS = ("i2t", "t2i")
+
+
+def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
+    """The ladder as text, with its protocol above and the verdicts below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    protocol = result["protocol"]
+    table = Table(
+        title=f"{protocol['dataset']}/{protocol['split']}: {protocol['images']:,} images, "
+        f"{protocol['captions']:,} captions, cosine",
+        caption="R@K in percent; i2t: image query, captions ranked; t2i: the other way. "
+        "[95 % interval], gain over the best single model: paired bootstrap by image.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", overflow="fold")
+    for way in WAYS:
+        for k in KS:
+            table.add_column(f"{way}\nR@{k}", justify="right", no_wrap=True)
+        table.add_column(f"{way}\nmedian", justify="right", no_wrap=True)
+        table.add_column(f"{way}\nmean", justify="right", no_wrap=True)
+    table.add_column("RSum", justify="right", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    for rung in result["rungs"]:
+        table.add_row(*_row(rung), style="bold" if rung["kind"] == "hada" else None)
+    text = io.StringIO()
+    Console(file=text, width=width or 132, force_terminal=colour).print(table)
+    return "\n".join([text.getvalue().rstrip(), *(f"  {line}" for line in verdicts(result))])
+
+
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """What the table means, a sentence for every fusion and every note."""
+    best = result["protocol"]["compared_with"]
+    lines = [f"{rung['name']}: {rung['note']}" for rung in result["rungs"] if rung["note"]]
+    for rung in result["rungs"]:
+        gain = rung["gain"]
+        if rung["kind"] != "hada" or gain is None:
+            continue
+        within = gain["low"] <= 0 <= gain["high"]
+        word = "within noise of" if within else "above" if gain["rsum"] > 0 else "below"
+        lines.append(
+            f"{rung['name']} is {word} the best single model, {best}: {gain['rsum']:+.1f} RSum, "
+            f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}, p = {gain['p']:.2g}"
+        )
+    if result["protocol"]["left_out_images"]:
+        lines.append(f"{result['protocol']['left_out_images']} images could not be read: left out")
+    return lines
+
+
+def _row(rung: dict[str, Any]) -> list[str]:
+    figures, spread, gain = rung["metrics"], rung["rsum_interval"], rung["gain"]
+    cells = [rung["name"]]
+    for way in WAYS:
+        cells += [f"{figures[f'{way}_R@{k}']:.1f}" for k in KS]
+        cells += [f"{figures[f'{way}_medr']:.0f}", f"{figures[f'{way}_meanr']:.1f}"]
+    cells.append(f"{figures['rsum']:.1f} ±{spread['half_width']:.1f}")
+    cells.append("" if gain is None else f"{gain['rsum']:+.1f} ±{gain['half_width']:.1f}")
+    return cells
