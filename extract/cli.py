@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import HadaCommand, HadaGroup, manifest_options, say
-from hada.extract.errors import HadaError, StoreError, UsageError
-from hada.extract.manifest import PRECISIONS, STORE_DTYPES, Manifest, ModelEntry
-from hada.extract.progress import duration, size
+from hada.extract.console import HadaCommand, HadaGroup, manifest_options
+from hada.extract.errors import HadaError, StoreError
+from hada.extract.manifest import PRECISIONS, STORE_DTYPES, Manifest
+from hada.extract.progress import size
 
 if TYPE_CHECKING:
-    from hada.extract.captions import CaptionDataset
-    from hada.extract.runner import Report
     from hada.extract.spec import SideName
 
 _EXTRACT_HELP = """Run frozen models once over a dataset and store all their features.
@@ -104,17 +102,18 @@ def extract(
     fresh: bool,
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
+    from hada.extract import job
     from hada.extract.allocator import reuse_freed_memory
     from hada.extract.captions import read_dataset
 
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
-    chosen = [model_entry(manifest, text) for text in models or manifest.defaults.models]
+    chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
     data = [read_dataset(entry, split) for split in dict.fromkeys(splits)]
     rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}
     failures = 0
     for model in chosen:
-        for report in _extract_model(
+        reports = job.extract_model(
             manifest,
             model,
             data,
@@ -125,7 +124,9 @@ def extract(
             decoders=decoders,
             rows_per_shard=rows,
             fresh=fresh,
-        ):
+        )
+        for report in reports:
+            click.echo(job.summary(model.name, report))
             failures = max(failures, len(report.failures))
     if failures > max_errors:
         raise HadaError(
@@ -133,115 +134,6 @@ def extract(
             "The stores are complete without them; the lines above name them."
         )
     return 0
-
-
-def model_entry(manifest: Manifest, text: str) -> ModelEntry:
-    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS."""
-    name, equals, described = text.partition("=")
-    if not equals:
-        return manifest.model(name)
-    family, colon, weights = described.partition(":")
-    if not colon or not family or not weights:
-        raise UsageError(
-            f"--model {text!r}: expected NAME=FAMILY:WEIGHTS, e.g. mine=dual:folder/of/weights"
-        )
-    return ModelEntry(name=name, family=family, weights={"default": weights}, precision=None)
-
-
-def _extract_model(
-    manifest: Manifest,
-    model: ModelEntry,
-    data: list[CaptionDataset],
-    *,
-    device: str,
-    precision: str,
-    fresh: bool,
-    **options: Any,
-) -> list[Report]:
-    """One model over several splits: loaded once, then shard after shard."""
-    from hada.extract.backbones import load_backbone
-    from hada.extract.backbones.base import BackboneRequest
-    from hada.extract.runner import run
-
-    request = BackboneRequest(
-        name=model.name,
-        family=model.family,
-        weights=model.weights_for(data[0].name),
-        device=pick_device(device),
-        precision=precision,
-        options=dict(model.options),
-    )
-    backbone = load_backbone(request)
-    reports = []
-    for dataset in data:
-        path = manifest.store_path(dataset.name, dataset.split, model.name)
-        if fresh:
-            _remove_store(path)
-        report = run(backbone, dataset, path, **options)
-        _tell(model.name, dataset, report, getattr(backbone, "truncated", 0))
-        reports.append(report)
-    return reports
-
-
-def pick_device(device: str) -> str:
-    """`auto` to what this machine has; anything else as it is, if torch knows it."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use")
-    return device
-
-
-def _remove_store(path: str) -> None:
-    import shutil
-
-    from hada.extract.store.layout import COMMIT, FEATURES, local_folder
-
-    folder = local_folder(path)
-    if not folder.exists():
-        return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES}
-    if strangers:
-        raise UsageError(
-            f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
-        )
-    shutil.rmtree(folder)
-
-
-def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:
-    where = f"{name} on {dataset.name}/{dataset.split}"
-    for id_, reason in list(report.failures.items())[:10]:
-        say(f"{where}: could not decode {id_}: {reason}")
-    if len(report.failures) > 10:
-        say(f"{where}: and {len(report.failures) - 10} more")
-    if truncated:
-        say(f"{where}: {truncated} captions were longer than the model takes and were cut")
-    if report.busy_shards:
-        raise StoreError(
-            f"{where}: {report.busy_shards} shards are being written by another process. "
-            "Wait for it, then run the same command again."
-        )
-    parts = [
-        f"{len(dataset.image_ids)} images, {len(dataset.captions)} captions",
-        size(report.bytes),
-    ]
-    if report.images:
-        parts.append(f"{report.images / report.side_seconds['image']:.1f} images/s")
-    if report.captions:
-        parts.append(f"{report.captions / report.side_seconds['caption']:.0f} captions/s")
-    if report.images or report.captions:
-        binding = max(report.seconds, key=report.seconds.__getitem__)
-        share = report.seconds[binding] / max(sum(report.seconds.values()), 1e-9)
-        parts.append(f"{duration(report.wall_seconds)}, {share:.0%} of it {binding}")
-    else:
-        parts.append("complete already")
-    click.echo(f"{where}: {'; '.join(parts)}; {report.store}")
 
 
 @click.group(cls=HadaGroup)

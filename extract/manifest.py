@@ -153,6 +153,11 @@ def load_manifest(path: Path | None = None, roots: Mapping[str, str] | None = No
     return _with_roots(manifest, roots or {})
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a dataset, split or model: it becomes a folder."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _defaults(section: Section) -> Defaults:
     defaults = Defaults(
         dataset=section.take("dataset", str),
@@ -223,7 +228,7 @@ def _model(name: str, section: Section) -> ModelEntry:
 def _each(section: Section, build: Any) -> Mapping[str, Any]:
     entries = {}
     for name in section:
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise ManifestError(
                 f"{section.where(name)}: {name!r} cannot be a name: it becomes a folder. "
                 "Use letters, digits, '.', '_', '+' and '-'."

@@ -33,10 +33,13 @@ BATCHES_AHEAD = 2
 class Report:
     """What one run did, for the person who started it and for tests.
 
-    `seconds` splits the wall time: waiting for decoded pictures, encoding, writing.
+    `images` and `captions` were encoded now, the rest of the totals lay there already. `seconds`
+    splits the wall time: waiting for decoded pictures, encoding, writing.
     """
 
     store: Path
+    total_images: int = 0
+    total_captions: int = 0
     images: int = 0
     captions: int = 0
     skipped_shards: int = 0
@@ -117,7 +120,11 @@ def run(
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids))
-    report = Report(store=writer.folder)
+    report = Report(
+        store=writer.folder,
+        total_images=len(dataset.image_ids),
+        total_captions=len(dataset.caption_ids),
+    )
     label = f"{spec.model.name} on {spec.dataset}/{spec.split}"
     with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
         encoders: dict[SideName, _ImageEncoder | _CaptionEncoder] = {

@@ -1,0 +1,86 @@
+"""The whole ladder for one split: which rungs can be made from what lies on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hada.evaluate import rungs as make
+from hada.evaluate.linear import concatenation_linear
+from hada.evaluate.rungs import Gallery, Rung
+from hada.extract.console import say
+from hada.extract.errors import StoreError
+from hada.extract.manifest import Manifest
+from hada.extract.store import open_store
+from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to compare. `quick` leaves out the rungs that need the train and val stores."""
+
+    dataset: str
+    split: str
+    runs: Sequence[Path] = ()
+    models: Sequence[str] = ()
+    train_split: str = "train"
+    val_split: str = "val"
+    quick: bool = False
+    device: str = "auto"
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """Runs in a folder that have weights, by name."""
+    return sorted(
+        path.parent for path in folder.glob(f"*/{CONFIG}") if (path.parent / BEST).exists()
+    )
+
+
+def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Rung]]:
+    """Open the stores and make every rung that they allow; the others are named on stderr.
+
+    Models are those of the runs and those asked for, or the manifest's where there are neither.
+
+    Raises:
+        StoreError: A store is missing or damaged, or nothing has a score.
+        RunError: A run does not fit the stores.
+    """
+    fused = [name for run in request.runs for name in RunFolder(run).config()["models"]]
+    models = list(dict.fromkeys([*fused, *request.models])) or list(manifest.defaults.models)
+    gallery = _gallery(manifest, request.dataset, request.split, models)
+    singles = make.single_models(gallery)
+    for store in gallery.stores:
+        if store.spec.model.embedding_width is None:
+            say(f"{store.spec.model.name}: no joint space, so no dual-encoder score of its own")
+    ladder = list(singles)
+    if len(singles) > 1:
+        ladder.append(make.mean_of_cosines(singles))
+        if not request.quick:
+            ladder += _trained(manifest, request, gallery, singles)
+    ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
+    if not ladder:
+        raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
+    return gallery, ladder
+
+
+def _trained(
+    manifest: Manifest, request: Request, gallery: Gallery, singles: list[Rung]
+) -> list[Rung]:
+    """The rungs that are tuned or trained, as far as their stores are there."""
+    models = [store.spec.model.name for store in gallery.stores]
+    found = []
+    try:
+        val = _gallery(manifest, request.dataset, request.val_split, models)
+        found.append(make.tuned_sum(singles, val, request.val_split, request.split))
+        train = _gallery(manifest, request.dataset, request.train_split, models)
+        say("training concatenation + linear")
+        found.append(concatenation_linear(gallery, train, val))
+    except StoreError as error:
+        say(f"left out what needs more stores: {error}")
+    return found
+
+
+def _gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
+    paths = [manifest.store_path(dataset, split, model) for model in models]
+    return Gallery.of([open_store(path) for path in paths])

@@ -1,0 +1,128 @@
+"""One model of the manifest over some splits: what `hada-extract` and the pipelines both do."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from hada.extract.backbones import load_backbone
+from hada.extract.backbones.base import BackboneRequest
+from hada.extract.captions import CaptionDataset
+from hada.extract.console import say
+from hada.extract.errors import StoreError, UsageError
+from hada.extract.manifest import Manifest, ModelEntry, is_name
+from hada.extract.progress import duration, size
+from hada.extract.runner import Report, run
+from hada.extract.store.layout import COMMIT, FEATURES, local_folder
+
+MOST_NAMED = 10
+
+
+def model_entry(manifest: Manifest, text: str) -> ModelEntry:
+    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS."""
+    name, equals, described = text.partition("=")
+    if not equals:
+        return manifest.model(name)
+    family, colon, weights = described.partition(":")
+    if not colon or not family or not weights or not is_name(name):
+        raise UsageError(
+            f"--model {text!r}: expected NAME=FAMILY:WEIGHTS, e.g. mine=dual:folder/of/weights"
+        )
+    return ModelEntry(name=name, family=family, weights={"default": weights}, precision=None)
+
+
+def extract_model(
+    manifest: Manifest,
+    model: ModelEntry,
+    data: list[CaptionDataset],
+    *,
+    device: str,
+    precision: str,
+    fresh: bool,
+    **options: Any,
+) -> list[Report]:
+    """One model over several splits: loaded once, then shard after shard.
+
+    `options` are those of `runner.run`. Pictures that failed and captions that were cut are told
+    on stderr.
+
+    Raises:
+        StoreError: Another process is writing some of the shards.
+    """
+    request = BackboneRequest(
+        name=model.name,
+        family=model.family,
+        weights=model.weights_for(data[0].name),
+        device=pick_device(device),
+        precision=precision,
+        options=dict(model.options),
+    )
+    backbone = load_backbone(request)
+    reports = []
+    for dataset in data:
+        path = manifest.store_path(dataset.name, dataset.split, model.name)
+        if fresh:
+            _remove_store(path)
+        cut_before = getattr(backbone, "truncated", 0)
+        report = run(backbone, dataset, path, **options)
+        _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
+        reports.append(report)
+    return reports
+
+
+def pick_device(device: str) -> str:
+    """`auto` to what this machine has; anything else as it is, if torch knows it."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use")
+    return device
+
+
+def _remove_store(path: str) -> None:
+    folder = local_folder(path)
+    if not folder.exists():
+        return
+    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES}
+    if strangers:
+        raise UsageError(
+            f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
+        )
+    shutil.rmtree(folder)
+
+
+def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:
+    where = f"{name} on {dataset.name}/{dataset.split}"
+    for id_, reason in list(report.failures.items())[:MOST_NAMED]:
+        say(f"{where}: could not decode {id_}: {reason}")
+    if len(report.failures) > MOST_NAMED:
+        say(f"{where}: and {len(report.failures) - MOST_NAMED} more")
+    if truncated:
+        say(f"{where}: {truncated} captions were longer than the model takes and were cut")
+    if report.busy_shards:
+        raise StoreError(
+            f"{where}: {report.busy_shards} shards are being written by another process. "
+            "Wait for it, then run the same command again."
+        )
+
+
+def summary(model: str, report: Report) -> str:
+    """One line on a finished extraction: rates, bytes, and what bound them."""
+    parts = [f"{report.total_images} images, {report.total_captions} captions"]
+    if report.images:
+        parts.append(f"{report.images / report.side_seconds['image']:.1f} images/s")
+    if report.captions:
+        parts.append(f"{report.captions / report.side_seconds['caption']:.0f} captions/s")
+    if report.images or report.captions:
+        binding = max(report.seconds, key=report.seconds.__getitem__)
+        share = report.seconds[binding] / max(sum(report.seconds.values()), 1e-9)
+        parts.append(f"{duration(report.wall_seconds)}, {share:.0%} of it {binding}")
+    else:
+        parts.append("complete already")
+    return f"{model}: {'; '.join(parts)}; {size(report.bytes)} in {report.store}"

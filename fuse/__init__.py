@@ -1,0 +1,1 @@
+"""Feature stores in, a trained fusion out. Only the small graph network trains here."""

@@ -1,0 +1,147 @@
+"""`hada-fuse`: train a fusion on feature stores, and apply it.
+
+Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hada.extract.console import HadaGroup, manifest_options, parse_assignments, say
+from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
+from hada.fuse.recipes import recipe as named_recipe
+
+if TYPE_CHECKING:
+    from hada.extract.manifest import Manifest
+
+DEVICE_HELP = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
+
+
+@click.group(cls=HadaGroup)
+def fuse() -> None:
+    r"""Train a small graph network on the stored features of frozen models.
+
+    \b
+    Extract first, then train, then look:
+      hada-extract --dataset flickr8k --split train --split val
+      hada-fuse train --dataset flickr8k
+      hada-evaluate recall --dataset flickr8k --split val
+    """
+
+
+@fuse.command()
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A frozen model to fuse; "
+              "give one to eight. [default: the manifest's]")  # fmt: skip
+@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
+@click.option("--train-split", default="train", show_default=True, metavar="NAME")
+@click.option("--val-split", default="val", show_default=True, metavar="NAME")
+@click.option("--recipe", "recipe_name", default=DEFAULT_RECIPE, show_default=True, metavar="NAME",
+              help=f"A named configuration: {', '.join(RECIPES)}.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change one setting of the recipe; --print-config lists them.")  # fmt: skip
+@click.option("--epochs", type=int, help="At most this many; the same as --set epochs=N.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
+              help="The run's folder. [default: RUNS/DATASET/MODELS-RECIPE-sSEED]")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
+@click.option("--print-config", is_flag=True, help="Print the resolved request and stop.")
+@manifest_options
+def train(
+    manifest: Manifest,
+    models: tuple[str, ...],
+    dataset: str | None,
+    train_split: str,
+    val_split: str,
+    recipe_name: str,
+    settings: tuple[str, ...],
+    epochs: int | None,
+    seed: int,
+    device: str,
+    run_path: Path | None,
+    fresh: bool,
+    print_config: bool,
+) -> None:
+    r"""Train a fusion of frozen models on their feature stores.
+
+    The same command goes on with an interrupted run, and reports a finished one.
+
+    \b
+    Examples:
+      hada-fuse train
+      hada-fuse train --model blip --model clip --dataset flickr30k --recipe hada
+      hada-fuse train --epochs 5 --set learning_rate=5e-4 --seed 1
+      hada-fuse train --print-config
+    """
+    from hada.fuse import job
+
+    changes = parse_assignments(settings, "--set")
+    if epochs is not None:
+        changes["epochs"] = str(epochs)
+    recipe = named_recipe(recipe_name).with_settings(changes)
+    plan = job.plan_training(
+        manifest,
+        manifest.dataset(dataset).name,
+        models or manifest.defaults.models,
+        recipe,
+        seed=seed,
+        train_split=train_split,
+        val_split=val_split,
+        folder=run_path,
+    )
+    if print_config:
+        click.echo(json.dumps(plan.request(), indent=2))
+        return
+    job.train_run(plan, device=device, fresh=fresh)
+    click.echo(str(plan.folder))
+
+
+@fuse.command()
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--split", "splits", multiple=True, required=True, metavar="NAME",
+              help="A split whose stores exist; may be given several times.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Where the store goes. "
+              "[default: among the manifest's stores, under the run's name]")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@manifest_options
+def embed(
+    manifest: Manifest, run_path: Path, splits: tuple[str, ...], output: Path | None, device: str
+) -> None:
+    r"""Write a run's fused embeddings of a split as a feature store.
+
+    \b
+    Examples:
+      hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
+      hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
+    """
+    from hada.extract.errors import UsageError
+    from hada.extract.store import open_store
+    from hada.fuse.checkpoint import RunFolder
+    from hada.fuse.embed import embed_split, write_embedded
+
+    if output is not None and len(splits) > 1:
+        raise UsageError("--output names one store: give one --split with it")
+    run = RunFolder(run_path)
+    config = run.config()
+    for split in splits:
+        manifest.dataset(config["dataset"]).split(split)
+        stores = [
+            open_store(manifest.store_path(config["dataset"], split, model))
+            for model in config["models"]
+        ]
+        found = embed_split(run, stores, device=device)
+        path = output or Path(manifest.store_path(config["dataset"], split, run.name))
+        write_embedded(path, run.name, run, found, stores[0])
+        say(
+            f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "
+            f"{config['dataset']}/{split} in {path}"
+        )
+        click.echo(str(path))
+
+
+if __name__ == "__main__":
+    fuse()

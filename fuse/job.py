@@ -1,0 +1,177 @@
+"""One training, from names to a run folder: what `hada-fuse train` and the pipelines both do.
+
+The plan is plain names and paths, so it can be printed or sent elsewhere; `train_run` opens the
+stores and does the work.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hada.extract.console import say
+from hada.fuse.recipes import Recipe
+
+if TYPE_CHECKING:
+    from hada.extract.manifest import Manifest
+    from hada.fuse.checkpoint import RunFolder
+    from hada.fuse.data import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to train. `paths`: split -> the stores of `models`, in their order."""
+
+    dataset: str
+    train_split: str
+    val_split: str
+    models: tuple[str, ...]
+    recipe: Recipe
+    seed: int
+    paths: dict[str, list[str]]
+    folder: Path
+
+    def request(self) -> dict[str, Any]:
+        """The part that makes the run what it is, wherever it runs, as plain JSON values."""
+        return {
+            "dataset": self.dataset,
+            "train_split": self.train_split,
+            "val_split": self.val_split,
+            "models": list(self.models),
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+        }
+
+
+def plan_training(
+    manifest: Manifest,
+    dataset: str,
+    models: Sequence[str],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    train_split: str = "train",
+    val_split: str = "val",
+    folder: Path | None = None,
+) -> Plan:
+    """Resolve names to paths; raises `UnknownNameError` for a split or model nobody knows."""
+    entry = manifest.dataset(dataset)
+    splits = (train_split, val_split)
+    for split in splits:
+        entry.split(split)
+    for name in models:
+        # A model that was named on hada-extract's command line has a store and no entry.
+        if not Path(manifest.store_path(entry.name, train_split, name)).exists():
+            manifest.model(name)
+    default = Path(manifest.runs) / entry.name / f"{'+'.join(models)}-{recipe.name}-s{seed}"
+    return Plan(
+        dataset=entry.name,
+        train_split=train_split,
+        val_split=val_split,
+        models=tuple(models),
+        recipe=recipe,
+        seed=seed,
+        paths={
+            split: [manifest.store_path(entry.name, split, name) for name in models]
+            for split in splits
+        },
+        folder=folder or default,
+    )
+
+
+def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFolder:
+    """Train, go on with, or just report the run of a plan.
+
+    Raises:
+        StoreError: A store is missing, incomplete or does not fit the others.
+        RunError: The folder holds another run.
+        NonFiniteError: The loss is not finite; the last good state is kept.
+    """
+    from hada.extract.allocator import reuse_freed_memory
+    from hada.extract.store import open_store
+    from hada.fuse import checkpoint, trainer
+    from hada.fuse.data import Split
+    from hada.fuse.embed import choose_device
+
+    reuse_freed_memory()
+    chosen = choose_device(device)
+    stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
+    say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
+    splits = {split: Split(some) for split, some in stores.items()}
+    train_part, val_part = splits[plan.train_split], splits[plan.val_split]
+    config = _resolved(plan, train_part, splits)
+    config |= {"paths": plan.paths, "environment": _environment(str(chosen))}
+    run = checkpoint.RunFolder(plan.folder)
+    run.claim(config, fresh=fresh)
+    position = run.position()
+    if position.finished:
+        say(f"already finished: {trainer.summary(run, position)}. --fresh trains it again")
+        return run
+    objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
+    count = sum(parameter.numel() for parameter in objective.trainable().values())
+    say(
+        f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
+        f"{count:,} parameters, {chosen}"
+    )
+    job = trainer.Job(
+        objective=objective,
+        optimizer=trainer.build_optimizer(plan.recipe, objective),
+        train=train_part,
+        val=val_part,
+        recipe=plan.recipe,
+        run=run,
+        seed=plan.seed,
+        device=chosen,
+        report=say,
+    )
+    say(trainer.summary(run, trainer.train(job)))
+    return run
+
+
+def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
+    """What a run's config.json says about what it is, whichever machine it runs on."""
+    from hada.fuse import checkpoint, trainer
+    from hada.fuse.embed import features_of
+
+    image, caption = trainer.branches(plan.recipe, train_part)
+    return {
+        **plan.request(),
+        "format": checkpoint.FORMAT,
+        "branches": {
+            "image": checkpoint.branch_to_json(image),
+            "caption": checkpoint.branch_to_json(caption),
+        },
+        "features": {s.spec.model.name: features_of(s) for s in train_part.stores},
+        "stores": {split: _identity(part) for split, part in splits.items()},
+    }
+
+
+def _identity(split: Split) -> dict[str, Any]:
+    """What a split's stores are, wherever they lie."""
+    return {
+        "digests": {s.spec.model.name: s.spec.digest() for s in split.stores},
+        "dataset_digest": split.stores[0].spec.dataset_digest,
+        "images": split.images,
+        "captions": split.captions,
+    }
+
+
+def _environment(device: str) -> dict[str, Any]:
+    """What the numbers may depend on besides the request."""
+    import numpy as np
+    import torch
+
+    from hada.extract import __version__
+
+    return {
+        "hada": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }

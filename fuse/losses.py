@@ -1,0 +1,80 @@
+"""What the fusion is trained on, as plain functions of embeddings and similarities.
+
+Shape letters: B images and T captions of a batch (equal where batches are pairs), Q queries,
+K keys (batch first, then queue), E embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def positive_targets(query_ids_Q: Tensor, key_ids_K: Tensor) -> Tensor:
+    """(Q, K) targets: every key of the query's image shares its mass alike.
+
+    Other captions of the image count, and so do older copies of it in a queue. A query always
+    has its own key, so no row is empty.
+    """
+    same_QK = (query_ids_Q[:, None] == key_ids_K[None, :]).float()
+    return same_QK / same_QK.sum(dim=1, keepdim=True)
+
+
+def soft_cross_entropy(logits_QK: Tensor, targets_QK: Tensor) -> Tensor:
+    """Mean over queries of -sum_k target_k log softmax_k: InfoNCE with soft targets."""
+    return -(F.log_softmax(logits_QK, dim=1) * targets_QK).sum(dim=1).mean()
+
+
+def distilled(targets_QK: Tensor, teacher_logits_QK: Tensor, alpha: float) -> Tensor:
+    """The teacher's opinion mixed in: alpha * softmax(teacher) + (1 - alpha) * targets."""
+    if alpha == 0:
+        return targets_QK
+    teacher_QK = F.softmax(teacher_logits_QK.detach(), dim=1)
+    return alpha * teacher_QK + (1 - alpha) * targets_QK
+
+
+def distillation_weight(alpha: float, epoch: int, step: int, steps: int) -> float:
+    """The teacher's share: rises linearly over the first epoch, then stays."""
+    return alpha * step / steps if epoch == 0 else alpha
+
+
+def hardest_hinge(
+    scores_BT: Tensor, owner_T: Tensor, same_BT: Tensor | None, margin: float
+) -> Tensor:
+    """In-batch hinge against the hardest negative, summed over both directions' means.
+
+    `owner_T[j]` is the batch row of caption j's image. Entries of `same_BT` are no negatives;
+    with None only a pair's own entry is exempt, as the published loss has it (repeats of an
+    image in a batch of pairs then count as negatives). A query without negatives costs nothing.
+    """
+    captions = torch.arange(len(owner_T), device=scores_BT.device)
+    if same_BT is None:
+        same_BT = torch.zeros_like(scores_BT, dtype=torch.bool)
+        same_BT[owner_T, captions] = True
+    positive_T = scores_BT[owner_T, captions]
+    # The lowest number, not 0: a hinge may be exactly 0 and clamping comes afterwards.
+    rivals_BT = scores_BT.masked_fill(same_BT, torch.finfo(scores_BT.dtype).min / 4)
+    by_image_T = margin + rivals_BT.max(dim=1).values[owner_T] - positive_T
+    by_caption_T = margin + rivals_BT.max(dim=0).values - positive_T
+    return by_image_T.clamp_min(0).mean() + by_caption_T.clamp_min(0).mean()
+
+
+def draw_negatives(
+    logits_QK: Tensor, same_QK: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """One hard negative per query, drawn by softmax over its scores without its own image.
+
+    Returns (Q,) keys and (Q,) whether there was any to draw: a batch that holds one image only
+    has none. The softmax runs over the candidates alone, so it cannot underflow to nothing.
+    """
+    found_Q = ~same_QK.all(dim=1)
+    lowest = torch.finfo(logits_QK.dtype).min
+    chance_QK = F.softmax(logits_QK.detach().masked_fill(same_QK, lowest), dim=1)
+    return torch.multinomial(chance_QK, 1, generator=generator)[:, 0], found_Q
+
+
+def pair_features(image_QE: Tensor, caption_QE: Tensor) -> Tensor:
+    """(Q, 4E) what the matching head looks at: [a, b, |a - b|, a * b]."""
+    difference = (image_QE - caption_QE).abs()
+    return torch.cat([image_QE, caption_QE, difference, image_QE * caption_QE], dim=1)

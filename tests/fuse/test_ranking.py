@@ -1,0 +1,148 @@
+"""Ranks of the positives against a slow loop, the golden file and the rule for ties."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from fuse_golden import load_npz
+
+from hada.extract.errors import NonFiniteError, UsageError
+from hada.fuse.ranking import Ranks, rank_matrix, rank_positives, recalls
+
+CASES = ["rand100", "mid100", "good100", "good37", "scaled_temp100", "ties100", "const20"]
+
+
+def slow_bounds(scores, owner):
+    """Best and worst rank of the best positive, by sorting twice in plain Python."""
+    found = {}
+    images, captions = scores.shape
+    for name, queries, gallery, get, mine in (
+        ("i2t", images, captions, lambda q, g: scores[q, g], lambda q, g: owner[g] == q),
+        ("t2i", captions, images, lambda q, g: scores[g, q], lambda q, g: owner[q] == g),
+    ):
+        bounds = []
+        for q in range(queries):
+            for favour in (0, 1):
+                # Sorting by (score down, friend or foe) puts ties all before or all behind.
+                order = sorted(
+                    range(gallery), key=lambda g: (-get(q, g), mine(q, g) != (favour == 0))
+                )
+                bounds.append(next(i for i, g in enumerate(order) if mine(q, g)))
+        found[name] = np.array(bounds).reshape(-1, 2).T
+    return found
+
+
+def same(a: Ranks, b: Ranks) -> bool:
+    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in a.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranks_equal_a_slow_loop(ties):
+    rng = np.random.default_rng(3)
+    owner = rng.permutation(np.repeat(np.arange(7), [1, 2, 3, 1, 5, 2, 4]))
+    scores = rng.normal(size=(7, len(owner)))
+    scores = np.round(scores) if ties else scores
+    expected = slow_bounds(scores, owner)
+    for block in (1, 40, 10**6):
+        ranks = rank_matrix(scores, owner, block_numbers=block)
+        assert np.array_equal([ranks.i2t_lo, ranks.i2t_hi], expected["i2t"])
+        assert np.array_equal([ranks.t2i_lo, ranks.t2i_hi], expected["t2i"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_ranks(case):
+    golden = load_npz("recall.npz")
+    scores = golden[f"{case}.sims"]
+    owner = np.arange(scores.shape[1]) // 5
+    ranks = rank_matrix(scores, owner)
+    clear = True
+    for side in ("i2t", "t2i"):
+        lo, hi = getattr(ranks, f"{side}_lo"), getattr(ranks, f"{side}_hi")
+        official = golden[f"{case}.{side}_ranks"]
+        assert np.all(golden[f"{case}.{side}_rank_lo"] <= lo)
+        assert np.all(hi <= golden[f"{case}.{side}_rank_hi"])
+        assert np.array_equal(lo[lo == hi], official[lo == hi])
+        assert np.all((lo <= official) & (official <= hi))
+        clear = clear and bool(np.all(lo == hi))
+    assert clear == (case not in ("ties100", "const20"))
+    if clear:
+        table = recalls(ranks)
+        for side in ("i2t", "t2i"):
+            got = [table[f"{side}_{k}"] for k in ("R@1", "R@5", "R@10", "medr", "meanr")]
+            want = golden[f"{case}.{side}"] * np.array([100, 100, 100, 1, 1])
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_a_constant_scorer_gets_chance():
+    for images, per in ((20, 5), (8, 1)):
+        owner = np.repeat(np.arange(images), per)
+        table = recalls(rank_matrix(np.zeros((images, images * per)), owner))
+        assert table["t2i_R@1"] == pytest.approx(100 / images)
+        assert table["t2i_R@5"] == pytest.approx(500 / images)
+        assert table["i2t_R@1"] == pytest.approx(100 / images)
+        # Both through the matrix and through embeddings that are all alike.
+        same_rows = np.full((images, 3), 0.57735)
+        assert recalls(rank_positives(same_rows, same_rows.repeat(per, 0), owner)) == table
+
+
+def test_collapsed_embeddings_tie_whatever_the_block():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(1, 67)).astype(np.float32)
+    owner = np.repeat(np.arange(31), 3)
+    for block in (93, 500, 10**6):
+        ranks = rank_positives(one.repeat(31, 0), one.repeat(93, 0), owner, block_numbers=block)
+        assert (ranks.i2t_hi == 90).all()
+        assert (ranks.t2i_hi == 30).all()
+        assert (ranks.i2t_tied == 3).all()
+        assert not ranks.i2t_lo.any()
+
+
+def test_expected_recall_is_the_mean_over_all_orders_of_the_ties():
+    scores = np.array([[0.5, 0.5, 0.5, 0.9, 0.5]])
+    scores = np.vstack([scores, [[0.1, 0.2, 0.3, 0.4, 0.5]]])
+    ranks = rank_matrix(scores, [0, 0, 1, 1, 1])
+    found = []
+    for order in itertools.permutations(range(5)):
+        ranked = sorted(order, key=lambda g: -scores[0, g])  # stable: ties keep the order
+        found.append(next(i for i, g in enumerate(ranked) if g in (0, 1)))
+    for k in range(1, 6):
+        assert ranks.i2t_hits(k)[0] == pytest.approx(np.mean([r < k for r in found]))
+    assert ranks.i2t[0] == pytest.approx(np.mean(found))
+
+
+def test_embeddings_and_their_product_agree():
+    rng = np.random.default_rng(1)
+    image, caption = rng.normal(size=(30, 16)), rng.normal(size=(90, 16))
+    owner = rng.permutation(np.repeat(np.arange(30), 3))
+    whole = rank_matrix(image @ caption.T, owner)
+    for block in (100, 1000, 10**7):
+        assert same(rank_positives(image, caption, owner, block_numbers=block), whole)
+
+
+def test_torch_tensors_are_welcome():
+    torch = pytest.importorskip("torch")
+    image, caption = torch.eye(4, requires_grad=True), torch.eye(4).half()
+    assert recalls(rank_positives(image, caption, torch.arange(4)))["rsum"] == 600.0
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "owner", "says"),
+    [
+        (np.eye(2), np.eye(2), [0], "one entry for each of 2 captions"),
+        (np.eye(2), np.eye(2), [0, 2], "image rows 0 to 1"),
+        (np.eye(2), np.eye(2), [0, 0], "image row 1 has no caption"),
+        (np.eye(2), np.eye(3), [0, 1, 1], "one width E"),
+    ],
+)
+def test_wrong_input_is_named(image, caption, owner, says):
+    with pytest.raises(UsageError, match=says):
+        rank_positives(image, caption, owner)
+
+
+def test_rows_that_are_not_finite_are_refused():
+    with pytest.raises(NonFiniteError, match="row 1"):
+        rank_positives(np.array([[1.0], [np.nan]]), np.ones((2, 1)), [0, 1])
+    with pytest.raises(NonFiniteError, match="NaN"):
+        rank_matrix([[np.nan, 1.0], [1.0, 1.0]], [0, 1])

@@ -1,0 +1,48 @@
+"""Recipes refuse what cannot work, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from hada.extract.errors import UsageError
+from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES, Recipe, recipe
+
+
+def test_recipes_survive_json():
+    for made in RECIPES.values():
+        assert Recipe.from_json(made.to_json()) == made
+    assert DEFAULT_RECIPE in RECIPES
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epoch": "3"}, "unknown recipe setting 'epoch'. Did you mean 'epochs'"),
+        ({"epochs": "0"}, "epochs: expected at least 1, got 0"),
+        ({"epochs": "many"}, "epochs: expected int, got 'many'"),
+        ({"learning_rate": "nan"}, "learning_rate: expected at least 0"),
+        ({"dropout_head": "1"}, "at most 0.99"),
+        ({"norm": "layer"}, "norm 'layer'"),
+        ({"decay_all": "maybe"}, "decay_all: expected true or false"),
+        ({"distill": "0.4"}, "needs slow encoders"),
+        ({"learn_scores": "true"}, "the loss must see the scores"),
+        ({"weight_nce": "0"}, "all loss weights are 0"),
+        ({"score_weights": "1,a"}, "score_weights: expected numbers"),
+    ],
+)
+def test_bad_settings_are_named(settings, says):
+    with pytest.raises(UsageError, match=says):
+        RECIPES["fast"].with_settings(settings)
+
+
+def test_settings_take_the_type_of_the_field():
+    changed = RECIPES["fast"].with_settings(
+        {"epochs": "3", "learning_rate": "1e-4", "decay_all": "true", "score_weights": "1,0.5,2"}
+    )
+    assert (changed.epochs, changed.learning_rate, changed.decay_all) == (3, 1e-4, True)
+    assert changed.score_weights == (1.0, 0.5, 2.0)
+
+
+def test_unknown_recipe():
+    with pytest.raises(UsageError, match="Did you mean 'hada'"):
+        recipe("hda")
