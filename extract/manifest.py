@@ -23,6 +23,7 @@ STORE_DTYPES = ("float16", "float32")
 READERS = ("karpathy",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _BUILTIN = "builtin:"
+_SHIPPED = Path(__file__).parent / FILE_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,12 @@ class Manifest:
 def default_path() -> Path:
     """`./data_manifest.yaml` if there is one, else the manifest that HADA ships."""
     here = Path(FILE_NAME)
-    return here if here.exists() else Path(__file__).parent / FILE_NAME
+    return here if here.exists() else _SHIPPED
+
+
+def load_shipped(roots: Mapping[str, str]) -> Manifest:
+    """The manifest that HADA ships, whatever lies in the current folder."""
+    return load_manifest(_SHIPPED, roots)
 
 
 def load_manifest(path: Path | None = None, roots: Mapping[str, str] | None = None) -> Manifest:

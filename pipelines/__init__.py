@@ -1,0 +1,1 @@
+"""The stages as jobs, on one machine or a cluster."""

@@ -1,0 +1,154 @@
+"""The whole of HADA on data that it draws itself: draw, extract, train, evaluate, show.
+
+Every stage is the one that its command runs, and skips what is done, so the demo goes on where it
+stopped and the commands go on where the demo ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hada.extract.console import say
+from hada.extract.manifest import Manifest
+from hada.extract.progress import duration
+
+DATASET = "scenes"
+MODELS = ("blip", "clip")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What to do.
+
+    `pictures` are the sizes of train, val and test. `seed` is the training's; the data set has its
+    own, so that all seeds share it. `settings` change the recipe, as `hada-fuse train --set` does.
+    """
+
+    manifest: Manifest
+    pictures: tuple[int, int, int] = (4000, 500, 1000)
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    fresh: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_demo(demo: Demo) -> dict[str, Any]:
+    """All stages; returns the evaluation's result (see `hada.evaluate.recall.evaluate`)."""
+    from hada.extract.allocator import reuse_freed_memory
+
+    reuse_freed_memory()
+    started = time.monotonic()
+    stages = ("draw the data set", "extract features", "train the fusion", "evaluate")
+    timings: dict[str, float] = {}
+    outcome: Any = None
+    for number, (name, stage) in enumerate(
+        zip(stages, (draw, extract, train, evaluate), strict=True), start=1
+    ):
+        say(f"[{number}/{len(stages)}] {name}")
+        began = time.monotonic()
+        outcome = stage(demo)
+        timings[name] = time.monotonic() - began
+    result, page = outcome
+    from hada.evaluate.table import render
+
+    click.echo(render(result))
+    click.echo(_farewell(demo, page, timings, time.monotonic() - started))
+    done: dict[str, Any] = result
+    return done
+
+
+def draw(demo: Demo) -> None:
+    """Make the pictures and captions, or keep what lies there."""
+    from hada.extract.progress import progress
+    from hada.extract.scenes import write_scenes
+
+    root = demo.manifest.dataset(DATASET).root
+    with progress("draw scenes", sum(demo.pictures), "pictures") as advance:
+        summary = write_scenes(
+            root,
+            **dict(zip(SPLITS, demo.pictures, strict=True)),
+            fresh=demo.fresh,
+            progress=lambda n: advance(n),
+        )
+    state = "there already" if summary.kept else "drawn"
+    say(f"{sum(summary.images.values())} pictures, {summary.captions} captions, {state}: {root}")
+
+
+def extract(demo: Demo) -> None:
+    """Run both frozen models over all splits."""
+    from hada.extract.captions import read_dataset
+    from hada.extract.job import extract_model, summary
+
+    entry = demo.manifest.dataset(DATASET)
+    data = [read_dataset(entry, split) for split in SPLITS]
+    for name in MODELS:
+        reports = extract_model(
+            demo.manifest,
+            demo.manifest.model(name),
+            data,
+            device=demo.device,
+            precision=demo.precision,
+            fresh=demo.fresh,
+            dtype=demo.manifest.defaults.store_dtype,
+            batch_size=64,
+        )
+        for report in reports:
+            say(summary(name, report))
+
+
+def train(demo: Demo) -> None:
+    """Train the fusion on the stores of train, stopping by val."""
+    from hada.fuse.job import plan_training, train_run
+    from hada.fuse.recipes import DEFAULT_RECIPE, recipe
+
+    plan = plan_training(
+        demo.manifest,
+        DATASET,
+        MODELS,
+        recipe(DEFAULT_RECIPE).with_settings(demo.settings),
+        seed=demo.seed,
+    )
+    train_run(plan, device=demo.device, fresh=demo.fresh)
+
+
+def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
+    """The ladder on test, as JSON and as a page; returns the result and where the page is."""
+    from hada.evaluate import ladder, page
+    from hada.evaluate.recall import evaluate as measure
+    from hada.extract import atomic
+
+    folder = Path(demo.manifest.runs) / DATASET
+    request = ladder.Request(
+        dataset=DATASET, split="test", runs=ladder.finished_runs(folder), device=demo.device
+    )
+    result = measure(*ladder.build(demo.manifest, request))
+    target = folder / "recall-test.html"
+    atomic.write_json(folder / "recall-test.json", result)
+    atomic.write_bytes(target, page.page(result).encode())
+    return result, target
+
+
+def _farewell(demo: Demo, page: Path, timings: dict[str, float], seconds: float) -> str:
+    manifest = demo.manifest
+    spent = ", ".join(f"{name} {duration(took)}" for name, took in timings.items())
+    return f"""
+Done in {duration(seconds)} ({spent}).
+
+  page     {page}
+  runs     {Path(manifest.runs) / DATASET}
+  stores   {Path(manifest.stores) / DATASET}
+  data     {manifest.dataset(DATASET).root}
+
+Type next, in the same folder:
+  hada-extract --model blip --split test      what is stored already is skipped
+  hada-fuse train --seed 1                    another seed
+  hada-evaluate recall                        the table above, with the new run in it
+Your own pictures: add a dataset to data_manifest.yaml, then the same three commands."""

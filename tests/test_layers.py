@@ -1,0 +1,151 @@
+"""The house's rules: imports run downwards, heavy packages stay in their room, --help is light."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ROOMS = ("extract", "fuse", "evaluate", "pipelines")
+# Package -> the only places that may import it.
+OWNERS = {
+    "open_clip": ("extract/backbones/", "extract/scenes/"),
+    "transformers": ("extract/backbones/", "extract/scenes/"),
+    "timm": ("extract/backbones/",),
+    "zarr": ("extract/store/zarr_format.py",),
+    "h5py": ("extract/store/",),
+    "torch_geometric": ("fuse/",),
+    "dask": ("pipelines/",),
+    "distributed": ("pipelines/",),
+}
+
+
+def sources() -> list[Path]:
+    return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide which room is meant"
+            module = node.module or ""
+            names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+    return names
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downwards_and_stay_in_their_room(path: Path) -> None:
+    relative = str(path.relative_to(ROOT))
+    room = relative.partition("/")[0]
+    above = ROOMS[ROOMS.index(room) + 1 :]
+    for name in imported(path):
+        for other in above:
+            assert not name.startswith(f"hada.{other}"), f"{relative} imports upwards: {name}"
+        assert name.partition(".")[0] not in ROOMS, f"{relative}: {name} lacks the hada. prefix"
+        places = OWNERS.get(name.partition(".")[0])
+        assert places is None or relative.startswith(places), f"{relative} may not import {name}"
+
+
+def modules() -> list[str]:
+    found = []
+    for room in ROOMS:
+        package = importlib.import_module(f"hada.{room}")
+        found += [
+            room_module.name
+            for room_module in pkgutil.walk_packages(package.__path__, f"hada.{room}.")
+        ]
+    return [f"hada.{room}" for room in ROOMS] + found
+
+
+def test_fuse_and_evaluate_work_without_the_backbones_libraries() -> None:
+    names = [name for name in modules() if name.startswith(("hada.fuse", "hada.evaluate"))]
+    code = (
+        "import sys, importlib\n"
+        "for name in ('open_clip', 'transformers', 'timm'): sys.modules[name] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_ground_floor_costs_numpy_at_most() -> None:
+    code = (
+        "import sys, hada.extract\n"
+        "heavy = {'torch', 'zarr', 'PIL', 'yaml', 'click', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def commands() -> dict[str, str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return dict(project["scripts"])
+
+
+@pytest.mark.parametrize("script", commands())
+def test_help_is_light_and_teaches(script: str) -> None:
+    module, _, attribute = commands()[script].partition(":")
+    code = (
+        "import sys, importlib, click\n"
+        f"command = getattr(importlib.import_module({module!r}), {attribute!r})\n"
+        "def show(command, path):\n"
+        "    context = click.Context(command, info_name=path)\n"
+        "    text = command.get_help(context)\n"
+        "    assert (command.help or '').strip(), f'{path}: no help'\n"
+        "    for name, child in getattr(command, 'commands', {}).items():\n"
+        "        show(child, f'{path} {name}')\n"
+        f"show(command, {script!r})\n"
+        "big = {'torch', 'numpy', 'zarr', 'transformers', 'open_clip', 'dask'}\n"
+        "heavy = big & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_doctests(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_wheel_holds_every_package_and_no_bare_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("hada-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in sources():
+        assert f"hada/{path.relative_to(ROOT)}" in names
+    assert {name.partition("/")[0] for name in names} <= {
+        "hada",
+        next(name.partition("/")[0] for name in names if ".dist-info" in name),
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = archive.read("hada/extract/data_manifest.yaml")
+    assert shipped == (ROOT / "data_manifest.yaml").read_bytes()
+
+
+def test_no_large_file_is_committed() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = {
+        name: (ROOT / name).stat().st_size
+        for name in listed.stdout.split("\0")
+        if name and (ROOT / name).exists()
+    }
+    assert max(sizes.values()) < 5_000_000
+    weights = [size for name, size in sizes.items() if name.endswith((".safetensors", ".bin"))]
+    assert sum(weights) < 12_000_000
