@@ -21,10 +21,6 @@ from hada.fuse.model import Dense, Features, Fuser, Norm
 from hada.fuse.momentum import MomentumQueue, follow
 
 ScoreMode = Literal["fused", "first", "all"]
-# The fused share where nothing is said. A network trained alone spreads its cosines about twice
-# as widely as frozen models do, so equal shares would let it speak too loud; on Flickr8k val
-# anything between 0.1 and 0.35 does about as well.
-FUSED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,8 @@ class ScoreMix(nn.Module):
     def __init__(self, mode: ScoreMode, weights: Sequence[float], models: int, learn: bool) -> None:
         super().__init__()
         count = {"fused": 0, "first": 1, "all": models + 1}[mode]
-        own = (1 - FUSED_SHARE) / FUSED_SHARE / max(models, 1)
-        default = [0.5] if mode == "first" else [1.0] + [own] * models
+        # Untuned, every score counts once: the fused one like any model's.
+        default = [0.5] if mode == "first" else [1.0] * (1 + models)
         values = list(weights) or default[:count]
         if len(values) != count:
             raise UsageError(

@@ -43,7 +43,7 @@ class Recipe:
     graph_width: int = 256
     out_width: int = 256
     norm: Literal["batch", "none"] = "none"
-    inputs: Literal["as-is", "unit", "published"] = "unit"
+    inputs: Literal["as-is", "unit", "published", "standard"] = "unit"
     use_embeddings: bool = True
     dropout_nodes: float = 0.0
     dropout_graph: float = 0.0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hada.extract.errors import NonFiniteError
 from hada.extract.progress import duration, progress
+from hada.extract.spec import SIDES
 from hada.fuse.checkpoint import BEST, Position, RunFolder
 from hada.fuse.data import Split, ahead
 from hada.fuse.embed import embed
@@ -29,6 +30,9 @@ from hada.fuse.objective import Batch, Objective, ObjectiveConfig
 from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.schedule import learning_rate_cosine, learning_rate_restarts
+
+# Means and deviations of features are measured on so many items of each side of train.
+FITTED_ITEMS = 512
 
 
 @dataclass
@@ -189,10 +193,12 @@ def build_objective(recipe: Recipe, split: Split, seed: int) -> Objective:
     """A fresh objective; its weights depend on the seed alone."""
     torch.manual_seed(seed)
     names = ObjectiveConfig.__dataclass_fields__
-    return Objective(
-        Fuser(*branches(recipe, split)),
-        ObjectiveConfig(**{name: getattr(recipe, name) for name in names}),
-    )
+    fuser = Fuser(*branches(recipe, split))
+    if recipe.inputs == "standard":
+        for side in SIDES:
+            branch = fuser.image if side == "image" else fuser.caption
+            branch.fit_inputs(split.sample(side, FITTED_ITEMS).to("cpu"))
+    return Objective(fuser, ObjectiveConfig(**{name: getattr(recipe, name) for name in names}))
 
 
 def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:

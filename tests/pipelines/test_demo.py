@@ -1,0 +1,82 @@
+"""The demo on a small data set: the real stages, and that a second call skips what is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hada.evaluate.page import page
+from hada.extract.manifest import load_shipped
+from hada.pipelines.cli import pipeline
+from hada.pipelines.demo import Demo, run_demo
+
+SMALL = {"epochs": "2", "node_width": "32", "head_width": "16", "graph_width": "32"}
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    roots = {"scenes": "data/scenes", "stores": "stores", "runs": "runs"}
+    return Demo(manifest=load_shipped(roots), pictures=(60, 20, 30), settings=SMALL)
+
+
+def test_every_stage_runs_and_the_second_call_skips_them(
+    tmp_path: Path, demo: Demo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_demo(demo)
+    names = [rung["name"] for rung in result["rungs"]]
+    assert names == [
+        "blip",
+        "clip",
+        "mean of cosines",
+        "weighted sum",
+        "concatenation + linear",
+        "HADA blip+clip-fast-s0",
+    ]
+    first = capsys.readouterr()
+    assert "hada-extract --model blip --split test" in first.out
+    html = (tmp_path / "runs" / "scenes" / "recall-test.html").read_text()
+    assert html == page(json.loads((tmp_path / "runs" / "scenes" / "recall-test.json").read_text()))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "stores").rglob("*") if p.is_file()}
+    again = run_demo(demo)
+    assert again == result
+    second = capsys.readouterr()
+    assert second.err.count("complete already") == 6
+    assert "already finished" in second.err
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_data_only(tmp_path: Path) -> None:
+    words = ["demo", "--output", "there", "--data-only", "--pictures", "3", "2", "2"]
+    result = CliRunner().invoke(pipeline, words)
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "there/data/scenes/images").iterdir())) == 7
+    assert not (tmp_path / "there/stores").exists()
+
+
+def test_a_page_stands_alone(demo: Demo) -> None:
+    rung = {
+        "name": "<script>",
+        "kind": "model",
+        "note": "",
+        "metrics": {f"{way}_R@{k}": 50.0 for way in ("i2t", "t2i") for k in (1, 5, 10)}
+        | {"rsum": 300.0},
+        "rsum_interval": {"low": 290.0, "high": 310.0, "half_width": 10.0},
+        "gain": None,
+    }
+    protocol = {
+        "dataset": "d",
+        "split": "s",
+        "images": 3,
+        "captions": 9,
+        "score": "cosine",
+        "intervals": "95 %",
+        "ties": "expected",
+        "compared_with": None,
+        "left_out_images": 0,
+    }
+    html = page({"protocol": protocol, "rungs": [rung]})
+    assert "<script>" not in html
+    assert "http" not in html
