@@ -153,12 +153,6 @@ class Split:
             tuple(_tensor(s.embeddings, rows) for s in sources),
         )
 
-    def sample(self, side: SideName, count: int) -> Features:
-        """The features of at most `count` items, evenly spread over the side."""
-        total = self.images if side == "image" else self.captions
-        items = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
-        return self.features(side, items)
-
     def captions_of(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """All captions of some images, image after image."""
         return np.concatenate(

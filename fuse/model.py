@@ -31,7 +31,7 @@ from hada.fuse.attention import GlobalAttention
 from hada.fuse.graph import EdgeWeights, Layout
 
 Norm = Literal["batch", "none"]
-Inputs = Literal["as-is", "unit", "published", "standard"]
+Inputs = Literal["as-is", "unit", "published"]
 # The two scalars the authors standardise every unit-length feature with, text and image alike.
 PUBLISHED_MEAN, PUBLISHED_STD = -0.0006847491604276001, 0.036077868193387985
 
@@ -95,34 +95,6 @@ class BranchConfig:
         """Widths of the embeddings that enter the head, model after model."""
         widths = (m.embedding_width for m in self.models)
         return [w for w in widths if w is not None] if self.use_embeddings else []
-
-
-class Standardise(nn.Module):
-    """Subtract the mean and divide by the deviation of every feature, as measured on train.
-
-    Frozen features are far from centred: after a ReLU their mean is most of their length, and a
-    random projection of it makes all items look alike. Measured once, by `fit`, and kept with the
-    weights; before that it changes nothing.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-
-    @torch.no_grad()
-    def fit(self, x_SD: Tensor) -> None:
-        """Measure (S, D) rows. A feature that never changes is left at its own scale."""
-        spread, mean = torch.std_mean(x_SD.double(), dim=0, correction=0)
-        self.mean.copy_(mean)
-        self.deviation.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
-
-    def forward(self, x_SD: Tensor) -> Tensor:
-        """(S, D) -> (S, D)."""
-        return (x_SD - self.mean) / self.deviation
 
 
 class Dense(nn.Module):
@@ -212,25 +184,16 @@ class Branch(nn.Module):
             Dense(m.node_width, config.node_width, config.norm, config.dropout_nodes)
             for m in config.models
         )
-        # Without `standard` inputs there is nothing to keep, and the weights have no such entry.
-        widths = [m.node_width for m in config.models] if config.inputs == "standard" else []
-        self.standard = nn.ModuleList(Standardise(width) for width in widths)
         self.graph = GraphLayer(config)
         wide = len(config.models) * config.graph_width + sum(config.embedding_widths)
         self.head = Dense(wide, config.out_width, config.norm, config.dropout_head)
 
-    def fit_inputs(self, features: Features) -> None:
-        """Measure what `standard` inputs need, on a sample of train; else do nothing."""
-        for standard, x in zip(self.standard, features.nodes, strict=False):
-            assert isinstance(standard, Standardise)
-            standard.fit(prepare(x, self.config.inputs))
-
     def forward(self, features: Features) -> Tensor:
         """Encode a batch; the order of the head's input is in this file's first lines."""
-        prepared = [prepare(x, self.config.inputs) for x in features.nodes]
-        if self.standard:
-            prepared = [s(x) for s, x in zip(self.standard, prepared, strict=True)]
-        nodes = [project(x) for project, x in zip(self.project, prepared, strict=True)]
+        nodes = [
+            project(prepare(x, self.config.inputs))
+            for project, x in zip(self.project, features.nodes, strict=True)
+        ]
         g_BMG = self.graph(nodes, features.layouts)
         parts = [g_BMG[:, 0]]
         if self.config.use_embeddings:
@@ -261,12 +224,11 @@ def prepare(x_SD: Tensor, inputs: Inputs) -> Tensor:
 
     `unit` gives every row length sqrt(D), so its numbers are about 1 whatever the model;
     `published` gives it length 1 and standardises with the authors' two scalars, which at the
-    paper's width of 768 is nearly the same. `standard` begins like `unit`; a `Standardise`
-    follows.
+    paper's width of 768 is nearly the same.
     """
     if inputs == "as-is":
         return x_SD
     unit = F.normalize(x_SD, dim=-1)
-    if inputs in ("unit", "standard"):
+    if inputs == "unit":
         return unit * math.sqrt(x_SD.shape[-1])
     return (unit - PUBLISHED_MEAN) / PUBLISHED_STD

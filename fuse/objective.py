@@ -101,6 +101,12 @@ class ScoreMix(nn.Module):
             elif value.requires_grad:
                 value.clamp_(0.1 if k < 2 else 0.01, 1e4)
 
+    @torch.no_grad()
+    def set(self, shares: Sequence[float]) -> None:
+        """Replace the weights of mode `all`."""
+        for value, share in zip(self.values, shares, strict=True):
+            value.fill_(share)
+
     def shares(self) -> Tensor:
         """(1 + models,) weights that sum to 1: fused first, then the models."""
         if self.mode == "all":

@@ -28,9 +28,9 @@ class Recipe:
     of noise, as published). `distill` is the slow encoders' share in the targets.
 
     Scores: `fused` alone, `first` (1 - w) fused + w model 1, or `all` models' own cosines with
-    `score_weights` (fused first; with none given the fused cosine counts a quarter).
-    `learn_scores` trains those weights; with `train_on_scores` off the loss sees the fused
-    score only.
+    `score_weights` (fused first; equal where none are given). `learn_scores` trains those
+    weights, `tune_scores` searches them on the validation split after every epoch; with
+    `train_on_scores` off the loss sees the fused score only.
 
     Training: `order` "images" (each with all its captions) or "pairs"; `epochs` at most,
     stopping after `patience` epochs that do not raise the validation RSum by `min_gain`.
@@ -43,7 +43,7 @@ class Recipe:
     graph_width: int = 256
     out_width: int = 256
     norm: Literal["batch", "none"] = "none"
-    inputs: Literal["as-is", "unit", "published", "standard"] = "unit"
+    inputs: Literal["as-is", "unit", "published"] = "unit"
     use_embeddings: bool = True
     dropout_nodes: float = 0.0
     dropout_graph: float = 0.0
@@ -68,6 +68,7 @@ class Recipe:
     scores: Literal["fused", "first", "all"] = "fused"
     score_weights: tuple[float, ...] = ()
     learn_scores: bool = False
+    tune_scores: bool = False
     train_on_scores: bool = True
 
     order: Literal["images", "pairs"] = "images"
@@ -99,6 +100,8 @@ class Recipe:
             raise UsageError(
                 "learn_scores: the loss must see the scores; set scores=all train_on_scores=true"
             )
+        if self.tune_scores and (self.scores != "all" or self.learn_scores):
+            raise UsageError("tune_scores: needs scores=all and learn_scores=false")
         if self.weight_nce + self.weight_itm + self.weight_hinge == 0:
             raise UsageError("all loss weights are 0: there is nothing to train on")
 
@@ -156,6 +159,7 @@ RECIPES: dict[str, Recipe] = {
             use_embeddings=False,
             scores="all",
             train_on_scores=False,
+            tune_scores=True,
             clip_norm=1.0,
             weight_decay=0.05,
             epochs=8,

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from hada.extract.errors import NonFiniteError
 from hada.extract.progress import duration, progress
-from hada.extract.spec import SIDES
 from hada.fuse.checkpoint import BEST, Position, RunFolder
 from hada.fuse.data import Split, ahead
 from hada.fuse.embed import embed
@@ -30,9 +29,7 @@ from hada.fuse.objective import Batch, Objective, ObjectiveConfig
 from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.schedule import learning_rate_cosine, learning_rate_restarts
-
-# Means and deviations of features are measured on so many items of each side of train.
-FITTED_ITEMS = 512
+from hada.fuse.shares import tuned_shares
 
 
 @dataclass
@@ -130,6 +127,9 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
 def validate(job: Job) -> dict[str, float]:
     """Recalls on the validation split, by the run's score; `fused_rsum` is the network alone."""
     found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
+    if job.recipe.tune_scores and found.own:
+        found = replace(found, shares=tuned_shares(found))
+        job.objective.mix.set(found.shares)
     table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))
     alone = replace(found, shares=(1.0,), own=())
     if found.shares[0] < 1:
@@ -193,12 +193,10 @@ def build_objective(recipe: Recipe, split: Split, seed: int) -> Objective:
     """A fresh objective; its weights depend on the seed alone."""
     torch.manual_seed(seed)
     names = ObjectiveConfig.__dataclass_fields__
-    fuser = Fuser(*branches(recipe, split))
-    if recipe.inputs == "standard":
-        for side in SIDES:
-            branch = fuser.image if side == "image" else fuser.caption
-            branch.fit_inputs(split.sample(side, FITTED_ITEMS).to("cpu"))
-    return Objective(fuser, ObjectiveConfig(**{name: getattr(recipe, name) for name in names}))
+    return Objective(
+        Fuser(*branches(recipe, split)),
+        ObjectiveConfig(**{name: getattr(recipe, name) for name in names}),
+    )
 
 
 def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
