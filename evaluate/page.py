@@ -77,7 +77,7 @@ def plot(result: dict[str, Any]) -> str:
     scale = (_PLOT_WIDTH - _LABEL_WIDTH - 60) / (high + room / 4 - left)
 
     def x(value: float) -> float:
-        return _LABEL_WIDTH + (value - left) * scale
+        return float(_LABEL_WIDTH + (value - left) * scale)
 
     height = _ROW_HEIGHT * len(rungs) + 30
     parts = [_ticks(left, high, x, height - 26)]
