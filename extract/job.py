@@ -13,7 +13,8 @@ from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.progress import duration, size
 from hada.extract.runner import Report, run
-from hada.extract.store.layout import COMMIT, FEATURES, local_folder
+from hada.extract.store import formats
+from hada.extract.store.layout import COMMIT, local_folder
 
 MOST_NAMED = 10
 
@@ -89,7 +90,7 @@ def _remove_store(path: str) -> None:
     folder = local_folder(path)
     if not folder.exists():
         return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES}
+    strangers = {item.name for item in folder.iterdir()} - {COMMIT, *formats.folders()}
     if strangers:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
