@@ -12,6 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 STORE_DTYPES = ("float16", "float32", "bfloat16")
+# A magnitude of this many bits or more is infinite or NaN: the exponent is all ones.
+_INFINITE = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
+# Small enough to stay in a processor's cache while it is looked at.
+_BLOCK = 1 << 17
 # The upper half of float32's NaN.
 _BFLOAT16_NAN = 0x7FC0
 
@@ -57,3 +61,17 @@ def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
         return stored
     wide: NDArray[Any] = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return wide
+
+
+def all_finite(stored: NDArray[Any], dtype: str) -> bool:
+    """Whether encoded values are all finite; many times faster than `np.isfinite` on halves.
+
+    >>> [all_finite(encode(np.array([1.0, x]), "float16"), "float16") for x in (-65504, 1e6)]
+    [True, False]
+    """
+    limit = _INFINITE[dtype]
+    bits = stored.reshape(-1).view(f"u{stored.dtype.itemsize}")
+    sign = bits.dtype.type(2 ** (8 * bits.itemsize - 1) - 1)
+    return all(
+        int((bits[k : k + _BLOCK] & sign).max()) < limit for k in range(0, len(bits), _BLOCK)
+    )

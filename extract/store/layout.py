@@ -152,6 +152,19 @@ def shard_lock(folder: Path, side: SideName, shard: int) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+def remove_stale_locks(folder: Path) -> None:
+    """Delete the lock files of writers that were killed after they had committed their shard.
+
+    Nobody claims a finished shard again, so nobody else would. Locks of unfinished shards stay:
+    another process may be about to take them.
+    """
+    for path in (folder / COMMIT).glob("*.lock"):
+        if path.with_suffix(".json").exists():
+            with contextlib.suppress(OSError), path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

@@ -75,11 +75,20 @@ class RowReader:
         flat = out.reshape(-1).view(np.uint8)
         row_bytes = out[:1].nbytes
         slow: list[tuple[int, int, int]] = []
+        used: dict[int, tuple[RawShard | None, OpenFile | None]] = {}
         for shard, start, stop, place in self._pieces(spans):
-            part = flat[place * row_bytes : (place + stop - start) * row_bytes]
             try:
-                if not self._fast(shard, start, part):
+                if shard not in used:
+                    if len(used) >= OPEN_FILES:
+                        used.clear()
+                    with self._lock:
+                        used[shard] = self._shard(shard)
+                raw, file = used[shard]
+                if raw is None or file is None:
                     slow.append((start, stop, place))
+                else:
+                    part = flat[place * row_bytes : (place + stop - start) * row_bytes]
+                    raw.read(file, start - shard * self._step, part)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
                 self._forget(shard)
                 raise self._damaged(start, stop, error) from error
@@ -100,15 +109,6 @@ class RowReader:
                 end = min(stop, (shard + 1) * step)
                 yield shard, start, end, place
                 place, start = place + end - start, end
-
-    def _fast(self, shard: int, start: int, flat: NDArray[np.uint8]) -> bool:
-        """Read one piece by byte range; False where this shard needs the library."""
-        with self._lock:
-            raw, file = self._shard(shard)
-        if raw is None or file is None:
-            return False
-        raw.read(file, start - shard * self._step, flat)
-        return True
 
     def _shard(self, shard: int) -> tuple[RawShard | None, OpenFile | None]:
         file = self._open.get(shard)

@@ -138,6 +138,10 @@ class StoreWriter:
             ),
         )
 
+    def finish(self) -> None:
+        """Clear away what killed writers left of shards that are finished."""
+        layout.remove_stale_locks(self.folder)
+
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""
         found: dict[int, str] = {}
@@ -180,25 +184,26 @@ class StoreWriter:
     ) -> NDArray[Any]:
         """`values` in the store's dtype; NaN is allowed in items that failed, and nowhere else."""
         stored = dtypes.encode(values, self.spec.dtype)
+        if dtypes.all_finite(stored, self.spec.dtype):
+            return stored
         bad = ~np.isfinite(dtypes.decode(stored, self.spec.dtype))
-        if bad.any():
-            overflow = int((bad & np.isfinite(values)).sum())
-            if overflow:
-                raise StoreError(
-                    f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
-                    f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
-                )
-            n = len(rows)
-            items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
-            # Embeddings have a row an item, tokens as many as the item is long.
-            owners = items if per_token else np.arange(n)
-            wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
-            if wrong:
-                raise NonFiniteError(
-                    f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
-                    f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
-                    "Are the weights whole? With --precision fp16, try bf16 or fp32."
-                )
+        overflow = int((bad & np.isfinite(values)).sum())
+        if overflow:
+            raise StoreError(
+                f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
+                f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
+            )
+        n = len(rows)
+        items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
+        # Embeddings have a row an item, tokens as many as the item is long.
+        owners = items if per_token else np.arange(n)
+        wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
+        if wrong:
+            raise NonFiniteError(
+                f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
+                f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
+                "Are the weights whole? With --precision fp16, try bf16 or fp32."
+            )
         return stored
 
 
@@ -250,3 +255,4 @@ def write_store(
                     embeddings=embeddings[side][part] if embeddings else None,
                 ),
             )
+    writer.finish()

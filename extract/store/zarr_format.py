@@ -38,7 +38,9 @@ class ZarrFormat:
     ) -> None:
         import zarr
 
-        group = zarr.create_group(features, zarr_format=3, attributes=dict(attributes))
+        # Sorted, so that equal stores are equal byte for byte, whoever made their spec.
+        ordered = json.loads(json.dumps(dict(attributes), sort_keys=True))
+        group = zarr.create_group(features, zarr_format=3, attributes=ordered)
         for name, plan in plans.items():
             _create_array(group, name, plan)
         for name, values in small.items():
