@@ -1,20 +1,22 @@
-"""hada-extract and hada-store: features into stores, and a look at what is in them."""
+"""hada-extract: features into stores. hada-store is in `store_cli`."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import HadaCommand, HadaGroup, manifest_options
+from hada.extract.console import HadaCommand, manifest_options
 from hada.extract.errors import HadaError, StoreError
-from hada.extract.manifest import PRECISIONS, STORE_DTYPES, Manifest
+from hada.extract.manifest import PRECISIONS, STORE_DTYPES, STORE_FORMATS, Manifest
 from hada.extract.progress import size
+from hada.extract.store_cli import store
 
 if TYPE_CHECKING:
     from hada.extract.spec import SideName
+    from hada.extract.store.space import SizePlan
+
+__all__ = ["extract", "store"]
 
 _EXTRACT_HELP = """Run frozen models once over a dataset and store all their features.
 
@@ -58,6 +60,12 @@ stop the run.
     "--store-dtype", type=click.Choice(STORE_DTYPES), help="What is stored. [default: float16]"
 )
 @click.option(
+    "--format",
+    "store_format",
+    type=click.Choice(STORE_FORMATS),
+    help="How a new store lies on disk. [default: zarr; what is there stays as it is]",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
@@ -86,6 +94,20 @@ stop the run.
     help="Exit with 1 when more pictures than this cannot be decoded.",
 )
 @click.option("--fresh", is_flag=True, help="Delete the stores first and start again.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show counts, bytes, shards and free disk, and write nothing.",
+)
+@click.option("--force", is_flag=True, help="Begin even where the disk is too small.")
+@click.option(
+    "--allow-mismatch",
+    "allow",
+    multiple=True,
+    metavar="FIELD",
+    help="Go on with a store that differs in FIELD, e.g. model.libraries.pillow; the store "
+    "records it. May be given several times.",
+)
 @manifest_options
 def extract(
     manifest: Manifest,
@@ -95,11 +117,15 @@ def extract(
     device: str,
     precision: str | None,
     store_dtype: str | None,
+    store_format: str | None,
     batch_size: int,
     decoders: int,
     shard_size: int,
     max_errors: int,
     fresh: bool,
+    dry_run: bool,
+    force: bool,
+    allow: tuple[str, ...],
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
@@ -112,22 +138,34 @@ def extract(
     data = [read_dataset(entry, split) for split in dict.fromkeys(splits)]
     rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}
     failures = 0
+    plans = []
     for model in chosen:
+        shared: dict[str, Any] = {
+            "device": device,
+            "precision": precision or model.precision or manifest.defaults.precision,
+            "dtype": store_dtype or manifest.defaults.store_dtype,
+            "rows_per_shard": rows,
+        }
+        if dry_run:
+            plans += job.plan_model(manifest, model, data, **shared)
+            continue
         reports = job.extract_model(
             manifest,
             model,
             data,
-            device=device,
-            precision=precision or model.precision or manifest.defaults.precision,
-            dtype=store_dtype or manifest.defaults.store_dtype,
+            **shared,
             batch_size=batch_size,
             decoders=decoders,
-            rows_per_shard=rows,
+            format=store_format,
+            allow_mismatch=allow,
+            force=force,
             fresh=fresh,
         )
         for report in reports:
             click.echo(job.summary(model.name, report))
             failures = max(failures, len(report.failures))
+    if dry_run:
+        return _dry_run(plans, force=force)
     if failures > max_errors:
         raise HadaError(
             f"{failures} pictures could not be decoded, more than --max-errors {max_errors}. "
@@ -136,71 +174,15 @@ def extract(
     return 0
 
 
-@click.group(cls=HadaGroup)
-def store() -> None:
-    """Look into feature stores, and check them."""
-
-
-@store.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def info(path: Path, as_json: bool) -> None:
-    """What a store holds: model, shapes, progress, bytes.
-
-    PATH is the store's folder, e.g. stores/flickr8k/val/blip.
-    """
-    from hada.extract.store.reader import read_spec, shard_status
-
-    spec = read_spec(path)
-    status = shard_status(path, spec)
-    facts = {
-        "path": str(path),
-        "spec": spec.to_json(),
-        "shards": {
-            side: {"done": sum(state is None for state in shards.values()), "total": len(shards)}
-            for side, shards in status.items()
-        },
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-    }
-    click.echo(json.dumps(facts, indent=2) if as_json else _info_text(facts))
-
-
-def _info_text(facts: dict[str, Any]) -> str:
-    spec, model = facts["spec"], facts["spec"]["model"]
-    lines = [
-        f"{model['name']} ({model['family']}) on {spec['dataset']}/{spec['split']}",
-        f"  weights     {model['weights_digest']}",
-        f"  stored as   {spec['dtype']}, computed in {model['precision']}, {size(facts['bytes'])}",
-    ]
-    for side in ("image", "caption"):
-        tokens, shards = model[side], facts["shards"][side]
-        count = "varying" if tokens and tokens["count"] is None else tokens and tokens["count"]
-        kept = f"{count} tokens of width {tokens['width']}" if tokens else "no tokens"
-        lines.append(f"  {side + 's':<11} {kept}; {shards['done']} of {shards['total']} shards")
-    width = model["embedding_width"]
-    unit = "unit length" if model["normalized"] else "not normalised"
-    lines.append(f"  embeddings  {f'{width} wide, {unit}' if width else 'no joint space'}")
-    return "\n".join(lines)
-
-
-@store.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
-def verify(paths: tuple[Path, ...], deep: bool) -> None:
-    """Check that stores are complete and undamaged. Exit code 1 where one is not.
-
-    Without --deep: markers, presence and sizes. With it: every checksum.
-    """
-    from hada.extract.store.reader import read_spec, shard_status
-
-    bad = 0
-    for path in paths:
-        status = shard_status(path, read_spec(path), deep=deep)
-        for side, shards in status.items():
-            for shard, state in shards.items():
-                if state is not None:
-                    bad += 1
-                    click.echo(f"{path}: {side} shard {shard}: {state}")
-        click.echo(f"{path}: {sum(map(len, status.values()))} shards looked at")
-    if bad:
-        raise StoreError(f"{bad} shards are missing or damaged; extracting again mends them")
+def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
+    for plan in plans:
+        click.echo(plan.text())
+    free = min(plan.free for plan in plans)
+    needed = sum(plan.needed for plan in plans)
+    click.echo(f"together {size(needed)}, nothing was written")
+    if needed > free and not force:
+        raise StoreError(
+            f"{size(needed)} are to be written, but the disk has {size(free)} left. "
+            "Free some space, or choose another place: --root stores=FOLDER"
+        )
+    return 0

@@ -6,14 +6,16 @@ import shutil
 from typing import Any
 
 from hada.extract.backbones import load_backbone
-from hada.extract.backbones.base import BackboneRequest
+from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.captions import CaptionDataset
 from hada.extract.console import say
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.progress import duration, size
-from hada.extract.runner import Report, run
-from hada.extract.store.layout import COMMIT, FEATURES, local_folder
+from hada.extract.runner import Report, plan, run
+from hada.extract.store import formats
+from hada.extract.store.layout import COMMIT, local_folder
+from hada.extract.store.space import SizePlan
 
 MOST_NAMED = 10
 
@@ -39,35 +41,66 @@ def extract_model(
     device: str,
     precision: str,
     fresh: bool,
+    format: str | None = None,  # noqa: A002
     **options: Any,
 ) -> list[Report]:
     """One model over several splits: loaded once, then shard after shard.
 
-    `options` are those of `runner.run`. Pictures that failed and captions that were cut are told
-    on stderr.
+    `format` is that of new stores, by default the manifest's; a store that is there keeps its
+    own. `options` are those of `runner.run`. Pictures that failed and captions that were cut are
+    told on stderr.
 
     Raises:
         StoreError: Another process is writing some of the shards.
     """
-    request = BackboneRequest(
-        name=model.name,
-        family=model.family,
-        weights=model.weights_for(data[0].name),
-        device=pick_device(device),
-        precision=precision,
-        options=dict(model.options),
-    )
-    backbone = load_backbone(request)
+    backbone = _load(model, data, device, precision)
     reports = []
     for dataset in data:
         path = manifest.store_path(dataset.name, dataset.split, model.name)
         if fresh:
             _remove_store(path)
         cut_before = getattr(backbone, "truncated", 0)
-        report = run(backbone, dataset, path, **options)
+        new = not local_folder(path).exists()
+        chosen = format or (manifest.defaults.store_format if new else None)
+        report = run(backbone, dataset, path, format=chosen, **options)
         _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
         reports.append(report)
     return reports
+
+
+def plan_model(
+    manifest: Manifest,
+    model: ModelEntry,
+    data: list[CaptionDataset],
+    *,
+    device: str,
+    precision: str,
+    **options: Any,
+) -> list[SizePlan]:
+    """What `extract_model` would write; `options` are those of `runner.plan`."""
+    backbone = _load(model, data, device, precision)
+    return [
+        plan(
+            backbone,
+            dataset,
+            manifest.store_path(dataset.name, dataset.split, model.name),
+            **options,
+        )
+        for dataset in data
+    ]
+
+
+def _load(model: ModelEntry, data: list[CaptionDataset], device: str, precision: str) -> Backbone:
+    return load_backbone(
+        BackboneRequest(
+            name=model.name,
+            family=model.family,
+            weights=model.weights_for(data[0].name),
+            device=pick_device(device),
+            precision=precision,
+            options=dict(model.options),
+        )
+    )
 
 
 def pick_device(device: str) -> str:
@@ -89,7 +122,7 @@ def _remove_store(path: str) -> None:
     folder = local_folder(path)
     if not folder.exists():
         return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES}
+    strangers = {item.name for item in folder.iterdir()} - {COMMIT, *formats.folders()}
     if strangers:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"

@@ -19,7 +19,8 @@ from hada.extract.yamlnodes import Section, read_yaml
 
 FILE_NAME = "data_manifest.yaml"
 PRECISIONS = ("fp32", "bf16", "fp16")
-STORE_DTYPES = ("float16", "float32")
+STORE_DTYPES = ("float16", "float32", "bfloat16")
+STORE_FORMATS = ("zarr", "hdf5")
 READERS = ("karpathy",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _BUILTIN = "builtin:"
@@ -87,6 +88,7 @@ class Defaults:
     models: tuple[str, ...]
     precision: str = "fp32"
     store_dtype: str = "float16"
+    store_format: str = "zarr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,7 @@ def _defaults(section: Section) -> Defaults:
         models=section.take_names("models"),
         precision=_choice(section, "precision", PRECISIONS, "fp32"),
         store_dtype=_choice(section, "store_dtype", STORE_DTYPES, "float16"),
+        store_format=_choice(section, "store_format", STORE_FORMATS, "zarr"),
     )
     section.finish()
     return defaults

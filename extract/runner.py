@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from hada.extract.errors import HadaError
 from hada.extract.progress import Advance, progress
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import Block, StoreIndex, StoreWriter
+from hada.extract.store.space import SizePlan, plan_size
 
 # Decoded pictures waiting for the model, in batches: enough to never wait, little memory.
 BATCHES_AHEAD = 2
@@ -100,6 +101,9 @@ def run(
     batch_size: int = 32,
     decoders: int = 2,
     rows_per_shard: dict[SideName, int] | None = None,
+    format: str | None = None,  # noqa: A002
+    allow_mismatch: Collection[str] = (),
+    force: bool = False,
 ) -> Report:
     """Fill the store at `path` with what is not there yet.
 
@@ -107,19 +111,25 @@ def run(
         backbone: The frozen model.
         dataset: One split.
         path: The store's folder; created, or continued where it fits.
-        dtype: What the disk holds, "float16" or "float32".
+        dtype: What the disk holds: "float16", "float32" or "bfloat16".
         batch_size: Items per forward pass.
         decoders: Threads that decode and preprocess pictures.
         rows_per_shard: Items per shard for both sides; the defaults suit real models.
+        format: "zarr" or "hdf5"; None goes on with what is there, and makes Zarr otherwise.
+        allow_mismatch: Fields in which a store that is there may differ from what is asked for.
+        force: Begin even where the disk has not the room for all of it.
 
     Raises:
         StoreMismatchError: The store there holds other features.
+        StoreError: The disk has not the room.
         HadaError: Not one picture could be read.
     """
     started = time.monotonic()
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids))
+    index = store_index(backbone, dataset, ids)
+    plan_size(path, spec, index).check(force=force)
+    writer = StoreWriter.open(path, spec, index, format=format, allow_mismatch=allow_mismatch)
     report = Report(
         store=writer.folder,
         total_images=len(dataset.image_ids),
@@ -138,6 +148,21 @@ def run(
     _finish(writer, dataset, report)
     report.wall_seconds = time.monotonic() - started
     return report
+
+
+def plan(
+    backbone: Backbone,
+    dataset: CaptionDataset,
+    path: str | Path,
+    *,
+    dtype: str = "float16",
+    rows_per_shard: dict[SideName, int] | None = None,
+) -> SizePlan:
+    """What `run` with the same arguments would write; nothing is written."""
+    spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
+    return plan_size(
+        path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))
+    )
 
 
 class _ImageEncoder:
@@ -279,6 +304,7 @@ def _block(parts: list[Encoded], failed: dict[int, str]) -> Block:
 
 
 def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> None:
+    writer.finish()
     failures = writer.failures("image")
     report.failures = {dataset.image_ids[row]: failures[row] for row in sorted(failures)}
     if failures and len(failures) == len(dataset.image_ids):

@@ -22,7 +22,8 @@ Arrays = dict[SideName, NDArray[np.float64]]
 class Content:
     """Random features of 5 images and 11 captions, and what a store of them must answer."""
 
-    def __init__(self, spec: StoreSpec, seed: int = 0) -> None:
+    def __init__(self, spec: StoreSpec, seed: int = 0, format: str | None = None) -> None:  # noqa: A002
+        self.format = format
         random = np.random.default_rng(seed)
         self.spec = spec
         self.counts: dict[SideName, int] = {"image": 5, "caption": 11}
@@ -52,7 +53,11 @@ class Content:
             caption_to_image=self.caption_to_image,
             embeddings=self.embeddings,
             tokens=self.tokens,
+            format=self.format,
         )
+
+    def open(self, path: Path) -> StoreWriter:
+        return StoreWriter.open(path, self.spec, self.index(), format=self.format)
 
     def index(self) -> StoreIndex:
         return StoreIndex(
@@ -86,6 +91,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 class StoreContract:
     """Inherit, and name the files that hold image and caption tokens."""
 
+    format: str
     shard_glob: str
     caption_glob: str
 
@@ -95,7 +101,10 @@ class StoreContract:
 
     @pytest.fixture
     def content(self) -> Content:
-        return Content(makers.make_spec())
+        return self.make()
+
+    def make(self, **changes: Any) -> Content:
+        return Content(makers.make_spec(**changes), format=self.format)
 
     @pytest.mark.parametrize("rows", [[9, 0, 3], [4, 5, 6], [], list(range(11)), [2, 2]])
     def test_rows_come_back_in_the_order_asked_for(
@@ -138,7 +147,7 @@ class StoreContract:
         ids=["embeddings only", "no joint space", "ragged images", "float32"],
     )
     def test_other_specs(self, path: Path, changes: dict[str, Any]) -> None:
-        content = Content(makers.make_spec(**changes))
+        content = self.make(**changes)
         content.write(path)
         store = open_store(path)
         for side in SIDES:
@@ -156,7 +165,7 @@ class StoreContract:
     def test_shards_in_any_order_make_the_same_store(self, path: Path, content: Content) -> None:
         content.write(path)
         other = path.with_name("other")
-        writer = StoreWriter.open(other, content.spec, content.index())
+        writer = content.open(other)
         for side in SIDES:
             for shard in reversed(range(writer.shards(side))):
                 writer.write(side, shard, content.block(writer, side, shard))
@@ -165,11 +174,11 @@ class StoreContract:
     def test_an_unfinished_store_is_refused_and_continued(
         self, path: Path, content: Content
     ) -> None:
-        writer = StoreWriter.open(path, content.spec, content.index())
+        writer = content.open(path)
         writer.write("image", 1, content.block(writer, "image", 1))
         with pytest.raises(StoreError, match=r"5 of 6 shards.*not written yet.*hada-extract"):
             open_store(path)
-        again = StoreWriter.open(path, content.spec, content.index())
+        again = content.open(path)
         assert again.pending("image") == [0, 2]
         assert again.pending("caption") == [0, 1, 2]
         content.write(path)
@@ -208,7 +217,7 @@ class StoreContract:
         marker.write_text(damage)
         with pytest.raises(StoreError, match="not a commit marker"):
             open_store(path)
-        writer = StoreWriter.open(path, content.spec, content.index())
+        writer = content.open(path)
         assert writer.pending("image") == [0]
 
     def test_a_marker_cannot_point_outside(self, path: Path, content: Content) -> None:
@@ -222,11 +231,11 @@ class StoreContract:
 
     def test_another_spec_is_refused_by_field(self, path: Path, content: Content) -> None:
         content.write(path)
-        other = makers.make_spec(weights_digest="1", dtype="float32")
+        other = self.make(weights_digest="1", dtype="float32")
         with pytest.raises(
             StoreMismatchError, match=r"dtype: the store has 'float16', this call wants 'float32'; "
         ) as caught:
-            Content(other).write(path)
+            other.write(path)
         assert "weights_digest" in str(caught.value)
 
     def test_other_ids_are_refused(self, path: Path, content: Content) -> None:
@@ -236,7 +245,7 @@ class StoreContract:
             content.write(path)
 
     def test_wrong_shapes_and_numbers_are_refused(self, path: Path, content: Content) -> None:
-        writer = StoreWriter.open(path, content.spec, content.index())
+        writer = content.open(path)
         good = content.block(writer, "image", 0)
         assert good.values is not None
         for changes, error, message in [
@@ -250,7 +259,7 @@ class StoreContract:
         assert writer.pending("image") == [0, 1, 2]
 
     def test_failed_items_are_marked(self, path: Path, content: Content) -> None:
-        writer = StoreWriter.open(path, content.spec, content.index())
+        writer = content.open(path)
         block = content.block(writer, "image", 1, failed={3: "broken"})
         assert block.values is not None
         assert block.embeddings is not None
@@ -264,8 +273,8 @@ class StoreContract:
         assert np.isnan(store.image.tokens(np.array([3]))).all()
 
     def test_a_shard_has_one_writer(self, path: Path, content: Content) -> None:
-        writer = StoreWriter.open(path, content.spec, content.index())
-        second = StoreWriter.open(path, content.spec, content.index())
+        writer = content.open(path)
+        second = content.open(path)
         with writer.claim("image", 0) as mine:
             assert mine
             with second.claim("image", 0) as also_mine:
@@ -273,6 +282,16 @@ class StoreContract:
             writer.write("image", 0, content.block(writer, "image", 0))
         with second.claim("image", 0) as late:
             assert not late
+
+    def test_a_claim_removes_leftovers_and_nothing_else(self, path: Path, content: Content) -> None:
+        writer = content.open(path)
+        frame = files_of(path)
+        writer.write("image", 0, content.block(writer, "image", 0))
+        for file in [*path.glob(self.shard_glob), layout.marker_path(path, "image", 0)]:
+            file.rename(f"{file}.tmp-7")
+        with writer.claim("image", 0) as mine:
+            assert mine
+        assert files_of(path) == frame
 
     def test_something_else_in_its_place_is_left_alone(self, path: Path, content: Content) -> None:
         path.mkdir(parents=True)

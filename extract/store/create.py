@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract import atomic
-from hada.extract.errors import StoreError, StoreMismatchError
+from hada.extract.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES, StoreSpec
-from hada.extract.store import layout, zarr_format
+from hada.extract.store import dtypes, formats, layout
+from hada.extract.store.formats import ArrayPlan, Format
 from hada.extract.store.index import (
     ROWS_PER_CHUNK,
     StoreIndex,
@@ -23,9 +25,21 @@ from hada.extract.store.index import (
     ragged_spans,
     shard_count,
 )
-from hada.extract.store.zarr_format import ArrayPlan
 
 ABANDONED_AFTER_S = 3600.0
+# The attribute that lists the differences somebody accepted.
+ALLOWED = "hada_allowed_mismatches"
+# Fields that `--allow-mismatch` may name.
+ALLOWABLE = (
+    "dataset_digest",
+    "model.family",
+    "model.libraries",
+    "model.name",
+    "model.normalized",
+    "model.precision",
+    "model.preprocessing",
+    "model.weights_digest",
+)
 # Library versions are recorded, but only a change of these may change the pixels.
 _PIXEL_LIBRARIES = ("pillow", "torchvision")
 
@@ -39,7 +53,8 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
         if tokens is not None and tokens.count is not None:
             plans[f"{side}/tokens"] = ArrayPlan(
                 shape=(n, tokens.count, tokens.width),
-                dtype=spec.dtype,
+                dtype=dtypes.on_disk(spec.dtype),
+                fill=dtypes.fill_value(spec.dtype),
                 chunk_rows=1,
                 shard_rows=size,
                 dimensions=(side, "token", "feature"),
@@ -48,7 +63,8 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
             capacity = ragged_capacity(spec, index, side)
             plans[f"{side}/tokens"] = ArrayPlan(
                 shape=(shard_count(spec, index, side) * capacity, tokens.width),
-                dtype=spec.dtype,
+                dtype=dtypes.on_disk(spec.dtype),
+                fill=dtypes.fill_value(spec.dtype),
                 chunk_rows=ROWS_PER_CHUNK,
                 shard_rows=capacity,
                 dimensions=("row", "feature"),
@@ -56,7 +72,8 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
         if width is not None:
             plans[f"{side}/embeddings"] = ArrayPlan(
                 shape=(n, width),
-                dtype=spec.dtype,
+                dtype=dtypes.on_disk(spec.dtype),
+                fill=dtypes.fill_value(spec.dtype),
                 chunk_rows=size,
                 shard_rows=size,
                 dimensions=(side, "feature"),
@@ -64,30 +81,22 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
     return plans
 
 
-def create(folder: Path, spec: StoreSpec, index: StoreIndex) -> None:
+def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -> None:
     """Make the empty store beside its place and rename it there, so that it is whole or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     temporary = folder.with_name(f".{folder.name}{atomic.TEMPORARY}{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        small = _index_arrays(spec, index)
-        plans = plan_arrays(spec, index) | {
-            name: ArrayPlan(
-                shape=values.shape,
-                dtype=str(values.dtype),
-                chunk_rows=max(1, len(values)),
-                shard_rows=max(1, len(values)),
-                dimensions=(name.partition("/")[0], *("column",) * (values.ndim - 1)),
-            )
-            for name, values in small.items()
-        }
-        features = temporary / layout.FEATURES
-        zarr_format.create(features, plans, {"hada": spec.to_json()})
-        for name, values in small.items():
-            for file in zarr_format.write_rows(features, name, 0, values):
-                atomic.sync(file)
+        features = temporary / formats.features_folder(format_name)
+        formats.get(format_name).create(
+            features,
+            plan_arrays(spec, index),
+            index_arrays(spec, index),
+            {"hada": spec.to_json()},
+        )
         (temporary / layout.COMMIT).mkdir()
+        atomic.sync(temporary)
         try:
             temporary.rename(folder)
         except OSError:
@@ -106,7 +115,8 @@ def _remove_abandoned(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _index_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, NDArray[Any]]:
+def index_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, NDArray[Any]]:
+    """What is known before the first feature: name -> values."""
     arrays: dict[str, NDArray[Any]] = {
         "image/ids": encode_ids(index.ids["image"]),
         "caption/ids": encode_ids(index.ids["caption"]),
@@ -119,39 +129,78 @@ def _index_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, NDArray[Any]]
     return arrays
 
 
-def check_same(folder: Path, spec: StoreSpec, index: StoreIndex) -> StoreSpec:
-    """The spec of the store on disk, which must mean the same as `spec`."""
-    features = folder / layout.FEATURES
-    if not features.is_dir():
+def check_same(
+    folder: Path,
+    spec: StoreSpec,
+    index: StoreIndex,
+    format_name: str | None = None,
+    allow: Collection[str] = (),
+) -> tuple[StoreSpec, Format, Path]:
+    """The spec of the store on disk, which must mean the same as `spec`; its format and place.
+
+    Fields in `allow` may differ; that is then written down in the store's attributes.
+    """
+    found = formats.find(folder)
+    if found is None:
+        places = " or ".join(sorted(formats.folders()))
         raise StoreError(
-            f"{folder}: exists, but is not a feature store (no {layout.FEATURES} in it). "
+            f"{folder}: exists, but is not a feature store (no {places} in it). "
             "Move it away, or choose another place for stores."
         )
-    stored = StoreSpec.from_json(dict(zarr_format.attributes(features).get("hada", {})))
-    _refuse_differences(folder, stored, spec)
-    for name, values in _index_arrays(spec, index).items():
-        found = zarr_format.RowReader(features, name)
-        if found.shape != values.shape or (found.slice(0, len(values)) != values).any():
+    form, features = found
+    if format_name is not None and format_name != form.name:
+        raise StoreMismatchError(
+            f"{folder}: format: the store has {form.name!r}, this call wants {format_name!r}. "
+            f"Leave out --format, or: hada-store convert {folder} PLACE --format {format_name}"
+        )
+    attributes = form.attributes(features)
+    stored = StoreSpec.from_json(attributes.get("hada", {}))
+    allowed = _refuse_differences(folder, stored, spec, allow)
+    for name, values in index_arrays(spec, index).items():
+        there = form.whole(features, name)
+        if there.shape != values.shape or (there != values).any():
             raise StoreMismatchError(
                 f"{folder}: {name} differs from what would be written now, though the dataset is "
                 "the same. Was the tokenizer changed? `--fresh` starts the store again."
             )
-    return stored
+    known = attributes.get(ALLOWED, [])
+    fresh = [entry for entry in allowed if entry not in known]
+    if fresh:
+        form.set_attributes(features, attributes | {ALLOWED: known + fresh})
+    return stored, form, features
 
 
-def _refuse_differences(folder: Path, stored: StoreSpec, wanted: StoreSpec) -> None:
-    """Raise `StoreMismatchError` where a store holds something other than what is wanted."""
+def _refuse_differences(
+    folder: Path, stored: StoreSpec, wanted: StoreSpec, allow: Collection[str]
+) -> list[dict[str, Any]]:
+    """Raise `StoreMismatchError` where a store holds something other than what is wanted.
+
+    Returns the differences that `allow` lets pass, for the record.
+    """
+    for name in allow:
+        if not name.startswith(ALLOWABLE):
+            raise UsageError(
+                f"--allow-mismatch {name}: not one of the fields that may differ "
+                f"({', '.join(ALLOWABLE)}): the others decide shapes and bytes"
+            )
     differences = [
         (name, found, asked)
         for name, found, asked in stored.differences(wanted)
         if not name.startswith("model.libraries.") or name.endswith(_PIXEL_LIBRARIES)
     ]
-    if differences:
+    refused = [entry for entry in differences if not _is_allowed(entry[0], allow)]
+    if refused:
         listed = "; ".join(
             f"{name}: the store has {found!r}, this call wants {asked!r}"
-            for name, found, asked in differences[:4]
+            for name, found, asked in refused[:4]
         )
         raise StoreMismatchError(
             f"{folder} holds other features than these: {listed}. "
-            "Give the store another place (--root stores=FOLDER), or start it again with --fresh."
+            "Give the store another place (--root stores=FOLDER), start it again with --fresh, "
+            f"or accept the difference: --allow-mismatch {refused[0][0]}"
         )
+    return [{"field": name, "store": found, "request": asked} for name, found, asked in differences]
+
+
+def _is_allowed(name: str, allow: Collection[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in allow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from hada.extract import atomic
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.spec import SideName
 
-FEATURES = "features.zarr"
 COMMIT = "commit"
 
 
@@ -95,14 +95,14 @@ def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def damage(folder: Path, marker: Marker, spec_digest: str, *, deep: bool = False) -> str | None:
-    """What is wrong with a committed shard, or None.
+def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = False) -> str | None:
+    """What is wrong with a committed shard, or None; its files lie below `features`.
 
     Looks at presence and size of its files; `deep` reads them and compares checksums too.
     """
     if marker.spec_digest != spec_digest:
         return "it was written for another spec"
-    features = (folder / FEATURES).resolve()
+    features = features.resolve()
     for name, (n_bytes, crc) in marker.files.items():
         path = features / name
         if not path.resolve().is_relative_to(features):
@@ -141,7 +141,32 @@ def shard_lock(folder: Path, side: SideName, shard: int) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        if not _is_same_file(file.fileno(), path):
+            # Its last owner deleted it between our opening and our locking it: a lock on a file
+            # without a name keeps nobody out.
+            yield False
+            return
         try:
             yield True
         finally:
             path.unlink(missing_ok=True)
+
+
+def remove_stale_locks(folder: Path) -> None:
+    """Delete the lock files of writers that were killed after they had committed their shard.
+
+    Nobody claims a finished shard again, so nobody else would. Locks of unfinished shards stay:
+    another process may be about to take them.
+    """
+    for path in (folder / COMMIT).glob("*.lock"):
+        if path.with_suffix(".json").exists():
+            with contextlib.suppress(OSError), path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

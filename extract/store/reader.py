@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from hada.extract.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import layout, zarr_format
+from hada.extract.store import dtypes, formats, layout
+from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, decode_ids, shard_count
-from hada.extract.store.zarr_format import RowReader
+from hada.extract.store.rows import RowReader
 
 Rows = slice | NDArray[np.int64]
 
@@ -25,42 +26,69 @@ class SideReader:
     keeps none). failed: (n,) bool, items that could not be encoded: their features are NaN.
     """
 
-    def __init__(self, features: Path, side: SideName, spec: StoreSpec, failed: set[int]) -> None:
+    def __init__(
+        self,
+        form: Format,
+        features: Path,
+        side: SideName,
+        spec: StoreSpec,
+        failed: set[int],
+    ) -> None:
         self.side = side
-        self._features = features
-        self.ids = decode_ids(_whole(features, f"{side}/ids"))
+        self._form, self._features, self._dtype = form, features, spec.dtype
+        self._width = spec.model.embedding_width
+        self.ids = decode_ids(form.whole(features, f"{side}/ids"))
         self.tokens_spec = spec.model.tokens(side)
         self.failed = np.zeros(len(self.ids), bool)
         self.failed[sorted(failed)] = True
         self.lengths = self._lengths()
 
-    def tokens(self, rows: Rows) -> NDArray[Any]:
+    def tokens(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Token rows of the items asked for, item after item: (sum of lengths[rows], D).
 
-        Raises `StoreError` where the store keeps no tokens for this side, or is damaged.
+        Args:
+            rows: Items, in any order.
+            out: An array of that shape and `dtype` to fill and return; a loop that recycles one
+                saves the time that the system takes to hand out fresh memory.
+
+        Raises:
+            StoreError: The store keeps no tokens for this side, or is damaged.
         """
         if self.tokens_spec is None:
             raise StoreError(f"{self._features.parent}: keeps no {self.side} tokens")
         items = self._rows(rows)
-        width = self.tokens_spec.width
-        if self.tokens_spec.count is not None:
-            return self._read(self._token_rows, items).reshape(-1, width)
-        return self._read(self._token_rows, _expand(self._spans[items]))
+        if self.tokens_spec.count is None:
+            return self._read(self._token_rows, self._spans[items], out)
+        spans = np.stack([items, items + 1], axis=1)
+        if out is not None:
+            out = out.reshape(-1, self.tokens_spec.count, self.tokens_spec.width)
+        return self._read(self._token_rows, spans, out).reshape(-1, self.tokens_spec.width)
 
     def embeddings(self, rows: Rows | None = None) -> NDArray[Any] | None:
         """(n, E) embeddings as the backbone gave them; None where the model has no joint space."""
         if self._embedding_rows is None:
             return None
-        return self._read(self._embedding_rows, self._rows(slice(None) if rows is None else rows))
+        items = self._rows(slice(None) if rows is None else rows)
+        return self._read(self._embedding_rows, np.stack([items, items + 1], axis=1), None)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What `tokens` and `embeddings` return; bfloat16 is widened to float32."""
+        return dtypes.in_memory(self._dtype)
 
     def _rows(self, rows: Rows) -> NDArray[np.int64]:
         return np.arange(len(self.ids), dtype=np.int64)[rows]
 
-    @staticmethod
-    def _read(reader: RowReader, rows: NDArray[np.int64]) -> NDArray[Any]:
-        if len(rows) and (np.diff(rows) == 1).all():
-            return reader.slice(int(rows[0]), int(rows[-1]) + 1)
-        return reader.rows(rows)
+    def _read(
+        self, reader: RowReader, spans: NDArray[np.int64], out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        if reader.dtype == self.dtype:
+            return reader.ranges(spans, out)
+        values = dtypes.decode(reader.ranges(spans), self._dtype)
+        if out is None:
+            return values
+        out[...] = values
+        return out
 
     def _lengths(self) -> NDArray[np.int64]:
         if self.tokens_spec is None:
@@ -71,30 +99,73 @@ class SideReader:
 
     @functools.cached_property
     def _spans(self) -> NDArray[np.int64]:
-        return _whole(self._features, f"{self.side}/spans")
+        spans = self._form.whole(self._features, f"{self.side}/spans")
+        ordered = spans.shape == (len(self.ids), 2) and bool(
+            (spans[:, 0] >= 0).all()
+            and (spans[:, 0] <= spans[:, 1]).all()
+            and (spans[:, 1] <= self._token_rows.shape[0]).all()
+        )
+        if not ordered:
+            raise StoreError(
+                f"{self._features}: {self.side}/spans name rows that {self.side}/tokens has not. "
+                "Start the store again with --fresh."
+            )
+        return spans
 
     @functools.cached_property
     def _token_rows(self) -> RowReader:
-        return RowReader(self._features, f"{self.side}/tokens")
+        assert self.tokens_spec is not None
+        count, width = self.tokens_spec.count, self.tokens_spec.width
+        shape = (width,) if count is None else (count, width)
+        return self._array("tokens", shape, None if count is None else len(self.ids))
 
     @functools.cached_property
     def _embedding_rows(self) -> RowReader | None:
-        name = f"{self.side}/embeddings"
-        return RowReader(self._features, name) if zarr_format.has(self._features, name) else None
+        if self._width is None or not self._form.has(self._features, f"{self.side}/embeddings"):
+            return None
+        return self._array("embeddings", (self._width,), len(self.ids))
+
+    def _array(self, name: str, row: tuple[int, ...], rows: int | None) -> RowReader:
+        """An array, whose shape must be what the spec says: its own metadata has no checksum."""
+        reader = RowReader(self._form.source(self._features, f"{self.side}/{name}"))
+        dtype = np.dtype(dtypes.on_disk(self._dtype))
+        fits = reader.shape[1:] == row and rows in (None, reader.shape[0]) and reader.dtype == dtype
+        if not fits:
+            raise StoreError(
+                f"{self._features}: {self.side}/{name}: expected ({rows or 'rows'}, "
+                f"{', '.join(map(str, row))}) {dtype}, got {reader.shape} {reader.dtype}. "
+                "Start the store again with --fresh."
+            )
+        return reader
 
 
 class StoreReader:
     """A complete store, open for reading. Make one with `open_store`.
 
-    Opened anew in every worker process: it holds no handle that survives a fork.
+    Threads may share it. It pickles without its open files, so a worker that is sent one opens
+    its own.
     """
 
-    def __init__(self, folder: Path, spec: StoreSpec, failed: dict[SideName, set[int]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: StoreSpec,
+        form: Format,
+        features: Path,
+        failed: dict[SideName, set[int]],
+    ) -> None:
         self.path, self.spec = folder, spec
-        features = folder / layout.FEATURES
-        self.image = SideReader(features, "image", spec, failed["image"])
-        self.caption = SideReader(features, "caption", spec, failed["caption"])
-        self.caption_to_image: NDArray[np.int64] = _whole(features, "caption/image_index")
+        self.format = form.name
+        self.image = SideReader(form, features, "image", spec, failed["image"])
+        self.caption = SideReader(form, features, "caption", spec, failed["caption"])
+        self.caption_to_image: NDArray[np.int64] = form.whole(features, "caption/image_index")
+        captions, images = len(self.caption.ids), len(self.image.ids)
+        owners = self.caption_to_image
+        if owners.shape != (captions,) or ((owners < 0) | (owners >= images)).any():
+            raise StoreError(
+                f"{features}: caption/image_index names images that the store has not. "
+                "Start the store again with --fresh."
+            )
 
     def side(self, name: SideName) -> SideReader:
         """`image` or `caption`, by name."""
@@ -115,6 +186,7 @@ def open_store(path: str | Path) -> StoreReader:
         StoreError: There is none, it is incomplete or damaged; the message says what to do.
     """
     folder = layout.local_folder(path)
+    form, features = locate(folder)
     spec = read_spec(folder)
     status = shard_status(folder, spec)
     missing = {side: [k for k, state in status[side].items() if state] for side in SIDES}
@@ -133,21 +205,27 @@ def open_store(path: str | Path) -> StoreReader:
         for shard in status[side]:
             marker = layout.read_marker(folder, side, shard)
             failed[side].update(marker.failed if marker else {})
-    return StoreReader(folder, spec, failed)
+    return StoreReader(folder, spec, form, features, failed)
 
 
-def read_spec(folder: Path) -> StoreSpec:
-    """What a store holds, complete or not. Raises `StoreError` where there is none."""
-    features = folder / layout.FEATURES
-    if not features.is_dir():
+def locate(folder: Path) -> tuple[Format, Path]:
+    """The format of a store and the folder of its features. Raises `StoreError` without one."""
+    found = formats.find(folder)
+    if found is None:
         raise StoreError(
             f"{folder}: there is no feature store. Make it first: hada-extract "
             f"--model {folder.name} --split {folder.parent.name} "
             f"--dataset {folder.parent.parent.name}"
         )
-    raw = zarr_format.attributes(features).get("hada")
+    return found
+
+
+def read_spec(folder: Path) -> StoreSpec:
+    """What a store holds, complete or not. Raises `StoreError` where there is none."""
+    form, features = locate(folder)
+    raw = form.attributes(features).get("hada")
     if not isinstance(raw, dict):
-        raise StoreError(f"{features}: a Zarr group, but not one that HADA wrote")
+        raise StoreError(f"{features}: holds arrays, but not ones that HADA wrote")
     return StoreSpec.from_json(raw)
 
 
@@ -155,38 +233,26 @@ def shard_status(
     folder: Path, spec: StoreSpec, *, deep: bool = False
 ) -> dict[SideName, dict[int, str | None]]:
     """For every shard of both sides: what is wrong with it, None where nothing is."""
-    features = folder / layout.FEATURES
-    index_of = {side: decode_ids(_whole(features, f"{side}/ids")) for side in SIDES}
-    empty = StoreIndex(ids=index_of, caption_to_image=np.zeros(0, np.int64), lengths={})
+    form, features = locate(folder)
+    ids = {side: decode_ids(form.whole(features, f"{side}/ids")) for side in SIDES}
+    empty = StoreIndex(ids=ids, caption_to_image=np.zeros(0, np.int64), lengths={})
     digest = spec.digest()
     return {
         side: {
-            shard: _state(folder, side, shard, digest, deep)
+            shard: _state(folder, features, side, shard, digest, deep)
             for shard in range(shard_count(spec, empty, side))
         }
         for side in SIDES
     }
 
 
-def _state(folder: Path, side: SideName, shard: int, digest: str, deep: bool) -> str | None:
+def _state(
+    folder: Path, features: Path, side: SideName, shard: int, digest: str, deep: bool
+) -> str | None:
     try:
         marker = layout.read_marker(folder, side, shard)
     except StoreError as error:
         return str(error)
     if marker is None:
         return "not written yet"
-    return layout.damage(folder, marker, digest, deep=deep)
-
-
-def _whole(features: Path, name: str) -> NDArray[Any]:
-    reader = RowReader(features, name)
-    return reader.slice(0, reader.shape[0])
-
-
-def _expand(spans: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows of several spans, one after the other: [[2, 4], [7, 8]] -> [2, 3, 7]."""
-    lengths = spans[:, 1] - spans[:, 0]
-    ends = np.cumsum(lengths)
-    steps = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
-    rows: NDArray[np.int64] = steps + np.repeat(spans[:, 0] - (ends - lengths), lengths)
-    return rows
+    return layout.damage(features, marker, digest, deep=deep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
 from hada.extract.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import layout, zarr_format
-from hada.extract.store.create import check_same, create
-from hada.extract.store.index import StoreIndex, ragged_capacity, shard_count, shard_rows
+from hada.extract.store import dtypes, formats, layout
+from hada.extract.store.create import check_same, create, plan_arrays
+from hada.extract.store.formats import Format
+from hada.extract.store.index import StoreIndex, shard_count, shard_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +38,45 @@ class Block:
 class StoreWriter:
     """A store that is being filled. Make one with `StoreWriter.open`."""
 
-    def __init__(self, folder: Path, spec: StoreSpec, index: StoreIndex) -> None:
+    def __init__(
+        self, folder: Path, spec: StoreSpec, index: StoreIndex, form: Format, features: Path
+    ) -> None:
         self.folder, self.spec, self.index = folder, spec, index
+        self.format = form.name
+        self._form, self._features = form, features
         self._digest = spec.digest()
+        self._plans = plan_arrays(spec, index)
 
     @classmethod
-    def open(cls, path: str | Path, spec: StoreSpec, index: StoreIndex) -> StoreWriter:
+    def open(
+        cls,
+        path: str | Path,
+        spec: StoreSpec,
+        index: StoreIndex,
+        *,
+        format: str | None = None,  # noqa: A002
+        allow_mismatch: Collection[str] = (),
+    ) -> StoreWriter:
         """Create the store, or go on with one of the same spec and ids.
 
+        Args:
+            path: Folder of the store.
+            spec: What it holds.
+            index: Ids, lengths and which caption belongs to which image.
+            format: "zarr" or "hdf5"; None goes on with what is there, and makes Zarr otherwise.
+            allow_mismatch: Fields of the spec in which a store that is there may differ.
+
         Raises:
-            StoreMismatchError: There is a store of another spec; the message names the fields.
+            StoreMismatchError: There is a store of another spec or format; the message names
+                the fields.
             StoreError: The path holds something else, or ids and spec contradict each other.
         """
         index.check(spec)
         folder = layout.local_folder(path)
         if not folder.exists():
-            create(folder, spec, index)
-        spec = check_same(folder, spec, index)
-        return cls(folder, spec, index)
+            create(folder, spec, index, format or formats.DEFAULT)
+        stored, form, features = check_same(folder, spec, index, format, allow_mismatch)
+        return cls(folder, stored, index, form, features)
 
     def shards(self, side: SideName) -> int:
         """How many shards a side has."""
@@ -75,7 +96,7 @@ class StoreWriter:
             marker = layout.read_marker(self.folder, side, shard)
         except StoreError:
             return False
-        return marker is not None and layout.damage(self.folder, marker, self._digest) is None
+        return marker is not None and layout.damage(self._features, marker, self._digest) is None
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
@@ -83,7 +104,8 @@ class StoreWriter:
         with layout.shard_lock(self.folder, side, shard) as mine:
             mine = mine and not self.is_done(side, shard)
             if mine:
-                zarr_format.remove_leftovers(self.folder / layout.FEATURES, side, shard)
+                for path in self._form.files(self._features, side, shard):
+                    path.unlink(missing_ok=True)
                 layout.remove_leftovers(self.folder, side, shard)
             yield mine
 
@@ -96,37 +118,29 @@ class StoreWriter:
         """
         rows = self.rows(side, shard)
         self._check(side, rows, block)
-        files: list[Path] = []
-        features = self.folder / layout.FEATURES
-        tokens = self.spec.model.tokens(side)
-        if tokens is not None and block.values is not None:
+        arrays = {}
+        if self.spec.model.tokens(side) is not None and block.values is not None:
+            plan = self._plans[f"{side}/tokens"]
             values = self._cast(block.values, side, rows, block.failed, per_token=True)
-            if tokens.count is not None:
-                values = values.reshape(len(rows), tokens.count, tokens.width)
-                start = rows.start
-            else:
-                start = shard * ragged_capacity(self.spec, self.index, side)
-            files += zarr_format.write_rows(features, f"{side}/tokens", start, values)
+            arrays[f"{side}/tokens"] = plan, values.reshape(-1, *plan.shape[1:])
         if block.embeddings is not None:
-            embeddings = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
-            files += zarr_format.write_rows(features, f"{side}/embeddings", rows.start, embeddings)
-        for file in files:
-            atomic.sync(file)
-            atomic.sync(file.parent)
+            values = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
+            arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
         layout.write_marker(
             self.folder,
             layout.Marker(
                 side=side,
                 shard=shard,
                 spec_digest=self._digest,
-                files={
-                    str(file.relative_to(features)): (file.stat().st_size, layout.checksum(file))
-                    for file in files
-                },
+                files=self._form.write_shard(self._features, side, shard, arrays),
                 failed=dict(block.failed),
                 provenance=dict(block.provenance),
             ),
         )
+
+    def finish(self) -> None:
+        """Clear away what killed writers left of shards that are finished."""
+        layout.remove_stale_locks(self.folder)
 
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""
@@ -169,27 +183,27 @@ class StoreWriter:
         per_token: bool,
     ) -> NDArray[Any]:
         """`values` in the store's dtype; NaN is allowed in items that failed, and nowhere else."""
-        with np.errstate(over="ignore"):
-            stored = values.astype(self.spec.dtype)
-        bad = ~np.isfinite(stored)
-        if bad.any():
-            overflow = int((bad & np.isfinite(values)).sum())
-            if overflow:
-                raise StoreError(
-                    f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
-                    f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
-                )
-            n = len(rows)
-            items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
-            # Embeddings have a row an item, tokens as many as the item is long.
-            owners = items if per_token else np.arange(n)
-            wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
-            if wrong:
-                raise NonFiniteError(
-                    f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
-                    f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
-                    "Are the weights whole? With --precision fp16, try bf16 or fp32."
-                )
+        stored = dtypes.encode(values, self.spec.dtype)
+        if dtypes.all_finite(stored, self.spec.dtype):
+            return stored
+        bad = ~np.isfinite(dtypes.decode(stored, self.spec.dtype))
+        overflow = int((bad & np.isfinite(values)).sum())
+        if overflow:
+            raise StoreError(
+                f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
+                f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
+            )
+        n = len(rows)
+        items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
+        # Embeddings have a row an item, tokens as many as the item is long.
+        owners = items if per_token else np.arange(n)
+        wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
+        if wrong:
+            raise NonFiniteError(
+                f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
+                f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
+                "Are the weights whole? With --precision fp16, try bf16 or fp32."
+            )
         return stored
 
 
@@ -201,6 +215,7 @@ def write_store(
     caption_to_image: NDArray[np.int64],
     embeddings: Mapping[SideName, NDArray[Any]] | None = None,
     tokens: Mapping[SideName, Sequence[NDArray[Any]]] | None = None,
+    format: str | None = None,  # noqa: A002
 ) -> None:
     """Write a whole store at once, from memory.
 
@@ -211,6 +226,7 @@ def write_store(
         caption_to_image: (T,), entry j is the image row of caption j.
         embeddings: Per side (n, E).
         tokens: Per side a list of (N, D), one array an item.
+        format: "zarr" or "hdf5"; None goes on with what is there, and makes Zarr otherwise.
     """
     lengths = {
         side: np.array([len(item) for item in (tokens or {}).get(side, [])], np.int64)
@@ -223,7 +239,7 @@ def write_store(
         caption_to_image=np.asarray(caption_to_image, np.int64),
         lengths=lengths,
     )
-    writer = StoreWriter.open(path, spec, index)
+    writer = StoreWriter.open(path, spec, index, format=format)
     for side in SIDES:
         for shard in writer.pending(side):
             rows = writer.rows(side, shard)
@@ -239,3 +255,4 @@ def write_store(
                     embeddings=embeddings[side][part] if embeddings else None,
                 ),
             )
+    writer.finish()

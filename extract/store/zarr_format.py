@@ -1,140 +1,178 @@
-"""The Zarr v3 half of a store: plain arrays with the sharding codec, one shard per file.
+"""The Zarr v3 half of the store: plain arrays with the sharding codec, one shard per file.
 
-This is the only file that imports zarr. Another format answers to the same few functions:
-create the arrays, write one shard of one array, read rows.
+This is the only file that imports zarr, and only where zarr itself is needed: to make a store,
+and to read what other writers or other codecs wrote. Shards are written and read by
+`zarr_shard`, byte for byte as zarr-python does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from hada.extract import atomic
 from hada.extract.errors import StoreError
+from hada.extract.store import zarr_shard
+from hada.extract.store.formats import SHARDED, ArrayPlan
+from hada.extract.store.raw import RawShard
 
-# Reading one row costs about as much as reading this share of a shard at once.
-WHOLE_SHARD_SHARE = 1 / 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayPlan:
-    """Shape and division of one array: `chunk_rows` are read at once, `shard_rows` are a file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    chunk_rows: int
-    shard_rows: int
-    dimensions: tuple[str, ...]
+_META = "zarr.json"
 
 
-def create(folder: Path, arrays: Mapping[str, ArrayPlan], attributes: dict[str, Any]) -> None:
-    """Create the group with its arrays, empty: every value reads as NaN (or 0 for integers)."""
-    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
-    for name, plan in arrays.items():
-        rest = plan.shape[1:]
-        sharded = plan.chunk_rows != plan.shard_rows
-        group.create_array(
-            name,
-            shape=plan.shape,
-            dtype=plan.dtype,
-            chunks=(plan.chunk_rows, *rest),
-            shards=(plan.shard_rows, *rest) if sharded else None,
-            compressors=[{"name": "crc32c"}],
-            # An unwritten row must never pass for a feature.
-            fill_value=np.nan if np.dtype(plan.dtype).kind == "f" else 0,
-            dimension_names=list(plan.dimensions),
-        )
+class ZarrFormat:
+    """See `formats.Format`."""
 
+    name = "zarr"
 
-def write_rows(folder: Path, name: str, start: int, values: NDArray[Any]) -> list[Path]:
-    """Write rows from `start`, which must begin a shard, and return the files they lie in.
+    def create(
+        self,
+        features: Path,
+        plans: Mapping[str, ArrayPlan],
+        small: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        import zarr
 
-    zarr writes each file beside and renames it.
-    """
-    array = _array(folder, name, "r+")
-    step = (array.shards or array.chunks)[0]
-    zeros = ("0",) * (array.ndim - 1)
-    shards = range(start // step, -(-(start + len(values)) // step))
-    paths = [folder / name / "c" / "/".join((str(shard), *zeros)) for shard in shards]
-    for path in paths:
-        # zarr would merge into what is there, which may be the damage that is being mended.
-        path.unlink(missing_ok=True)
-    array[start : start + len(values)] = values
-    # A chunk that holds nothing but the fill value is not stored at all.
-    return [path for path in paths if path.exists()]
+        # Sorted, so that equal stores are equal byte for byte, whoever made their spec.
+        ordered = json.loads(json.dumps(dict(attributes), sort_keys=True))
+        group = zarr.create_group(features, zarr_format=3, attributes=ordered)
+        for name, plan in plans.items():
+            _create_array(group, name, plan)
+        for name, values in small.items():
+            rows = max(1, len(values))
+            plan = ArrayPlan(
+                shape=values.shape,
+                dtype=str(values.dtype),
+                chunk_rows=rows,
+                shard_rows=rows,
+                dimensions=(name.partition("/")[0], *("column",) * (values.ndim - 1)),
+            )
+            _create_array(group, name, plan)[:] = values
+        for path in (features, *features.rglob("*")):
+            atomic.sync(path)
 
+    def write_shard(
+        self,
+        features: Path,
+        side: str,
+        shard: int,
+        arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]],
+    ) -> dict[str, tuple[int, int]]:
+        written = {}
+        for name, (plan, values) in arrays.items():
+            layout = zarr_shard.Layout(
+                shape=plan.shape,
+                dtype=np.dtype(plan.dtype),
+                fill=plan.fill,
+                shard_rows=plan.shard_rows,
+                chunk_rows=plan.chunk_rows,
+                sharded=_is_sharded(plan),
+            )
+            relative = f"{name}/{layout.key(shard)}"
+            with atomic.replacing(features / relative) as temporary:
+                written[relative] = zarr_shard.write_file(temporary, layout, values)
+        return written
 
-def attributes(folder: Path) -> dict[str, Any]:
-    """The group's attributes. Raises `StoreError` where this is no Zarr group."""
-    try:
-        return dict(zarr.open_group(folder, mode="r").attrs)
-    except FileNotFoundError as error:
-        raise StoreError(f"{folder}: there is no Zarr group") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder}: its zarr.json is damaged ({error})") from error
-
-
-def has(folder: Path, name: str) -> bool:
-    """Whether the group has the array."""
-    return (folder / name / "zarr.json").exists()
-
-
-class RowReader:
-    """Rows of one array, checksums verified by zarr's codec."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._name = f"{folder / name}"
-        self._array = _array(folder, name, "r")
-        self.shape: tuple[int, ...] = self._array.shape
-        self.dtype: np.dtype[Any] = self._array.dtype
-        self._step = (self._array.shards or self._array.chunks)[0]
-
-    def slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start..stop-1."""
+    def attributes(self, features: Path) -> dict[str, Any]:
         try:
-            return np.asarray(self._array[start:stop])
+            return dict(_read_group(features)["attributes"])
+        except FileNotFoundError as error:
+            raise StoreError(f"{features}: there is no Zarr group") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{features}: its {_META} is damaged ({error})") from error
+
+    def set_attributes(self, features: Path, attributes: Mapping[str, Any]) -> None:
+        group = _read_group(features) | {"attributes": dict(attributes)}
+        atomic.write_bytes(features / _META, json.dumps(group, indent=2).encode())
+
+    def has(self, features: Path, name: str) -> bool:
+        return (features / name / _META).exists()
+
+    def whole(self, features: Path, name: str) -> NDArray[Any]:
+        try:
+            return np.asarray(_library_array(features / name)[...])
         except (ValueError, OSError) as error:
             raise StoreError(
-                f"{self._name}, rows {start} to {stop - 1}: cannot be read ({error}). "
-                "`hada-store verify --deep` names the damaged shards; extracting again mends them."
+                f"{features / name}: cannot be read ({error}). What a store knows before its "
+                "first feature cannot be mended: start it again with --fresh."
             ) from error
 
-    def rows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Any rows in any order, each shard touched once."""
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for shard, places in _by_shard(rows, self._step):
-            start = shard * self._step
-            stop = min(start + self._step, self.shape[0])
-            if len(places) >= (stop - start) * WHOLE_SHARD_SHARE:
-                out[places] = self.slice(start, stop)[rows[places] - start]
-            else:
-                for place in places:
-                    out[place] = self.slice(int(rows[place]), int(rows[place]) + 1)[0]
-        return out
+    def source(self, features: Path, name: str) -> ZarrSource:
+        return ZarrSource(features / name)
+
+    def files(self, features: Path, side: str, shard: int) -> list[Path]:
+        # Not every array of a side: ids and spans lie there too, and belong to no shard.
+        return [
+            path
+            for name in SHARDED
+            for path in (features / side / name / "c" / str(shard)).rglob("*")
+            if path.is_file()
+        ]
 
 
-def _by_shard(rows: NDArray[np.int64], step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Group positions in `rows` by the shard that their row lies in."""
-    shards = rows // step
-    order = np.argsort(shards, kind="stable")
-    for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-        if len(places):
-            yield int(shards[places[0]]), places
+class ZarrSource:
+    """See `formats.ArraySource`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self._folder = str(folder), folder
+        self._layout = zarr_shard.read_layout(folder)
+        self.fill: float
+        if self._layout is None:
+            array = _library_array(folder)
+            self.shape: tuple[int, ...] = array.shape
+            self.dtype: np.dtype[Any] = array.dtype
+            self.shard_rows = int((array.shards or array.chunks)[0])
+            self.fill = float(array.fill_value)
+        else:
+            self.shape, self.dtype = self._layout.shape, self._layout.dtype
+            self.shard_rows, self.fill = self._layout.shard_rows, self._layout.fill
+
+    def raw(self, shard: int) -> RawShard | None:
+        if self._layout is None:
+            return None
+        return zarr_shard.open_shard(self._folder / self._layout.key(shard), self._layout)
+
+    def library(self, start: int, stop: int) -> NDArray[Any]:
+        array = _library_array(self._folder)
+        with np.errstate(all="ignore"):
+            return np.asarray(array[start:stop])
 
 
-def _array(folder: Path, name: str, mode: Literal["r", "r+"]) -> Any:
+def _create_array(group: Any, name: str, plan: ArrayPlan) -> Any:
+    rest = plan.shape[1:]
+    return group.create_array(
+        name,
+        shape=plan.shape,
+        dtype=plan.dtype,
+        chunks=(plan.chunk_rows, *rest),
+        shards=(plan.shard_rows, *rest) if _is_sharded(plan) else None,
+        compressors=[{"name": "crc32c"}],
+        fill_value=plan.fill,
+        dimension_names=list(plan.dimensions),
+    )
+
+
+def _is_sharded(plan: ArrayPlan) -> bool:
+    return plan.chunk_rows != plan.shard_rows
+
+
+def _read_group(features: Path) -> dict[str, Any]:
+    """The group's zarr.json; raises FileNotFoundError, ValueError or TypeError."""
+    group = json.loads((features / _META).read_bytes())
+    if not isinstance(group, dict) or group.get("node_type") != "group":
+        raise ValueError("it does not describe a group")
+    return group
+
+
+def _library_array(folder: Path) -> Any:
+    import zarr
+
     try:
-        return zarr.open_array(folder / name, mode=mode, zarr_format=3)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder / name}: cannot be opened ({error})") from error
-
-
-def remove_leftovers(folder: Path, side: str, shard: int) -> None:
-    """Delete what killed writers left beside a shard's files. Only its owner may."""
-    for part in (folder / side).glob(f"*/c/{shard}/**/*.partial"):
-        part.unlink(missing_ok=True)
+        return zarr.open_array(folder, mode="r", zarr_format=3)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder}: cannot be opened ({error})") from error

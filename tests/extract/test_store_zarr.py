@@ -10,6 +10,7 @@ from contracts_store import Content, StoreContract
 
 
 class TestZarrStore(StoreContract):
+    format = "zarr"
     shard_glob = "features.zarr/image/tokens/c/*/0/0"
     caption_glob = "features.zarr/caption/tokens/c/*/0"
 
@@ -28,7 +29,5 @@ class TestZarrStore(StoreContract):
         assert group.attrs["hada"]["model"]["name"] == "model"
 
     def test_unwritten_rows_are_nan(self, path: Path, content: Content) -> None:
-        from hada.extract.store import StoreWriter
-
-        StoreWriter.open(path, content.spec, content.index())
+        content.open(path)
         assert np.isnan(zarr.open_array(path / "features.zarr/image/tokens", mode="r")[:]).all()

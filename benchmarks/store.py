@@ -1,0 +1,271 @@
+"""How fast feature stores are read and written, as ratios to a NumPy memory map of one raw file.
+
+    python benchmarks/store.py --images 384 --repeats 7
+
+All variants run in one process, in a new random order each repeat, on files in the page cache;
+the figures are medians, with the smallest and the largest. Data: images of (577, 768) float16 in
+shards of 256 and captions of 5 to 40 tokens, random. Every reader fills an array that is
+recycled, except zarr-python and .npz, which cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from hada.extract.allocator import reuse_freed_memory
+from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
+from hada.extract.store import Block, StoreIndex, StoreReader, StoreWriter, open_store
+
+TOKENS, WIDTH, BATCH = 577, 768, 64
+FORMATS = ("zarr", "hdf5")
+Tasks = dict[str, Callable[[], Any]]
+
+
+class Data:
+    """The features, and every form in which they lie on disk."""
+
+    def __init__(self, folder: Path, images: int, captions: int) -> None:
+        generator = np.random.default_rng(0)
+        self.folder, self.images = folder, images
+        lengths = generator.integers(5, 41, captions)
+        self.ends = np.cumsum(lengths)
+        self.starts = self.ends - lengths
+        self.tokens = np.empty((images, TOKENS, WIDTH), np.float16)
+        for row in self.tokens:
+            row[:] = generator.standard_normal((TOKENS, WIDTH), np.float32)
+        self.words = generator.standard_normal((int(self.ends[-1]), WIDTH), np.float32).astype("f2")
+        model = ModelSpec(
+            name="m",
+            family="fake",
+            weights_digest="0",
+            embedding_width=None,
+            normalized=False,
+            image=TokenSpec(width=WIDTH, count=TOKENS),
+            caption=TokenSpec(width=WIDTH, count=None),
+        )
+        self.spec = StoreSpec(model=model, dataset="b", split="b", dataset_digest="0")
+        self.index = StoreIndex(
+            ids={
+                "image": tuple(map(str, range(images))),
+                "caption": tuple(map(str, range(captions))),
+            },
+            caption_to_image=generator.integers(0, images, captions),
+            lengths={"image": np.full(images, TOKENS), "caption": lengths},
+        )
+
+    def write_store(self, form: str, side: str) -> None:
+        """One side of the store, as extraction writes it."""
+        writer = StoreWriter.open(self.folder / form, self.spec, self.index, format=form)
+        name: Any = side
+        for shard in range(writer.shards(name)):
+            rows = writer.rows(name, shard)
+            if side == "image":
+                values = self.tokens[rows.start : rows.stop].reshape(-1, WIDTH)
+            else:
+                values = self.words[self.starts[rows.start] : self.ends[rows.stop - 1]]
+            writer.write(name, shard, Block(values=values))
+
+    def write_raw(self) -> None:
+        """A plain buffered write of the same bytes, with fsync."""
+        with (self.folder / "images.raw").open("wb") as file:
+            for row in self.tokens:
+                file.write(row.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def prepare(self) -> None:
+        """Everything that the read tasks need."""
+        self.write_raw()
+        (self.folder / "words.raw").write_bytes(self.words.tobytes())
+        for form in FORMATS:
+            self.write_store(form, "image")
+            self.write_store(form, "caption")
+        (self.folder / "npz").mkdir()
+        for number, row in enumerate(self.tokens):
+            np.savez(self.folder / "npz" / f"{number}.npz", tokens=row)
+
+
+def sequential(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]) -> Tasks:
+    """Read the whole store, `BATCH` images at a time."""
+    raw = np.memmap(data.folder / "images.raw", np.float16, "r", shape=data.tokens.shape)
+    array = zarr.open_array(data.folder / "zarr/features.zarr/image/tokens", mode="r")
+    parts = [(k, min(k + BATCH, data.images)) for k in range(0, data.images, BATCH)]
+    flat = out.reshape(-1, WIDTH)
+
+    def ours(form: str) -> None:
+        store = stores(form)
+        for a, b in parts:
+            store.image.tokens(slice(a, b), out=flat[: (b - a) * TOKENS])
+
+    return {
+        "memmap": lambda: [np.copyto(out[: b - a], raw[a:b]) for a, b in parts],
+        "zarr, ours": lambda: ours("zarr"),
+        "hdf5, ours": lambda: ours("hdf5"),
+        "zarr-python": lambda: [array[a:b] for a, b in parts],
+        "npz": lambda: [_npz(data, row) for row in range(data.images)],
+    }
+
+
+def batches(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]) -> Tasks:
+    """Random batches of `BATCH` images, an epoch of them."""
+    raw = np.memmap(data.folder / "images.raw", np.float16, "r", shape=data.tokens.shape)
+    array = zarr.open_array(data.folder / "zarr/features.zarr/image/tokens", mode="r")
+    order = np.random.default_rng(1).permutation(data.images)
+    parts = [order[k : k + BATCH] for k in range(0, data.images, BATCH)]
+    flat = out.reshape(-1, WIDTH)
+
+    def memmap() -> None:
+        for part in parts:
+            for place, row in enumerate(part.tolist()):
+                out[place] = raw[row]
+
+    def ours(form: str) -> None:
+        store = stores(form)
+        for part in parts:
+            store.image.tokens(part, out=flat[: len(part) * TOKENS])
+
+    return {
+        "memmap": memmap,
+        "zarr, ours": lambda: ours("zarr"),
+        "hdf5, ours": lambda: ours("hdf5"),
+        "zarr-python": lambda: [array[int(row)] for part in parts for row in part],
+        "npz": lambda: [_npz(data, int(row)) for part in parts for row in part],
+    }
+
+
+def captions(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]) -> Tasks:
+    """Random batches of `BATCH` captions, an epoch of them, as rows and offsets."""
+    raw = np.memmap(data.folder / "words.raw", np.float16, "r", shape=data.words.shape)
+    order = np.random.default_rng(2).permutation(len(data.starts))
+    parts = [order[k : k + BATCH] for k in range(0, len(order), BATCH)]
+    sizes = [int((data.ends[part] - data.starts[part]).sum()) for part in parts]
+    flat = out.reshape(-1, WIDTH)
+
+    def memmap() -> None:
+        for part in parts:
+            place = 0
+            for a, b in zip(data.starts[part].tolist(), data.ends[part].tolist(), strict=True):
+                flat[place : place + b - a] = raw[a:b]
+                place += b - a
+
+    def ours(form: str) -> None:
+        store = stores(form)
+        for part, size in zip(parts, sizes, strict=True):
+            store.caption.tokens(part, out=flat[:size])
+
+    return {
+        "memmap": memmap,
+        "zarr, ours": lambda: ours("zarr"),
+        "hdf5, ours": lambda: ours("hdf5"),
+    }
+
+
+def _npz(data: Data, row: int) -> NDArray[Any]:
+    with np.load(data.folder / "npz" / f"{row}.npz") as file:
+        return np.asarray(file["tokens"])
+
+
+def measure(tasks: Tasks, repeats: int, before: Callable[[], None]) -> dict[str, dict[str, float]]:
+    """Median ratio of each task's speed to the first one's, run together in random order."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    for repeat in range(repeats):
+        names = list(tasks)
+        random.Random(repeat).shuffle(names)
+        before()
+        for name in names:
+            start = time.perf_counter()
+            tasks[name]()
+            times[name].append(time.perf_counter() - start)
+    reference = next(iter(tasks))
+    result = {}
+    for name, mine in times.items():
+        ratios = [a / b for a, b in zip(times[reference], mine, strict=True)]
+        result[name] = {
+            "ratio": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+            "seconds": statistics.median(mine),
+        }
+    return result
+
+
+def writes(data: Data, repeats: int) -> dict[str, dict[str, float]]:
+    """The images' side of a store against a plain write of the same bytes, both on the disk."""
+
+    def store(form: str) -> None:
+        shutil.rmtree(data.folder / form, ignore_errors=True)
+        data.write_store(form, "image")
+
+    def plain() -> None:
+        (data.folder / "images.raw").unlink(missing_ok=True)
+        data.write_raw()
+
+    tasks: Tasks = {
+        "plain write": plain,
+        "zarr, ours": lambda: store("zarr"),
+        "hdf5, ours": lambda: store("hdf5"),
+    }
+    return measure(tasks, repeats, os.sync)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--captions", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="where to put the files [a temporary folder]")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    options = parser.parse_args()
+    reuse_freed_memory()
+    results = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        data = Data(Path(folder), options.images, options.captions)
+        data.prepare()
+        out = np.zeros((BATCH, TOKENS, WIDTH), np.float16)
+        trusted = {form: open_store(data.folder / form) for form in FORMATS}
+        kinds: dict[str, Callable[..., Tasks]] = {
+            "sequential": sequential,
+            "random batches": batches,
+            "captions": captions,
+        }
+        ways: dict[str, Callable[[str], StoreReader]] = {
+            "verifying": lambda form: open_store(data.folder / form),
+            "verified": trusted.__getitem__,
+        }
+        for kind, make in kinds.items():
+            for way, stores in ways.items():
+                tasks = make(data, stores, out)
+                results[f"{kind}, {way}"] = measure(tasks, options.repeats, lambda: None)
+        results["writing, with fsync"] = writes(data, options.repeats)
+    for kind, rows in results.items():
+        print(kind)
+        for name, row in rows.items():
+            print(
+                f"  {name:<14} {row['ratio']:6.3f}  [{row['low']:.3f} - {row['high']:.3f}]"
+                f"  {row['seconds'] * 1e3:9.1f} ms"
+            )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a store may hold its numbers in, and how they get there and back.
+
+`bfloat16` has no NumPy type: it lies on disk as uint16, the upper half of a float32, and is
+read as float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORE_DTYPES = ("float16", "float32", "bfloat16")
+# A magnitude of this many bits or more is infinite or NaN: the exponent is all ones.
+_INFINITE = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
+# Small enough to stay in a processor's cache while it is looked at.
+_BLOCK = 1 << 17
+# The upper half of float32's NaN.
+_BFLOAT16_NAN = 0x7FC0
+
+
+def on_disk(dtype: str) -> str:
+    """NumPy's name of what lies on disk."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def in_memory(dtype: str) -> np.dtype[Any]:
+    """What a reader returns."""
+    return np.dtype("float32" if dtype == "bfloat16" else dtype)
+
+
+def fill_value(dtype: str) -> float:
+    """What an unwritten value holds on disk; it reads as NaN."""
+    return _BFLOAT16_NAN if dtype == "bfloat16" else np.nan
+
+
+def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """`values` as they lie on disk, rounded to the nearest, ties to even."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(values, dtype)
+    with np.errstate(over="ignore"):
+        wide = np.ascontiguousarray(values, np.float32)
+    bits = wide.view(np.uint32)
+    halves = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> 16).astype(
+        np.uint16
+    )
+    # Rounding would carry a NaN's low bits into the exponent and beyond.
+    halves[np.isnan(wide)] = _BFLOAT16_NAN
+    return halves
+
+
+def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The inverse of `encode`, as far as rounding allows.
+
+    >>> decode(encode(np.array([1.0, -2.5, np.nan]), "bfloat16"), "bfloat16").tolist()
+    [1.0, -2.5, nan]
+    """
+    if dtype != "bfloat16":
+        return stored
+    wide: NDArray[Any] = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return wide
+
+
+def all_finite(stored: NDArray[Any], dtype: str) -> bool:
+    """Whether encoded values are all finite; many times faster than `np.isfinite` on halves.
+
+    >>> [all_finite(encode(np.array([1.0, x]), "float16"), "float16") for x in (-65504, 1e6)]
+    [True, False]
+    """
+    limit = _INFINITE[dtype]
+    bits = stored.reshape(-1).view(f"u{stored.dtype.itemsize}")
+    sign = bits.dtype.type(2 ** (8 * bits.itemsize - 1) - 1)
+    return all(
+        int((bits[k : k + _BLOCK] & sign).max()) < limit for k in range(0, len(bits), _BLOCK)
+    )

@@ -1,0 +1,171 @@
+"""Mending and converting stores, and what is known of one: `hada-store` without its words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hada.extract import atomic
+from hada.extract.errors import StoreError
+from hada.extract.spec import SIDES, SideName, StoreSpec
+from hada.extract.store import layout
+from hada.extract.store.create import ALLOWED
+from hada.extract.store.index import StoreIndex
+from hada.extract.store.reader import StoreReader, locate, open_store, read_spec, shard_status
+from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.store.writer import Block, StoreWriter
+
+UNWRITTEN = "not written yet"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """One shard that `repair` removed, and why. `busy`: another process is writing it now."""
+
+    side: SideName
+    shard: int
+    reason: str
+    busy: bool = False
+
+
+def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
+    """Spec, format, progress, bytes and provenance of a store, as plain JSON values."""
+    form, features = locate(folder)
+    spec = read_spec(folder)
+    status = shard_status(folder, spec, deep=deep)
+    provenance: list[dict[str, Any]] = []
+    failed = dict.fromkeys(SIDES, 0)
+    for side, shards in status.items():
+        for shard, state in shards.items():
+            marker = layout.read_marker(folder, side, shard) if state is None else None
+            if marker is not None:
+                failed[side] += len(marker.failed)
+                if marker.provenance not in provenance:
+                    provenance.append(marker.provenance)
+    return {
+        "path": str(folder),
+        "format": form.name,
+        "spec": spec.to_json(),
+        "digest": spec.digest(),
+        "items": {side: len(form.whole(features, f"{side}/ids")) for side in SIDES},
+        "failed": failed,
+        "shards": {
+            side: {
+                "done": sum(state is None for state in shards.values()),
+                "damaged": sum(state not in (None, UNWRITTEN) for state in shards.values()),
+                "total": len(shards),
+            }
+            for side, shards in status.items()
+        },
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "allowed_mismatches": form.attributes(features).get(ALLOWED, []),
+        "provenance": provenance,
+    }
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files of killed writers that no shard's marker counts: `*.tmp-*` anywhere in the store."""
+    return sorted(path for path in folder.rglob(f"*{atomic.TEMPORARY}*") if path.is_file())
+
+
+def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
+    """Remove damaged and half-written shards, so that extracting again writes them anew.
+
+    A shard that another process is writing is left alone and reported as busy.
+
+    Raises:
+        StoreError: What the store knew before its first feature is damaged; only a fresh
+            extraction helps.
+    """
+    form, features = locate(folder)
+    removed = []
+    for side, shards in shard_status(folder, read_spec(folder), deep=deep).items():
+        for shard, state in shards.items():
+            if state is None:
+                continue
+            with layout.shard_lock(folder, side, shard) as mine:
+                files = form.files(features, side, shard)
+                # A shard that nobody has begun is no damage.
+                if state == UNWRITTEN and not files:
+                    continue
+                if not mine:
+                    removed.append(Removed(side, shard, state, busy=True))
+                    continue
+                # First the marker: from then on nothing counts that is about to go.
+                layout.marker_path(folder, side, shard).unlink(missing_ok=True)
+                atomic.sync(folder / layout.COMMIT)
+                layout.remove_leftovers(folder, side, shard)
+                for file in files:
+                    file.unlink(missing_ok=True)
+                reason = "files without a marker" if state == UNWRITTEN else state
+                removed.append(Removed(side, shard, reason))
+    return removed
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    format: str | None = None,  # noqa: A002
+    dtype: str | None = None,
+) -> Iterator[tuple[SideName, int, int]]:
+    """Write the store at `source` again at `target`, in another format or dtype.
+
+    Shards that are there already are skipped, so the same call continues after an interruption.
+
+    Yields:
+        (side, shards done, shards of that side), after each shard.
+
+    Raises:
+        StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
+        StoreMismatchError: `target` holds something else.
+    """
+    if source.resolve() == target.resolve():
+        raise StoreError(f"{target}: a store cannot be converted in place; name another folder")
+    store = open_store(source)
+    spec, index = _wanted(store, dtype)
+    writer = StoreWriter.open(target, spec, index, format=format or store.format)
+    for side in SIDES:
+        total = writer.shards(side)
+        for shard in range(total):
+            with writer.claim(side, shard) as mine:
+                if mine:
+                    writer.write(side, shard, _block(store, writer, side, shard))
+            yield side, shard + 1, total
+    writer.finish()
+
+
+def conversion_size(source: Path, target: Path, dtype: str | None = None) -> SizePlan:
+    """What `convert` would write at `target`."""
+    return plan_size(target, *_wanted(open_store(source), dtype))
+
+
+def _wanted(store: StoreReader, dtype: str | None) -> tuple[StoreSpec, StoreIndex]:
+    index = StoreIndex(
+        ids={side: store.side(side).ids for side in SIDES},
+        caption_to_image=store.caption_to_image,
+        lengths={side: store.side(side).lengths for side in SIDES},
+    )
+    return replace(store.spec, dtype=dtype or store.spec.dtype), index
+
+
+def _block(store: StoreReader, writer: StoreWriter, side: SideName, shard: int) -> Block:
+    """One shard of `store`, with its failures and provenance."""
+    rows = writer.rows(side, shard)
+    items = np.arange(rows.start, rows.stop, dtype=np.int64)
+    reader = store.side(side)
+    marker = layout.read_marker(store.path, side, shard)
+    assert marker is not None
+    return Block(
+        values=reader.tokens(items) if reader.tokens_spec is not None else None,
+        embeddings=reader.embeddings(items),
+        failed=marker.failed,
+        provenance={
+            **marker.provenance,
+            "converted_from": {"format": store.format, "dtype": store.spec.dtype},
+        },
+    )

@@ -1,0 +1,203 @@
+"""The bytes of Zarr v3 chunk files: uncompressed chunks with crc32c, one or many to a file.
+
+A sharded file holds its inner chunks one after the other, each followed by its crc32c, then an
+index of (offset, length) as little-endian uint64 and the index's own crc32c. An array whose chunk
+is the whole file has neither index nor inner chunks. Everything here is the published layout of
+the `bytes`, `crc32c` and `sharding_indexed` codecs; zarr-python reads and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
+
+_CRC = 4
+_NO_CHUNK = 2**64 - 1
+_PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_BYTE = [{"name": "bytes"}, {"name": "crc32c"}]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one array's files are divided: what its zarr.json says, as far as we can read it.
+
+    shape, dtype, fill: of the array. shard_rows: rows of a file. chunk_rows: rows of an inner
+    chunk. sharded: whether files have an index. trailing: the ends of a chunk key ("0/0").
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fill: float
+    shard_rows: int
+    chunk_rows: int
+    sharded: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def key(self, shard: int) -> str:
+        """Path of a shard's file below the array's folder."""
+        return "/".join(("c", str(shard), *("0",) * (len(self.shape) - 1)))
+
+
+def parse_layout(metadata: dict[str, Any]) -> Layout | None:
+    """The layout of an array from its zarr.json, or None where only zarr itself can read it.
+
+    Readable are arrays divided along their first axis alone, stored little-endian with crc32c
+    and nothing else.
+    """
+    try:
+        shape = tuple(int(n) for n in metadata["shape"])
+        dtype = np.dtype(str(metadata["data_type"]))
+        outer = tuple(int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        fill = float(metadata["fill_value"])
+        codecs = [_normal(codec) for codec in metadata["codecs"]]
+        plain = (
+            metadata["node_type"] == "array"
+            and metadata["chunk_grid"]["name"] == "regular"
+            and metadata["chunk_key_encoding"]
+            == {"name": "default", "configuration": {"separator": "/"}}
+            and not metadata.get("storage_transformers")
+            and sys.byteorder == "little"
+            and dtype.kind in "fiu"
+            and outer[1:] == shape[1:]
+        )
+        inner = outer
+        sharded = len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed"
+        if sharded:
+            sharding = codecs[0]["configuration"]
+            inner = tuple(int(n) for n in sharding["chunk_shape"])
+            codecs = [_normal(codec) for codec in sharding["codecs"]]
+            plain = (
+                plain
+                and sharding.get("index_location", "end") == "end"
+                and [_normal(codec) for codec in sharding["index_codecs"]] == _PLAIN
+            )
+        plain = plain and inner[1:] == outer[1:] and (codecs == _PLAIN or _is_byte(codecs, dtype))
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+    if not plain or min((*inner, *shape[1:]), default=0) < 1 or outer[0] % inner[0]:
+        return None
+    return Layout(shape, dtype, fill, outer[0], inner[0], sharded)
+
+
+def _is_byte(codecs: list[dict[str, Any]], dtype: np.dtype[Any]) -> bool:
+    # One byte has no order, and zarr then leaves it out.
+    return dtype.itemsize == 1 and codecs == _BYTE
+
+
+def _normal(codec: dict[str, Any]) -> dict[str, Any]:
+    """A codec's entry without an empty configuration."""
+    return {key: value for key, value in codec.items() if key != "configuration" or value}
+
+
+def read_layout(folder: Path) -> Layout | None:
+    """The layout of the array in a folder, or None where only zarr can tell."""
+    try:
+        metadata = json.loads((folder / "zarr.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return parse_layout(metadata) if isinstance(metadata, dict) else None
+
+
+def open_shard(path: Path, layout: Layout) -> RawShard | None:
+    """The chunks of one file; None where they are not as `layout` says (another writer's).
+
+    Raises ValueError where the index is damaged and OSError where the file is missing.
+    """
+    chunk_bytes = layout.chunk_rows * layout.row_bytes
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if layout.sharded:
+            chunks = layout.shard_rows // layout.chunk_rows
+            offsets = _read_index(file.fileno(), status.st_size, chunks, chunk_bytes + _CRC)
+            if offsets is None:
+                return None
+        elif status.st_size != chunk_bytes + _CRC:
+            raise ValueError(f"the file has {status.st_size} bytes, expected {chunk_bytes + _CRC}")
+        else:
+            offsets = np.zeros(1, np.int64)
+    return RawShard(
+        path=path,
+        offsets=offsets,
+        crcs=None,
+        chunk_bytes=chunk_bytes,
+        row_bytes=layout.row_bytes,
+        fill=fill_bytes(layout.fill, layout.dtype),
+        identity=identity(status),
+    )
+
+
+def _read_index(
+    descriptor: int, file_bytes: int, chunks: int, stored_bytes: int
+) -> NDArray[np.int64] | None:
+    size = 16 * chunks
+    raw = os.pread(descriptor, size + _CRC, max(0, file_bytes - size - _CRC))
+    if len(raw) != size + _CRC:
+        raise ValueError(f"the file has {file_bytes} bytes, too few for its index")
+    if google_crc32c.value(raw[:size]) != int.from_bytes(raw[size:], "little"):
+        raise ValueError("the index at the end of the file has a wrong crc32c")
+    table = np.frombuffer(raw[:size], "<u8").reshape(chunks, 2)
+    missing = (table == np.uint64(_NO_CHUNK)).all(axis=1)
+    there = table[~missing]
+    inside = (there[:, 0] < file_bytes) & (there[:, 1] <= file_bytes)
+    if not (inside & (there.sum(axis=1) <= file_bytes - size - _CRC)).all():
+        raise ValueError("the index names bytes outside the file")
+    if (there[:, 1] != stored_bytes).any():
+        return None
+    return np.where(missing, np.int64(MISSING), table[:, 0].view(np.int64))
+
+
+def write_file(path: Path, layout: Layout, values: NDArray[Any]) -> tuple[int, int]:
+    """Write the first `len(values)` rows of one file; returns its size and crc32c.
+
+    Chunks beyond the rows are left out; a chunk that the rows fill in part is filled up.
+    """
+    flat = np.ascontiguousarray(values, layout.dtype).reshape(-1).view(np.uint8)
+    size = layout.chunk_rows * layout.row_bytes
+    chunks = layout.shard_rows // layout.chunk_rows
+    table = np.full((chunks, 2), _NO_CHUNK, "<u8")
+    offset = crc = 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk, start in enumerate(range(0, len(flat), size)):
+            part = flat[start : start + size]
+            if len(part) < size:
+                fill = fill_bytes(layout.fill, layout.dtype)
+                part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
+            check = google_crc32c.value(part).to_bytes(_CRC, "little")
+            _write(descriptor, [part, np.frombuffer(check, np.uint8)])
+            table[chunk] = offset, size + _CRC
+            offset += size + _CRC
+            crc = google_crc32c.extend(google_crc32c.extend(crc, part), check)
+        if layout.sharded:
+            index = table.tobytes()
+            index += google_crc32c.value(index).to_bytes(_CRC, "little")
+            _write(descriptor, [np.frombuffer(index, np.uint8)])
+            offset, crc = offset + len(index), google_crc32c.extend(crc, index)
+    finally:
+        os.close(descriptor)
+    return offset, crc
+
+
+def _write(descriptor: int, pieces: list[Any]) -> None:
+    """Write all of `pieces`; one call may take less than it is given."""
+    while pieces:
+        done = os.writev(descriptor, pieces)
+        while pieces and done >= len(pieces[0]):
+            done -= len(pieces.pop(0))
+        if pieces:
+            pieces[0] = pieces[0][done:]

@@ -1,0 +1,149 @@
+"""hada-store: what is in feature stores, whether they are whole, and how to mend or move them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hada.extract.console import HadaGroup
+from hada.extract.errors import StoreError
+from hada.extract.manifest import STORE_DTYPES, STORE_FORMATS
+from hada.extract.progress import size
+
+
+@click.group(cls=HadaGroup)
+def store() -> None:
+    """Look into feature stores, check, mend and convert them."""
+
+
+@store.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(path: Path, as_json: bool) -> None:
+    """What a store holds: model, shapes, progress, bytes, provenance.
+
+    PATH is the store's folder, e.g. stores/flickr8k/val/blip.
+    """
+    from hada.extract.store.maintain import describe
+
+    facts = describe(path)
+    click.echo(json.dumps(facts, indent=2) if as_json else _info_text(facts))
+
+
+def _info_text(facts: dict[str, Any]) -> str:
+    spec, model = facts["spec"], facts["spec"]["model"]
+    lines = [
+        f"{model['name']} ({model['family']}) on {spec['dataset']}/{spec['split']}",
+        f"  weights     {model['weights_digest']}",
+        f"  stored as   {spec['dtype']} in {facts['format']}, computed in {model['precision']}, "
+        f"{size(facts['bytes'])}",
+    ]
+    lines += [_side_text(facts, side) for side in ("image", "caption")]
+    width = model["embedding_width"]
+    unit = "unit length" if model["normalized"] else "not normalised"
+    lines.append(f"  embeddings  {f'{width} wide, {unit}' if width else 'no joint space'}")
+    for entry in facts["allowed_mismatches"]:
+        lines.append(f"  accepted    {entry['field']}: {entry['store']!r} for {entry['request']!r}")
+    return "\n".join(lines)
+
+
+def _side_text(facts: dict[str, Any], side: str) -> str:
+    tokens, shards = facts["spec"]["model"][side], facts["shards"][side]
+    count = "varying" if tokens and tokens["count"] is None else tokens and tokens["count"]
+    parts = [f"{count} tokens of width {tokens['width']}" if tokens else "no tokens"]
+    parts.append(f"{shards['done']} of {shards['total']} shards")
+    parts += [f"{shards['damaged']} damaged"] * bool(shards["damaged"])
+    parts += [f"{facts['failed'][side]} failed"] * bool(facts["failed"][side])
+    return f"  {side + 's':<11} {facts['items'][side]:,}, {'; '.join(parts)}"
+
+
+@store.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
+def verify(paths: tuple[Path, ...], deep: bool) -> None:
+    """Check that stores are complete and undamaged. Exit code 1 where one is not.
+
+    Without --deep: markers, presence and sizes. With it: every checksum.
+    """
+    from hada.extract.store.maintain import leftovers
+    from hada.extract.store.reader import open_store, read_spec, shard_status
+
+    bad = 0
+    for path in paths:
+        status = shard_status(path, read_spec(path), deep=deep)
+        states = [
+            (side, shard, state)
+            for side, shards in status.items()
+            for shard, state in shards.items()
+            if state is not None
+        ]
+        for side, shard, state in states:
+            click.echo(f"{path}: {side} shard {shard}: {state}")
+        for file in leftovers(path):
+            click.echo(f"{path}: left by a killed writer, harmless: {file.relative_to(path)}")
+        if not states:
+            # Ids, spans and shapes are checked by opening.
+            open_store(path)
+        bad += len(states)
+        click.echo(f"{path}: {sum(map(len, status.values()))} shards looked at")
+    if bad:
+        raise StoreError(
+            f"{bad} shards are missing or damaged; `hada-store repair` removes the damaged ones, "
+            "and extracting again writes what is missing"
+        )
+
+
+@store.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--fast", is_flag=True, help="Look at markers and sizes alone, not at checksums.")
+def repair(path: Path, fast: bool) -> None:
+    """Remove damaged shards, so that extracting again writes them anew.
+
+    Says what it removed. Shards that are whole stay as they are.
+    """
+    from hada.extract.store.maintain import repair as remove_damaged
+    from hada.extract.store.reader import read_spec
+
+    found = remove_damaged(path, deep=not fast)
+    for entry in found:
+        what = "is being written by another process, left alone" if entry.busy else "removed"
+        click.echo(f"{path}: {entry.side} shard {entry.shard}: {what} ({entry.reason})")
+    spec = read_spec(path)
+    if any(not entry.busy for entry in found):
+        click.echo(
+            f"now run: hada-extract --dataset {spec.dataset} --split {spec.split} "
+            f"--model {spec.model.name}"
+        )
+    else:
+        click.echo(f"{path}: nothing to remove")
+
+
+@store.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--format", "store_format", type=click.Choice(STORE_FORMATS), help="[default: same]")
+@click.option("--dtype", type=click.Choice(STORE_DTYPES), help="[default: same]")
+@click.option("--force", is_flag=True, help="Begin even where the disk is too small.")
+def convert(
+    source: Path, target: Path, store_format: str | None, dtype: str | None, force: bool
+) -> None:
+    r"""Write a store again at TARGET, in another format or dtype.
+
+    SOURCE stays as it is. The same command continues after an interruption.
+
+    \b
+    Example:
+      hada-store convert stores/coco/val/blip stores-h5/coco/val/blip --format hdf5
+    """
+    from hada.extract.progress import progress
+    from hada.extract.store import maintain
+
+    plan = maintain.conversion_size(source, target, dtype)
+    plan.check(force=force)
+    with progress(f"{source} -> {target}", sum(plan.shards.values()), "shards") as advance:
+        for _ in maintain.convert(source, target, format=store_format, dtype=dtype):
+            advance()
+    click.echo(f"{target}: complete")

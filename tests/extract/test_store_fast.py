@@ -1,0 +1,242 @@
+"""Reading by byte range equals reading through the library, and knows when it must not."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import h5py
+import makers
+import numpy as np
+import pytest
+import zarr
+from contracts_store import Content
+
+from hada.extract.errors import StoreError
+from hada.extract.store import formats, open_store
+from hada.extract.store.reader import SideReader
+from hada.extract.store.rows import RowReader
+
+FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
+ARRAYS = ("image/tokens", "image/embeddings", "caption/tokens", "caption/embeddings")
+
+
+def make(path: Path, form: str, **changes: Any) -> Content:
+    content = Content(makers.make_spec(**changes), format=form)
+    content.write(path)
+    return content
+
+
+def source(path: Path, form: str, name: str) -> formats.ArraySource:
+    return formats.get(form).source(path / formats.features_folder(form), name)
+
+
+def no_library(_self: object, start: int, stop: int) -> None:
+    raise AssertionError(f"rows {start} to {stop} went through the library")
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("verified", [False, True])
+def test_any_rows_equal_the_library_s(
+    tmp_path: Path, form: str, name: str, verified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "s", form, rows_per_shard={"image": 3, "caption": 4})
+    array = source(tmp_path / "s", form, name)
+    whole = array.library(0, array.shape[0])
+    monkeypatch.setattr(type(array), "library", no_library)
+    reader = RowReader(array)
+    if verified:
+        np.testing.assert_array_equal(reader.slice(0, array.shape[0]), whole)
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        rows = random.integers(0, array.shape[0], random.integers(0, 9))
+        np.testing.assert_array_equal(reader.rows(rows), whole[rows])
+        spans = np.sort(random.integers(0, array.shape[0] + 1, (random.integers(0, 5), 2)), axis=1)
+        expected = [whole[:0], *(whole[start:stop] for start, stop in spans)]
+        np.testing.assert_array_equal(reader.ranges(spans), np.concatenate(expected))
+        np.testing.assert_array_equal(RowReader(array).ranges(spans), np.concatenate(expected))
+
+
+def test_a_shard_is_written_byte_for_byte_as_zarr_python_does(tmp_path: Path) -> None:
+    content = make(tmp_path / "s", "zarr", rows_per_shard={"image": 4, "caption": 8})
+    ours = tmp_path / "s" / "features.zarr"
+    theirs = tmp_path / "theirs"
+    shutil.copytree(ours, theirs)
+    group = zarr.open_group(theirs, mode="r+")
+    for name in ARRAYS:
+        values = zarr.open_array(ours / name, mode="r")[:]
+        shutil.rmtree(theirs / name / "c")
+        group[name][:] = values
+        written = sorted(p.relative_to(theirs) for p in (theirs / name / "c").rglob("*"))
+        assert written
+        for path in written:
+            if (theirs / path).is_file():
+                assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path
+    assert content.spec.rows_per_shard["image"] == 4
+
+
+@pytest.mark.parametrize("compressors", [["crc32c", "gzip"], ["gzip"], []], ids="+".join)
+def test_other_codecs_go_through_zarr(tmp_path: Path, compressors: list[str]) -> None:
+    content = make(tmp_path / "s", "zarr")
+    group = zarr.open_group(tmp_path / "s" / "features.zarr", mode="r+")
+    values = group["image/tokens"][:]
+    known = {
+        "crc32c": {"name": "crc32c"},
+        "gzip": {"name": "gzip", "configuration": {"level": 1}},
+    }
+    group.create_array(
+        "image/tokens",
+        data=values,
+        chunks=(1, 3, 6),
+        shards=(2, 3, 6),
+        compressors=[known[name] for name in compressors],
+        fill_value=np.nan,
+        overwrite=True,
+    )
+    array = source(tmp_path / "s", "zarr", "image/tokens")
+    assert array.raw(0) is None
+    reader = RowReader(array)
+    np.testing.assert_array_equal(reader.rows(np.array([4, 0, 1, 1])), values[[4, 0, 1, 1]])
+    np.testing.assert_array_equal(reader.slice(0, 5), values)
+    assert len(content.ids["image"]) == 5
+
+
+def test_what_zarr_python_left_out_reads_as_nan(tmp_path: Path) -> None:
+    make(tmp_path / "s", "zarr")
+    path = tmp_path / "s" / "features.zarr" / "image" / "tokens"
+    array = zarr.open_array(path, mode="r+")
+    whole = array[:]
+    whole[1] = np.nan
+    array[0:2] = whole[0:2]
+    reader = RowReader(source(tmp_path / "s", "zarr", "image/tokens"))
+    raw = source(tmp_path / "s", "zarr", "image/tokens").raw(0)
+    assert raw is not None
+    assert (raw.offsets < 0).tolist() == [False, True]
+    np.testing.assert_array_equal(reader.slice(0, 5), whole)
+
+
+def test_an_hdf5_part_of_another_writer_goes_through_h5py(tmp_path: Path) -> None:
+    content = make(tmp_path / "s", "hdf5")
+    part = tmp_path / "s" / "features.hdf5" / "image" / "000000.h5"
+    values = np.stack(content.tokens["image"]).astype("f2")
+    with h5py.File(part, "w") as file:
+        file.create_dataset("tokens", data=values[:2], compression="gzip")
+    array = source(tmp_path / "s", "hdf5", "image/tokens")
+    assert array.raw(0) is None
+    np.testing.assert_array_equal(RowReader(array).slice(0, 5), values)
+
+
+def _flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def _tokens(path: Path, form: str) -> list[Path]:
+    glob = {"zarr": "features.zarr/image/tokens/c/*/0/0", "hdf5": "features.hdf5/image/*.h5"}
+    return sorted(path.glob(glob[form]))
+
+
+@FORMATS
+def test_damage_in_any_byte_is_never_returned(tmp_path: Path, form: str) -> None:
+    content = make(tmp_path / "s", form)
+    shard = _tokens(tmp_path / "s", form)[1]
+    whole = shard.read_bytes()
+    expected = np.concatenate(content.tokens["image"][2:4]).astype("f2")
+    named = 0
+    for place in range(0, len(whole), 1 if form == "zarr" else 97):
+        data = bytearray(whole)
+        data[place] ^= 1 << (place % 8)
+        shard.write_bytes(data)
+        try:
+            got = open_store(tmp_path / "s").image.tokens(slice(2, 4))
+        except StoreError as error:
+            named += "cannot be read" in str(error)
+        else:
+            # HDF5 has bytes that mean nothing; they are found by `verify --deep` alone.
+            np.testing.assert_array_equal(got, expected)
+    assert named == len(whole) if form == "zarr" else named
+
+
+@FORMATS
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_file_that_is_cut_is_an_error(tmp_path: Path, form: str, keep: int) -> None:
+    make(tmp_path / "s", form)
+    store = open_store(tmp_path / "s")
+    shard = _tokens(tmp_path / "s", form)[0]
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.image.tokens(slice(0, 2))
+    shard.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_reader(store.image).slice(0, 2)
+
+
+def open_reader(side: SideReader) -> RowReader:
+    return RowReader(side._token_rows._source)
+
+
+@FORMATS
+def test_a_mended_shard_is_verified_anew(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hada.extract.store.rows.OPEN_FILES", 1)
+    content = make(tmp_path / "s", form)
+    store = open_store(tmp_path / "s")
+    whole = store.image.tokens(slice(None))
+    shard = _tokens(tmp_path / "s", form)[0]
+    raw = source(tmp_path / "s", form, "image/tokens").raw(0)
+    assert raw is not None
+    _flip(shard, int(raw.offsets[0]) + 3)
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.image.tokens(slice(0, 2))
+    shard.unlink()
+    content.write(tmp_path / "s")
+    np.testing.assert_array_equal(store.image.tokens(slice(None)), whole)
+
+
+@FORMATS
+def test_threads_and_pickles_share_a_reader(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hada.extract.store.rows.OPEN_FILES", 2)
+    make(tmp_path / "s", form, rows_per_shard={"image": 1, "caption": 2})
+    store = open_store(tmp_path / "s")
+    whole = store.image.tokens(slice(None)).reshape(5, 3, 6)
+    orders = [np.random.default_rng(k).permutation(5) for k in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        for order, got in zip(orders, pool.map(store.image.tokens, orders), strict=True):
+            np.testing.assert_array_equal(got.reshape(5, 3, 6), whole[order])
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.image.tokens(slice(None)).reshape(5, 3, 6), whole)
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_array_may_be_recycled(tmp_path: Path, form: str, dtype: str) -> None:
+    make(tmp_path / "s", form, dtype=dtype)
+    store = open_store(tmp_path / "s")
+    for side in (store.image, store.caption):
+        rows = np.array([3, 0, 1])
+        out = np.empty((int(side.lengths[rows].sum()), 6 if side is store.image else 5), side.dtype)
+        got = side.tokens(rows, out=out)
+        assert np.shares_memory(got, out)
+        np.testing.assert_array_equal(out, side.tokens(rows))
+    with pytest.raises(ValueError, match="out: expected"):
+        open_reader(store.image).slice(0, 2, np.empty((2, 3, 6), "f8"))
+
+
+@FORMATS
+def test_bfloat16_is_the_nearest_and_nan_stays_nan(tmp_path: Path, form: str) -> None:
+    content = make(tmp_path / "s", form, dtype="bfloat16")
+    got = open_store(tmp_path / "s").image.tokens(slice(None))
+    wanted = np.concatenate(content.tokens["image"]).astype("f4")
+    assert got.dtype == np.float32
+    assert (np.abs(got - wanted) <= np.abs(wanted) * 2.0**-8).all()
+    content.tokens["image"][0][0, 0] = 1e39
+    with pytest.raises(StoreError, match=r"1 values .* do not fit bfloat16"):
+        content.write(tmp_path / "t")
