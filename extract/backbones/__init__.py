@@ -29,6 +29,7 @@ __all__ = [
 Loader = Callable[[BackboneRequest], Backbone]
 
 FAMILIES: dict[str, str] = {
+    "albef": "hada.extract.backbones.albef:load",
     "blip": "hada.extract.backbones.blip:load",
     "clip": "hada.extract.backbones.clip:load",
     "dual": "hada.extract.backbones.dual:load",
