@@ -31,6 +31,7 @@ Loader = Callable[[BackboneRequest], Backbone]
 FAMILIES: dict[str, str] = {
     "albef": "hada.extract.backbones.albef:load",
     "blip": "hada.extract.backbones.blip:load",
+    "blip2": "hada.extract.backbones.blip2:load",
     "clip": "hada.extract.backbones.clip:load",
     "dual": "hada.extract.backbones.dual:load",
     "fake": "hada.extract.backbones.fake:load",

@@ -85,3 +85,18 @@ def test_golden(
     direct = backbone.encode_images(pixels)
     np.testing.assert_allclose(store.image.tokens(slice(None)), direct.values, rtol=0, atol=1e-5)
     np.testing.assert_allclose(store.image.embeddings(), direct.embeddings, rtol=0, atol=1e-5)
+
+
+def test_blip2_from_its_folder(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "backbones"
+    shutil.copytree(golden / "blip2" / "model", tmp_path / "model")
+    (tmp_path / "model").chmod(0o755)
+    shutil.copy(golden / "albef" / "vocab.txt", tmp_path / "model" / "vocab.txt")
+    captions = ["A dog.", "the man's red shirt", "dog", "a", "people walk past"]
+    make_project(tmp_path, golden / "preproc", captions)
+    command("--model", "g=blip2:model")
+    backbone = load_backbone(BackboneRequest(name="g", family="blip2", weights="model", options={}))
+    store = open_store("stores/golden/test/g")
+    direct = backbone.encode_captions(backbone.tokenize(captions))
+    np.testing.assert_allclose(store.caption.tokens(slice(None)), direct.values, rtol=0, atol=1e-5)
+    assert store.spec.model == backbone.spec
