@@ -43,8 +43,8 @@ class CaptionDataset:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def read_dataset(entry: DatasetEntry, split: str) -> CaptionDataset:
-    """Read one split of a dataset of the manifest.
+def read_dataset(entry: DatasetEntry, split: str, *, pictures: bool = True) -> CaptionDataset:
+    """Read one split of a dataset of the manifest; `pictures` False does not look for the files.
 
     Raises:
         UnknownNameError: There is no such split.
@@ -65,7 +65,8 @@ def read_dataset(entry: DatasetEntry, split: str) -> CaptionDataset:
         )
     dataset = _assemble(entry, split, images)
     _check_counts(dataset, wanted, entry)
-    _check_pictures(dataset, entry)
+    if pictures:
+        _check_pictures(dataset, entry)
     return dataset
 
 

@@ -104,12 +104,14 @@ def extract(
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
     from hada.extract.allocator import reuse_freed_memory
+    from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
 
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
-    data = [read_dataset(entry, split) for split in dict.fromkeys(splits)]
+    pictures = any(model.family not in REGION_FAMILIES for model in chosen)
+    data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
     rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}
     failures = 0
     for model in chosen:

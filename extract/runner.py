@@ -13,14 +13,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import images
-from hada.extract.backbones.base import Backbone, Encoded
+from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.captions import CaptionDataset
-from hada.extract.errors import HadaError
+from hada.extract.errors import DatasetError, HadaError
+from hada.extract.items import ImageItems, image_items
 from hada.extract.progress import Advance, progress
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import Block, StoreIndex, StoreWriter
@@ -56,7 +57,7 @@ class Report:
 
 
 def store_spec(
-    backbone: Backbone,
+    backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     *,
     dtype: str = "float16",
@@ -74,25 +75,27 @@ def store_spec(
 
 
 def store_index(
-    backbone: Backbone, dataset: CaptionDataset, ids: Sequence[Sequence[int]]
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    ids: Sequence[Sequence[int]],
+    image_lengths: NDArray[np.int64],
 ) -> StoreIndex:
     """Ids and lengths of a store; `ids` are the tokenised captions."""
     model = backbone.spec
-    image_tokens = model.image.count if model.image and model.image.count is not None else 0
     extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
     caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
     return StoreIndex(
         ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
         caption_to_image=dataset.caption_to_image,
         lengths={
-            "image": np.full(len(dataset.image_ids), image_tokens, np.int64),
+            "image": image_lengths,
             "caption": np.array(caption_lengths, np.int64),
         },
     )
 
 
 def run(
-    backbone: Backbone,
+    backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     path: str | Path,
     *,
@@ -119,7 +122,8 @@ def run(
     started = time.monotonic()
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids))
+    items = image_items(backbone, dataset)
+    writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids, items.lengths))
     report = Report(
         store=writer.folder,
         total_images=len(dataset.image_ids),
@@ -128,7 +132,7 @@ def run(
     label = f"{spec.model.name} on {spec.dataset}/{spec.split}"
     with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
         encoders: dict[SideName, _ImageEncoder | _CaptionEncoder] = {
-            "image": _ImageEncoder(backbone, dataset, pool, batch_size, report),
+            "image": _ImageEncoder(backbone, items, pool, batch_size, report),
             "caption": _CaptionEncoder(backbone, ids, batch_size, report),
         }
         for side in SIDES:
@@ -141,72 +145,71 @@ def run(
 
 
 class _ImageEncoder:
-    """Pictures of some rows -> one block; pictures that cannot be read become NaN rows."""
+    """Images of some rows -> one block; those that cannot be read become NaN rows."""
 
     def __init__(
         self,
-        backbone: Backbone,
-        dataset: CaptionDataset,
+        backbone: Backbone | RegionBackbone,
+        items: ImageItems,
         pool: ThreadPoolExecutor,
         batch_size: int,
         report: Report,
     ) -> None:
-        self._backbone, self._paths, self._pool = backbone, dataset.image_paths, pool
+        self._spec, self._items, self._pool = backbone.spec, items, pool
         self._batch_size, self._report = batch_size, report
 
     def encode(self, rows: range, advance: Advance) -> Block:
         parts: list[Encoded] = []
         failed: dict[int, str] = {}
-        for batch, pixels in self._decoded(rows):
-            good = [p for p in pixels if not isinstance(p, str)]
-            failed.update({r: p for r, p in zip(batch, pixels, strict=True) if isinstance(p, str)})
+        for batch, inputs in self._inputs(rows):
+            good = [item for item in inputs if not isinstance(item, str)]
+            failed.update({r: i for r, i in zip(batch, inputs, strict=True) if isinstance(i, str)})
             began = time.monotonic()
-            encoded = self._backbone.encode_images(np.stack(good)) if good else None
+            encoded = self._items.encode(good) if good else None
             self._report.seconds["encode"] += time.monotonic() - began
-            parts.append(self._with_gaps(encoded, [not isinstance(p, str) for p in pixels]))
+            parts.append(self._with_gaps(encoded, batch, [not isinstance(i, str) for i in inputs]))
             advance(len(batch), f"{len(failed)} failed" if failed else "")
         self._report.images += len(rows)
         return _block(parts, failed)
 
-    def _decoded(self, rows: range) -> Iterator[tuple[range, list[NDArray[np.float32] | str]]]:
-        """Batches of preprocessed pictures, or the reason why one could not be read."""
+    def _inputs(self, rows: range) -> Iterator[tuple[range, list[Any]]]:
+        """Batches of what the backbone takes, or the reason why one could not be read."""
         batches = deque(
             rows[start : start + self._batch_size]
             for start in range(0, len(rows), self._batch_size)
         )
-        waiting: deque[tuple[range, list[Future[NDArray[np.float32] | str]]]] = deque()
+        waiting: deque[tuple[range, list[Future[Any]]]] = deque()
         while batches or waiting:
             while batches and len(waiting) <= BATCHES_AHEAD:
                 batch = batches.popleft()
                 waiting.append((batch, [self._pool.submit(self._read, row) for row in batch]))
             batch, futures = waiting.popleft()
             began = time.monotonic()
-            pixels = [future.result() for future in futures]
+            inputs = [future.result() for future in futures]
             self._report.seconds["decode"] += time.monotonic() - began
-            yield batch, pixels
+            yield batch, inputs
 
-    def _read(self, row: int) -> NDArray[np.float32] | str:
+    def _read(self, row: int) -> Any:
         try:
-            return self._backbone.preprocess(images.open_image(self._paths[row]))
-        except images.ImageError as error:
+            return self._items.read(row)
+        except DatasetError as error:
             return str(error)
 
-    def _with_gaps(self, encoded: Encoded | None, good: list[bool]) -> Encoded:
-        """Put NaN rows where pictures failed, so that every item has its place."""
+    def _with_gaps(self, encoded: Encoded | None, batch: range, good: list[bool]) -> Encoded:
+        """Put NaN rows where images failed, so that every item has its place."""
         if encoded is not None and all(good):
             return encoded
-        spec, n = self._backbone.spec, len(good)
-        values = embeddings = None
+        spec, values, embeddings = self._spec, None, None
+        kept = np.array(good)
         if spec.image is not None:
-            count = spec.image.count or 0
-            tokens = np.full((n, count, spec.image.width), np.nan, np.float32)
+            lengths = self._items.lengths[batch.start : batch.stop]
+            values = np.full((int(lengths.sum()), spec.image.width), np.nan, np.float32)
             if encoded is not None and encoded.values is not None:
-                tokens[good] = encoded.values.reshape(-1, count, spec.image.width)
-            values = tokens.reshape(-1, spec.image.width)
+                values[np.repeat(kept, lengths)] = encoded.values
         if spec.embedding_width is not None:
-            embeddings = np.full((n, spec.embedding_width), np.nan, np.float32)
+            embeddings = np.full((len(good), spec.embedding_width), np.nan, np.float32)
             if encoded is not None and encoded.embeddings is not None:
-                embeddings[good] = encoded.embeddings
+                embeddings[kept] = encoded.embeddings
         return Encoded(values=values, lengths=None, embeddings=embeddings)
 
 
@@ -214,7 +217,11 @@ class _CaptionEncoder:
     """Tokenised captions of some rows -> one block, batched by length inside the shard."""
 
     def __init__(
-        self, backbone: Backbone, ids: list[list[int]], batch_size: int, report: Report
+        self,
+        backbone: Backbone | RegionBackbone,
+        ids: list[list[int]],
+        batch_size: int,
+        report: Report,
     ) -> None:
         self._backbone, self._ids = backbone, ids
         self._batch_size, self._report = batch_size, report

@@ -7,7 +7,6 @@ encoder, the lower half of ALBEF's BERT, as retrieval uses it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hada.extract.backbones.salesforce import (
     STD,
     bert_tokenizer,
     check_vocabulary,
+    clean_albef,
     clean_caption,
     squash,
 )
@@ -41,21 +41,6 @@ OPTIONS: dict[str, type] = {
     "max_words": int,
     "max_tokens": int,
 }
-
-
-def clean_albef(caption: str, max_words: int) -> tuple[str, bool]:
-    """A caption as ALBEF's own retrieval code prepares it, and whether words were cut off.
-
-    Unlike BLIP's rule it deletes punctuation (also within words) and splits at dashes.
-
-    >>> clean_albef("Two dogs -- don't run at 5:30!", 30)
-    ('two dogs dont run at 530', False)
-    """
-    text = re.sub(r"([,.'!?\"()*#:;~])", "", caption.lower())
-    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    words = text.split(" ")
-    return " ".join(words[:max_words]), len(words) > max_words
 
 
 class AlbefBackbone(TorchBackbone):

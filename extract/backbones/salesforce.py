@@ -48,6 +48,21 @@ def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
     return " ".join(words[:max_words]), len(words) > max_words
 
 
+def clean_albef(caption: str, max_words: int) -> tuple[str, bool]:
+    """A caption as ALBEF's own retrieval code prepares it, and whether words were cut off.
+
+    Unlike BLIP's rule it deletes punctuation (also within words) and splits at dashes.
+
+    >>> clean_albef("Two dogs -- don't run at 5:30!", 30)
+    ('two dogs dont run at 530', False)
+    """
+    text = re.sub(r"([,.'!?\"()*#:;~])", "", caption.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]), len(words) > max_words
+
+
 def choose_heads(
     which: str,
     width: int,

@@ -14,9 +14,8 @@ from contracts_backbone import CAPTIONS, BackboneContract
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.backbones.albef import clean_albef
 from hada.extract.backbones.albef_official import map_key, resize_positions
-from hada.extract.backbones.salesforce import clean_caption
+from hada.extract.backbones.salesforce import clean_albef, clean_caption
 from hada.extract.errors import CheckpointError, UsageError
 
 OFFICIAL = ["flickr30k.pth", "checkpoint_best.pth", "ALBEF_pretrain.pth"]
