@@ -10,6 +10,7 @@ import click
 
 from hada.extract.console import HadaCommand, HadaGroup, manifest_options
 from hada.extract.errors import HadaError, StoreError
+from hada.extract.import_cli import import_command
 from hada.extract.manifest import PRECISIONS, STORE_DTYPES, Manifest
 from hada.extract.progress import size
 
@@ -206,3 +207,6 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
         click.echo(f"{path}: {sum(map(len, status.values()))} shards looked at")
     if bad:
         raise StoreError(f"{bad} shards are missing or damaged; extracting again mends them")
+
+
+store.add_command(import_command)

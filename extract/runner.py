@@ -78,9 +78,9 @@ def store_index(
     backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     ids: Sequence[Sequence[int]],
-    image_lengths: NDArray[np.int64],
+    items: ImageItems | None = None,
 ) -> StoreIndex:
-    """Ids and lengths of a store; `ids` are the tokenised captions."""
+    """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
     model = backbone.spec
     extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
     caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
@@ -88,7 +88,7 @@ def store_index(
         ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
         caption_to_image=dataset.caption_to_image,
         lengths={
-            "image": image_lengths,
+            "image": (items or image_items(backbone, dataset)).lengths,
             "caption": np.array(caption_lengths, np.int64),
         },
     )
@@ -123,7 +123,7 @@ def run(
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     items = image_items(backbone, dataset)
-    writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids, items.lengths))
+    writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids, items))
     report = Report(
         store=writer.folder,
         total_images=len(dataset.image_ids),
