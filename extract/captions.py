@@ -111,6 +111,8 @@ def _karpathy_image(entry: DatasetEntry, file: Path, number: int, record: dict[s
         text = sentence.get("raw") if isinstance(sentence, dict) else None
         if not isinstance(text, str):
             raise DatasetError(f"{file}: images[{number}].sentences[{position}] has no 'raw' text")
+        # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         captions.append((str(sentence.get("sentid", f"{name}#{position}")), text))
     if not captions:
         raise DatasetError(

@@ -86,6 +86,14 @@ stop the run.
     show_default=True,
     help="Exit with 1 when more pictures than this cannot be decoded.",
 )
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="skip: leave a picture out that cannot be decoded, and name it in the store's "
+    "errors.jsonl. fail: stop at the first.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the stores first and start again.")
 @manifest_options
 def extract(
@@ -100,6 +108,7 @@ def extract(
     decoders: int,
     shard_size: int,
     max_errors: int,
+    on_error: str,
     fresh: bool,
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
@@ -126,6 +135,7 @@ def extract(
             batch_size=batch_size,
             decoders=decoders,
             rows_per_shard=rows,
+            on_error=on_error,
             fresh=fresh,
         )
         for report in reports:

@@ -34,9 +34,11 @@ class ImageEncoder:
         pool: ThreadPoolExecutor,
         batch_size: int,
         report: Report,
+        *,
+        skip_failed: bool = True,
     ) -> None:
         self._spec, self._items, self._pool = backbone.spec, items, pool
-        self._batch_size, self._report = batch_size, report
+        self._batch_size, self._report, self._skip_failed = batch_size, report, skip_failed
 
     def encode(self, rows: range, advance: Advance) -> Block:
         parts: list[Encoded] = []
@@ -44,6 +46,8 @@ class ImageEncoder:
         for batch, inputs in self._inputs(rows):
             good = [item for item in inputs if not isinstance(item, str)]
             failed.update({r: i for r, i in zip(batch, inputs, strict=True) if isinstance(i, str)})
+            if failed and not self._skip_failed:
+                raise DatasetError(f"--on-error fail: {next(iter(failed.values()))}")
             began = time.monotonic()
             encoded = self._items.encode(good) if good else None
             self._report.seconds["encode"] += time.monotonic() - began

@@ -18,6 +18,10 @@ from hada.extract.captions import CaptionDataset
 from hada.extract.errors import DatasetError
 from hada.extract.regions import open_regions
 
+# A model that resizes the shorter side to S makes S * S times this many pixels of such a picture:
+# 340 MB in each decoding thread at S = 336. The same for all models, so that all fail alike.
+MAX_ASPECT = 1000
+
 
 class ImageItems(Protocol):
     """All images of a split.
@@ -47,7 +51,16 @@ class PictureItems:
         self.lengths = np.full(len(self._paths), count, np.int64)
 
     def read(self, row: int) -> NDArray[np.float32]:
-        return self._backbone.preprocess(images.open_image(self._paths[row]))
+        path = str(self._paths[row])
+        picture = images.open_image(path)
+        if max(picture.size) > MAX_ASPECT * min(picture.size):
+            sides = f"{picture.width} x {picture.height}"
+            raise images.ImageError(path, f"too elongated ({sides}, at most {MAX_ASPECT} to 1)")
+        try:
+            return self._backbone.preprocess(picture)
+        except (OSError, ValueError, ArithmeticError, MemoryError) as error:
+            reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
+            raise images.ImageError(path, reason) from error
 
     def encode(self, items: Sequence[NDArray[np.float32]]) -> Encoded:
         return self._backbone.encode_images(np.stack(items))

@@ -12,7 +12,7 @@ from hada.extract.console import say
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.progress import duration, size
-from hada.extract.runner import Report, run
+from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store.layout import COMMIT, FEATURES, local_folder
 
 MOST_NAMED = 10
@@ -89,7 +89,7 @@ def _remove_store(path: str) -> None:
     folder = local_folder(path)
     if not folder.exists():
         return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES}
+    strangers = {item.name for item in folder.iterdir()} - {COMMIT, FEATURES, ERRORS}
     if strangers:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
@@ -102,7 +102,8 @@ def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) ->
     for id_, reason in list(report.failures.items())[:MOST_NAMED]:
         say(f"{where}: could not decode {id_}: {reason}")
     if len(report.failures) > MOST_NAMED:
-        say(f"{where}: and {len(report.failures) - MOST_NAMED} more")
+        more = len(report.failures) - MOST_NAMED
+        say(f"{where}: and {more} more, all named in {report.store / ERRORS}")
     if truncated:
         say(f"{where}: {truncated} captions were longer than the model takes and were cut")
     if report.busy_shards:

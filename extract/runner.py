@@ -7,6 +7,7 @@ was killed and continued ends with the bytes of an undisturbed one.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
+from hada.extract import atomic
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.encoders import CaptionEncoder, ImageEncoder
-from hada.extract.errors import HadaError
+from hada.extract.errors import DatasetError, HadaError
 from hada.extract.items import ImageItems, image_items
 from hada.extract.progress import progress
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import StoreIndex, StoreWriter
+
+ERRORS = "errors.jsonl"
+ON_ERROR = ("skip", "fail")
 
 
 @dataclass
@@ -98,6 +103,7 @@ def run(
     batch_size: int = 32,
     decoders: int = 2,
     rows_per_shard: dict[SideName, int] | None = None,
+    on_error: str = "skip",
 ) -> Report:
     """Fill the store at `path` with what is not there yet.
 
@@ -109,8 +115,11 @@ def run(
         batch_size: Items per forward pass.
         decoders: Threads that decode and preprocess pictures.
         rows_per_shard: Items per shard for both sides; the defaults suit real models.
+        on_error: "skip" leaves out images that cannot be read and names them in the store's
+            `errors.jsonl`; "fail" stops at the first.
 
     Raises:
+        DatasetError: An image cannot be read, and `on_error` is "fail".
         StoreMismatchError: The store there holds other features.
         HadaError: Not one picture could be read.
     """
@@ -127,7 +136,9 @@ def run(
     label = f"{spec.model.name} on {spec.dataset}/{spec.split}"
     with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
         encoders: dict[SideName, ImageEncoder | CaptionEncoder] = {
-            "image": ImageEncoder(backbone, items, pool, batch_size, report),
+            "image": ImageEncoder(
+                backbone, items, pool, batch_size, report, skip_failed=on_error == "skip"
+            ),
             "caption": CaptionEncoder(backbone, ids, batch_size, report),
         }
         for side in SIDES:
@@ -135,6 +146,9 @@ def run(
             _run_side(writer, side, encoders[side], f"{label}: {side}s", report, batch_size)
             report.side_seconds[side] = time.monotonic() - began
     _finish(writer, dataset, report)
+    if on_error == "fail" and report.failures:  # of an earlier run that left them out
+        id_, reason = next(iter(report.failures.items()))
+        raise DatasetError(f"--on-error fail: {id_}: {reason}")
     report.wall_seconds = time.monotonic() - started
     return report
 
@@ -168,6 +182,7 @@ def _run_side(
 def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> None:
     failures = writer.failures("image")
     report.failures = {dataset.image_ids[row]: failures[row] for row in sorted(failures)}
+    _write_errors(report.store, dataset, failures)
     if failures and len(failures) == len(dataset.image_ids):
         first = next(iter(report.failures.items()))
         raise HadaError(
@@ -175,3 +190,17 @@ def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> Non
             f"the first, {first[0]!r}: {first[1]}"
         )
     report.bytes = sum(file.stat().st_size for file in report.store.rglob("*") if file.is_file())
+
+
+def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str]) -> None:
+    """The failed images for programs, a JSON object a line; no file where nothing failed."""
+    if not failures:
+        (folder / ERRORS).unlink(missing_ok=True)
+        return
+    lines = [
+        json.dumps(
+            {"side": "image", "row": row, "id": dataset.image_ids[row], "reason": failures[row]}
+        )
+        for row in sorted(failures)
+    ]
+    atomic.write_bytes(folder / ERRORS, ("\n".join(lines) + "\n").encode())
