@@ -94,6 +94,21 @@ stop the run.
     help="skip: leave a picture out that cannot be decoded, and name it in the store's "
     "errors.jsonl. fail: stop at the first.",
 )
+@click.option(
+    "--views",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Also store K augmented renderings of every picture, as <model>@view1 and so on.",
+)
+@click.option(
+    "--view-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the augmented views; the stores record it.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the stores first and start again.")
 @manifest_options
 def extract(
@@ -109,6 +124,8 @@ def extract(
     shard_size: int,
     max_errors: int,
     on_error: str,
+    views: int,
+    view_seed: int,
     fresh: bool,
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
@@ -136,6 +153,8 @@ def extract(
             decoders=decoders,
             rows_per_shard=rows,
             on_error=on_error,
+            views=views,
+            view_seed=view_seed,
             fresh=fresh,
         )
         for report in reports:

@@ -7,9 +7,10 @@ anything is written how many tokens each item will have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from hada.extract import images
@@ -17,6 +18,9 @@ from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.errors import DatasetError
 from hada.extract.regions import open_regions
+
+if TYPE_CHECKING:
+    from hada.extract.views import View
 
 # A model that resizes the shorter side to S makes S * S times this many pixels of such a picture:
 # 340 MB in each decoding thread at S = 336. The same for all models, so that all fail alike.
@@ -44,8 +48,14 @@ class ImageItems(Protocol):
 class PictureItems:
     """Picture files, decoded and preprocessed."""
 
-    def __init__(self, backbone: Backbone, dataset: CaptionDataset) -> None:
-        self._backbone, self._paths = backbone, dataset.image_paths
+    def __init__(
+        self, backbone: Backbone, dataset: CaptionDataset, view: View | None = None
+    ) -> None:
+        self._backbone, self._paths, self._ids = backbone, dataset.image_paths, dataset.image_ids
+        self._view, self._size = view, (0, 0)
+        if view is not None:
+            blank = backbone.preprocess(PIL.Image.new("RGB", (64, 64)))
+            self._size = blank.shape[1], blank.shape[2]
         tokens = backbone.spec.image
         count = tokens.count if tokens and tokens.count is not None else 0
         self.lengths = np.full(len(self._paths), count, np.int64)
@@ -57,6 +67,8 @@ class PictureItems:
             sides = f"{picture.width} x {picture.height}"
             raise images.ImageError(path, f"too elongated ({sides}, at most {MAX_ASPECT} to 1)")
         try:
+            if self._view is not None:
+                picture = self._view.render(picture, self._ids[row], self._size)
             return self._backbone.preprocess(picture)
         except (OSError, ValueError, ArithmeticError, MemoryError) as error:
             reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
@@ -96,11 +108,13 @@ class RegionItems:
         return self._backbone.encode_regions(items)
 
 
-def image_items(backbone: Backbone | RegionBackbone, dataset: CaptionDataset) -> ImageItems:
-    """The image side of `dataset` for `backbone`.
+def image_items(
+    backbone: Backbone | RegionBackbone, dataset: CaptionDataset, view: View | None = None
+) -> ImageItems:
+    """The image side of `dataset` for `backbone`, augmented where a view is asked for.
 
     Raises `DatasetError` where region features are needed and not there at all.
     """
     if isinstance(backbone, RegionBackbone):
         return RegionItems(backbone, dataset)
-    return PictureItems(backbone, dataset)
+    return PictureItems(backbone, dataset, view)

@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from hada.extract.backbones import load_backbone
-from hada.extract.backbones.base import BackboneRequest
+from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.console import say
 from hada.extract.errors import StoreError, UsageError
@@ -39,10 +39,13 @@ def extract_model(
     device: str,
     precision: str,
     fresh: bool,
+    views: int = 0,
+    view_seed: int = 0,
     **options: Any,
 ) -> list[Report]:
     """One model over several splits: loaded once, then shard after shard.
 
+    `views` augmented views of the pictures follow view 0, each in a store of its own.
     `options` are those of `runner.run`. Pictures that failed and captions that were cut are told
     on stderr.
 
@@ -66,6 +69,37 @@ def extract_model(
         cut_before = getattr(backbone, "truncated", 0)
         report = run(backbone, dataset, path, **options)
         _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
+        reports.append(report)
+        reports += _extract_views(
+            backbone, dataset, path, range(1, views + 1), view_seed, fresh, options
+        )
+    return reports
+
+
+def _extract_views(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    path: str,
+    numbers: range,
+    seed: int,
+    fresh: bool,
+    options: dict[str, Any],
+) -> list[Report]:
+    """The augmented views of a split, each in a store beside the one at `path`."""
+    if not numbers:
+        return []
+    from hada.extract.views import View, pictures_only, viewed
+
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")
+    reports = []
+    for number in numbers:
+        place, view = f"{path}@view{number}", View(number, seed)
+        if fresh:
+            _remove_store(place)
+        pictures = pictures_only(dataset)
+        report = run(viewed(backbone, view), pictures, place, view=view, **options)
+        _tell(f"{backbone.spec.name}@view{number}", dataset, report, 0)
         reports.append(report)
     return reports
 

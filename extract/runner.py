@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from hada.extract.items import ImageItems, image_items
 from hada.extract.progress import progress
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import StoreIndex, StoreWriter
+
+if TYPE_CHECKING:
+    from hada.extract.views import View
 
 ERRORS = "errors.jsonl"
 ON_ERROR = ("skip", "fail")
@@ -104,6 +108,7 @@ def run(
     decoders: int = 2,
     rows_per_shard: dict[SideName, int] | None = None,
     on_error: str = "skip",
+    view: View | None = None,
 ) -> Report:
     """Fill the store at `path` with what is not there yet.
 
@@ -117,6 +122,7 @@ def run(
         rows_per_shard: Items per shard for both sides; the defaults suit real models.
         on_error: "skip" leaves out images that cannot be read and names them in the store's
             `errors.jsonl`; "fail" stops at the first.
+        view: How to augment pictures; `backbone` and `dataset` are then those of `views`.
 
     Raises:
         DatasetError: An image cannot be read, and `on_error` is "fail".
@@ -126,7 +132,7 @@ def run(
     started = time.monotonic()
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    items = image_items(backbone, dataset)
+    items = image_items(backbone, dataset, view)
     writer = StoreWriter.open(path, spec, store_index(backbone, dataset, ids, items))
     report = Report(
         store=writer.folder,
