@@ -43,8 +43,8 @@ class CaptionDataset:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def read_dataset(entry: DatasetEntry, split: str) -> CaptionDataset:
-    """Read one split of a dataset of the manifest.
+def read_dataset(entry: DatasetEntry, split: str, *, pictures: bool = True) -> CaptionDataset:
+    """Read one split of a dataset of the manifest; `pictures` False does not look for the files.
 
     Raises:
         UnknownNameError: There is no such split.
@@ -65,7 +65,8 @@ def read_dataset(entry: DatasetEntry, split: str) -> CaptionDataset:
         )
     dataset = _assemble(entry, split, images)
     _check_counts(dataset, wanted, entry)
-    _check_pictures(dataset, entry)
+    if pictures:
+        _check_pictures(dataset, entry)
     return dataset
 
 
@@ -110,6 +111,8 @@ def _karpathy_image(entry: DatasetEntry, file: Path, number: int, record: dict[s
         text = sentence.get("raw") if isinstance(sentence, dict) else None
         if not isinstance(text, str):
             raise DatasetError(f"{file}: images[{number}].sentences[{position}] has no 'raw' text")
+        # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         captions.append((str(sentence.get("sentid", f"{name}#{position}")), text))
     if not captions:
         raise DatasetError(

@@ -8,6 +8,7 @@ import click
 
 from hada.extract.console import HadaCommand, manifest_options
 from hada.extract.errors import HadaError, StoreError
+from hada.extract.import_cli import import_command
 from hada.extract.manifest import PRECISIONS, STORE_DTYPES, STORE_FORMATS, Manifest
 from hada.extract.progress import size
 from hada.extract.store_cli import store
@@ -93,6 +94,29 @@ stop the run.
     show_default=True,
     help="Exit with 1 when more pictures than this cannot be decoded.",
 )
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="skip: leave a picture out that cannot be decoded, and name it in the store's "
+    "errors.jsonl. fail: stop at the first.",
+)
+@click.option(
+    "--views",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Also store K augmented renderings of every picture, as <model>@view1 and so on.",
+)
+@click.option(
+    "--view-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the augmented views; the stores record it.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the stores first and start again.")
 @click.option(
     "--dry-run",
@@ -122,6 +146,9 @@ def extract(
     decoders: int,
     shard_size: int,
     max_errors: int,
+    on_error: str,
+    views: int,
+    view_seed: int,
     fresh: bool,
     dry_run: bool,
     force: bool,
@@ -130,12 +157,14 @@ def extract(
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
     from hada.extract.allocator import reuse_freed_memory
+    from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
 
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
-    data = [read_dataset(entry, split) for split in dict.fromkeys(splits)]
+    pictures = any(model.family not in REGION_FAMILIES for model in chosen)
+    data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
     rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}
     failures = 0
     plans = []
@@ -159,6 +188,9 @@ def extract(
             format=store_format,
             allow_mismatch=allow,
             force=force,
+            on_error=on_error,
+            views=views,
+            view_seed=view_seed,
             fresh=fresh,
         )
         for report in reports:
@@ -186,3 +218,6 @@ def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
             "Free some space, or choose another place: --root stores=FOLDER"
         )
     return 0
+
+
+store.add_command(import_command)

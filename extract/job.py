@@ -6,13 +6,13 @@ import shutil
 from typing import Any
 
 from hada.extract.backbones import load_backbone
-from hada.extract.backbones.base import Backbone, BackboneRequest
+from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.console import say
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.progress import duration, size
-from hada.extract.runner import Report, plan, run
+from hada.extract.runner import ERRORS, Report, plan, run
 from hada.extract.store import formats
 from hada.extract.store.layout import COMMIT, local_folder
 from hada.extract.store.space import SizePlan
@@ -42,12 +42,15 @@ def extract_model(
     precision: str,
     fresh: bool,
     format: str | None = None,  # noqa: A002
+    views: int = 0,
+    view_seed: int = 0,
     **options: Any,
 ) -> list[Report]:
     """One model over several splits: loaded once, then shard after shard.
 
     `format` is that of new stores, by default the manifest's; a store that is there keeps its
-    own. `options` are those of `runner.run`. Pictures that failed and captions that were cut are
+    own. `views` augmented views of the pictures follow view 0, each in a store of its own.
+    `options` are those of `runner.run`. Pictures that failed and captions that were cut are
     told on stderr.
 
     Raises:
@@ -64,6 +67,43 @@ def extract_model(
         chosen = format or (manifest.defaults.store_format if new else None)
         report = run(backbone, dataset, path, format=chosen, **options)
         _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
+        reports.append(report)
+        reports += _extract_views(
+            backbone,
+            dataset,
+            path,
+            range(1, views + 1),
+            view_seed,
+            fresh,
+            {"format": chosen, **options},
+        )
+    return reports
+
+
+def _extract_views(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    path: str,
+    numbers: range,
+    seed: int,
+    fresh: bool,
+    options: dict[str, Any],
+) -> list[Report]:
+    """The augmented views of a split, each in a store beside the one at `path`."""
+    if not numbers:
+        return []
+    from hada.extract.views import View, pictures_only, viewed
+
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")
+    reports = []
+    for number in numbers:
+        place, view = f"{path}@view{number}", View(number, seed)
+        if fresh:
+            _remove_store(place)
+        pictures = pictures_only(dataset)
+        report = run(viewed(backbone, view), pictures, place, view=view, **options)
+        _tell(f"{backbone.spec.name}@view{number}", dataset, report, 0)
         reports.append(report)
     return reports
 
@@ -122,7 +162,7 @@ def _remove_store(path: str) -> None:
     folder = local_folder(path)
     if not folder.exists():
         return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, *formats.folders()}
+    strangers = {item.name for item in folder.iterdir()} - {COMMIT, ERRORS, *formats.folders()}
     if strangers:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
@@ -135,7 +175,8 @@ def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) ->
     for id_, reason in list(report.failures.items())[:MOST_NAMED]:
         say(f"{where}: could not decode {id_}: {reason}")
     if len(report.failures) > MOST_NAMED:
-        say(f"{where}: and {len(report.failures) - MOST_NAMED} more")
+        more = len(report.failures) - MOST_NAMED
+        say(f"{where}: and {more} more, all named in {report.store / ERRORS}")
     if truncated:
         say(f"{where}: {truncated} captions were longer than the model takes and were cut")
     if report.busy_shards:

@@ -7,27 +7,32 @@ was killed and continued ends with the bytes of an undisturbed one.
 
 from __future__ import annotations
 
+import json
 import time
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hada.extract import images
-from hada.extract.backbones.base import Backbone, Encoded
+from hada.extract import atomic
+from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
-from hada.extract.errors import HadaError
-from hada.extract.progress import Advance, progress
+from hada.extract.encoders import CaptionEncoder, ImageEncoder
+from hada.extract.errors import DatasetError, HadaError
+from hada.extract.items import ImageItems, image_items
+from hada.extract.progress import progress
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import Block, StoreIndex, StoreWriter
+from hada.extract.store import StoreIndex, StoreWriter
 from hada.extract.store.space import SizePlan, plan_size
 
-# Decoded pictures waiting for the model, in batches: enough to never wait, little memory.
-BATCHES_AHEAD = 2
+if TYPE_CHECKING:
+    from hada.extract.views import View
+
+ERRORS = "errors.jsonl"
+ON_ERROR = ("skip", "fail")
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Report:
 
 
 def store_spec(
-    backbone: Backbone,
+    backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     *,
     dtype: str = "float16",
@@ -75,25 +80,27 @@ def store_spec(
 
 
 def store_index(
-    backbone: Backbone, dataset: CaptionDataset, ids: Sequence[Sequence[int]]
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    ids: Sequence[Sequence[int]],
+    items: ImageItems | None = None,
 ) -> StoreIndex:
-    """Ids and lengths of a store; `ids` are the tokenised captions."""
+    """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
     model = backbone.spec
-    image_tokens = model.image.count if model.image and model.image.count is not None else 0
     extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
     caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
     return StoreIndex(
         ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
         caption_to_image=dataset.caption_to_image,
         lengths={
-            "image": np.full(len(dataset.image_ids), image_tokens, np.int64),
+            "image": (items or image_items(backbone, dataset)).lengths,
             "caption": np.array(caption_lengths, np.int64),
         },
     )
 
 
 def run(
-    backbone: Backbone,
+    backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     path: str | Path,
     *,
@@ -104,6 +111,8 @@ def run(
     format: str | None = None,  # noqa: A002
     allow_mismatch: Collection[str] = (),
     force: bool = False,
+    on_error: str = "skip",
+    view: View | None = None,
 ) -> Report:
     """Fill the store at `path` with what is not there yet.
 
@@ -118,8 +127,12 @@ def run(
         format: "zarr" or "hdf5"; None goes on with what is there, and makes Zarr otherwise.
         allow_mismatch: Fields in which a store that is there may differ from what is asked for.
         force: Begin even where the disk has not the room for all of it.
+        on_error: "skip" leaves out images that cannot be read and names them in the store's
+            `errors.jsonl`; "fail" stops at the first.
+        view: How to augment pictures; `backbone` and `dataset` are then those of `views`.
 
     Raises:
+        DatasetError: An image cannot be read, and `on_error` is "fail".
         StoreMismatchError: The store there holds other features.
         StoreError: The disk has not the room.
         HadaError: Not one picture could be read.
@@ -127,7 +140,8 @@ def run(
     started = time.monotonic()
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    index = store_index(backbone, dataset, ids)
+    items = image_items(backbone, dataset, view)
+    index = store_index(backbone, dataset, ids, items)
     plan_size(path, spec, index).check(force=force)
     writer = StoreWriter.open(path, spec, index, format=format, allow_mismatch=allow_mismatch)
     report = Report(
@@ -137,21 +151,26 @@ def run(
     )
     label = f"{spec.model.name} on {spec.dataset}/{spec.split}"
     with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
-        encoders: dict[SideName, _ImageEncoder | _CaptionEncoder] = {
-            "image": _ImageEncoder(backbone, dataset, pool, batch_size, report),
-            "caption": _CaptionEncoder(backbone, ids, batch_size, report),
+        encoders: dict[SideName, ImageEncoder | CaptionEncoder] = {
+            "image": ImageEncoder(
+                backbone, items, pool, batch_size, report, skip_failed=on_error == "skip"
+            ),
+            "caption": CaptionEncoder(backbone, ids, batch_size, report),
         }
         for side in SIDES:
             began = time.monotonic()
             _run_side(writer, side, encoders[side], f"{label}: {side}s", report, batch_size)
             report.side_seconds[side] = time.monotonic() - began
     _finish(writer, dataset, report)
+    if on_error == "fail" and report.failures:  # of an earlier run that left them out
+        id_, reason = next(iter(report.failures.items()))
+        raise DatasetError(f"--on-error fail: {id_}: {reason}")
     report.wall_seconds = time.monotonic() - started
     return report
 
 
 def plan(
-    backbone: Backbone,
+    backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     path: str | Path,
     *,
@@ -160,117 +179,14 @@ def plan(
 ) -> SizePlan:
     """What `run` with the same arguments would write; nothing is written."""
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    return plan_size(
-        path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))
-    )
-
-
-class _ImageEncoder:
-    """Pictures of some rows -> one block; pictures that cannot be read become NaN rows."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        dataset: CaptionDataset,
-        pool: ThreadPoolExecutor,
-        batch_size: int,
-        report: Report,
-    ) -> None:
-        self._backbone, self._paths, self._pool = backbone, dataset.image_paths, pool
-        self._batch_size, self._report = batch_size, report
-
-    def encode(self, rows: range, advance: Advance) -> Block:
-        parts: list[Encoded] = []
-        failed: dict[int, str] = {}
-        for batch, pixels in self._decoded(rows):
-            good = [p for p in pixels if not isinstance(p, str)]
-            failed.update({r: p for r, p in zip(batch, pixels, strict=True) if isinstance(p, str)})
-            began = time.monotonic()
-            encoded = self._backbone.encode_images(np.stack(good)) if good else None
-            self._report.seconds["encode"] += time.monotonic() - began
-            parts.append(self._with_gaps(encoded, [not isinstance(p, str) for p in pixels]))
-            advance(len(batch), f"{len(failed)} failed" if failed else "")
-        self._report.images += len(rows)
-        return _block(parts, failed)
-
-    def _decoded(self, rows: range) -> Iterator[tuple[range, list[NDArray[np.float32] | str]]]:
-        """Batches of preprocessed pictures, or the reason why one could not be read."""
-        batches = deque(
-            rows[start : start + self._batch_size]
-            for start in range(0, len(rows), self._batch_size)
-        )
-        waiting: deque[tuple[range, list[Future[NDArray[np.float32] | str]]]] = deque()
-        while batches or waiting:
-            while batches and len(waiting) <= BATCHES_AHEAD:
-                batch = batches.popleft()
-                waiting.append((batch, [self._pool.submit(self._read, row) for row in batch]))
-            batch, futures = waiting.popleft()
-            began = time.monotonic()
-            pixels = [future.result() for future in futures]
-            self._report.seconds["decode"] += time.monotonic() - began
-            yield batch, pixels
-
-    def _read(self, row: int) -> NDArray[np.float32] | str:
-        try:
-            return self._backbone.preprocess(images.open_image(self._paths[row]))
-        except images.ImageError as error:
-            return str(error)
-
-    def _with_gaps(self, encoded: Encoded | None, good: list[bool]) -> Encoded:
-        """Put NaN rows where pictures failed, so that every item has its place."""
-        if encoded is not None and all(good):
-            return encoded
-        spec, n = self._backbone.spec, len(good)
-        values = embeddings = None
-        if spec.image is not None:
-            count = spec.image.count or 0
-            tokens = np.full((n, count, spec.image.width), np.nan, np.float32)
-            if encoded is not None and encoded.values is not None:
-                tokens[good] = encoded.values.reshape(-1, count, spec.image.width)
-            values = tokens.reshape(-1, spec.image.width)
-        if spec.embedding_width is not None:
-            embeddings = np.full((n, spec.embedding_width), np.nan, np.float32)
-            if encoded is not None and encoded.embeddings is not None:
-                embeddings[good] = encoded.embeddings
-        return Encoded(values=values, lengths=None, embeddings=embeddings)
-
-
-class _CaptionEncoder:
-    """Tokenised captions of some rows -> one block, batched by length inside the shard."""
-
-    def __init__(
-        self, backbone: Backbone, ids: list[list[int]], batch_size: int, report: Report
-    ) -> None:
-        self._backbone, self._ids = backbone, ids
-        self._batch_size, self._report = batch_size, report
-
-    def encode(self, rows: range, advance: Advance) -> Block:
-        # Captions of one length need no padding, which is most of the work on short ones.
-        order = sorted(rows, key=lambda row: (len(self._ids[row]), row))
-        values: dict[int, NDArray[np.float32]] = {}
-        embeddings: dict[int, NDArray[np.float32]] = {}
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            began = time.monotonic()
-            encoded = self._backbone.encode_captions([self._ids[row] for row in batch])
-            self._report.seconds["encode"] += time.monotonic() - began
-            if encoded.values is not None and encoded.lengths is not None:
-                pieces = np.split(encoded.values, np.cumsum(encoded.lengths)[:-1])
-                values.update(zip(batch, pieces, strict=True))
-            if encoded.embeddings is not None:
-                embeddings.update(zip(batch, encoded.embeddings, strict=True))
-            advance(len(batch))
-        self._report.captions += len(rows)
-        return Block(
-            values=np.concatenate([values[row] for row in rows]) if values else None,
-            embeddings=np.stack([embeddings[row] for row in rows]) if embeddings else None,
-        )
+    ids, items = backbone.tokenize(dataset.captions), image_items(backbone, dataset, None)
+    return plan_size(path, spec, store_index(backbone, dataset, ids, items))
 
 
 def _run_side(
     writer: StoreWriter,
     side: SideName,
-    encoder: _ImageEncoder | _CaptionEncoder,
+    encoder: ImageEncoder | CaptionEncoder,
     label: str,
     report: Report,
     batch_size: int,
@@ -293,20 +209,11 @@ def _run_side(
                 report.seconds["write"] += time.monotonic() - began
 
 
-def _block(parts: list[Encoded], failed: dict[int, str]) -> Block:
-    values = [part.values for part in parts if part.values is not None]
-    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
-    return Block(
-        values=np.concatenate(values) if values else None,
-        embeddings=np.concatenate(embeddings) if embeddings else None,
-        failed=failed,
-    )
-
-
 def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> None:
     writer.finish()
     failures = writer.failures("image")
     report.failures = {dataset.image_ids[row]: failures[row] for row in sorted(failures)}
+    _write_errors(report.store, dataset, failures)
     if failures and len(failures) == len(dataset.image_ids):
         first = next(iter(report.failures.items()))
         raise HadaError(
@@ -314,3 +221,17 @@ def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> Non
             f"the first, {first[0]!r}: {first[1]}"
         )
     report.bytes = sum(file.stat().st_size for file in report.store.rglob("*") if file.is_file())
+
+
+def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str]) -> None:
+    """The failed images for programs, a JSON object a line; no file where nothing failed."""
+    if not failures:
+        (folder / ERRORS).unlink(missing_ok=True)
+        return
+    lines = [
+        json.dumps(
+            {"side": "image", "row": row, "id": dataset.image_ids[row], "reason": failures[row]}
+        )
+        for row in sorted(failures)
+    ]
+    atomic.write_bytes(folder / ERRORS, ("\n".join(lines) + "\n").encode())

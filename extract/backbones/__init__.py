@@ -12,28 +12,36 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from hada.extract.backbones.base import Backbone, BackboneRequest, Encoded
+from hada.extract.backbones.base import Backbone, BackboneRequest, Encoded, RegionBackbone
 from hada.extract.errors import UsageError, unknown
 
 __all__ = [
     "ENTRY_POINTS",
     "FAMILIES",
+    "REGION_FAMILIES",
     "Backbone",
     "BackboneRequest",
     "Encoded",
     "Loader",
+    "RegionBackbone",
     "families",
     "load_backbone",
 ]
 
-Loader = Callable[[BackboneRequest], Backbone]
+Loader = Callable[[BackboneRequest], Backbone | RegionBackbone]
 
 FAMILIES: dict[str, str] = {
+    "albef": "hada.extract.backbones.albef:load",
     "blip": "hada.extract.backbones.blip:load",
+    "blip2": "hada.extract.backbones.blip2:load",
     "clip": "hada.extract.backbones.clip:load",
     "dual": "hada.extract.backbones.dual:load",
     "fake": "hada.extract.backbones.fake:load",
+    "lightningdot": "hada.extract.backbones.lightningdot:load",
+    "uniter": "hada.extract.backbones.uniter:load",
 }
+# These never look at a picture, so none needs to be there.
+REGION_FAMILIES = frozenset({"lightningdot", "uniter"})
 ENTRY_POINTS = "hada.backbones"
 
 # Import name -> what pip calls it, where the two differ.
@@ -49,7 +57,7 @@ def families() -> list[str]:
     return sorted({*FAMILIES, *_third_party()})
 
 
-def load_backbone(request: BackboneRequest) -> Backbone:
+def load_backbone(request: BackboneRequest) -> Backbone | RegionBackbone:
     """The backbone that `request` asks for, frozen and on its device.
 
     Raises `UnknownNameError` for an unknown family, `UsageError` with the pip line where a

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import PIL.Image
 
+    from hada.extract.regions import RegionRules, Regions
     from hada.extract.spec import ModelSpec
 
 
@@ -59,6 +60,30 @@ class Backbone(Protocol):
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
         """A batch of what `tokenize` gave -> features."""
+        ...
+
+
+@runtime_checkable
+class RegionBackbone(Protocol):
+    """A backbone whose images are a detector's region features instead of pictures.
+
+    `spec.image.count` is None: an image has one row (CLS, or the pooled vector that stands in for
+    it) and one row a region.
+    """
+
+    spec: ModelSpec
+    regions: RegionRules
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        """As `Backbone.tokenize`."""
+        ...
+
+    def encode_regions(self, items: Sequence[Regions]) -> Encoded:
+        """A batch of images' regions -> features, 1 + regions rows each."""
+        ...
+
+    def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
+        """As `Backbone.encode_captions`."""
         ...
 
 

@@ -6,7 +6,6 @@ embedding is the image-text-contrastive one, of unit length, as BLIP compares it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,22 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from hada.extract.backbones import blip_official, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.salesforce import (
+    MEAN,
+    STD,
+    TEXT_HEADS,
+    VISION_HEADS,
+    bert_tokenizer,
+    check_vocabulary,
+    choose_heads,
+    clean_caption,
+    squash,
+)
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
 from hada.extract.errors import CheckpointError
 from hada.extract.spec import ModelSpec, TokenSpec
@@ -33,20 +43,6 @@ OPTIONS: dict[str, type] = {
     "max_words": int,
     "max_tokens": int,
 }
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
-    """A caption as BLIP's retrieval code prepares it, and whether words were cut off.
-
-    >>> clean_caption('Two "dogs" -- one BLACK; they run!', 30)
-    ('two dogs -- one black they run', False)
-    """
-    text = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    words = text.split(" ")
-    return " ".join(words[:max_words]), len(words) > max_words
 
 
 class BlipBackbone(TorchBackbone):
@@ -69,11 +65,7 @@ class BlipBackbone(TorchBackbone):
         self.max_tokens = min(options["max_tokens"] or 35, text.max_position_embeddings)
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
-        if len(tokenizer) > text.vocab_size:
-            raise CheckpointError(
-                f"model {request.name!r}: the tokenizer has {len(tokenizer)} words, "
-                f"the checkpoint {text.vocab_size}; set the option `tokenizer`"
-            )
+        check_vocabulary(request.name, tokenizer, text.vocab_size)
         patches = (self.image_size // int(vision.patch_size)) ** 2
         self.spec = ModelSpec(
             name=request.name,
@@ -116,11 +108,7 @@ class BlipBackbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        size = (self.image_size, self.image_size)
-        resized = image.convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC)
-        mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
-        values = (np.asarray(resized, dtype=np.float32) / np.float32(255) - mean) / std
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        return squash(image, self.image_size)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
@@ -156,12 +144,12 @@ def load(request: BackboneRequest) -> BlipBackbone:
         model = blip_official.load_official(path, options["heads"], options["vision_heads"])
         beside = [path.with_name(name) for name in (*blip_official.CONFIG_FILES, "vocab.txt")]
         files = [path, *(file for file in beside if file.is_file())]
-        tokenizer = _tokenizer(options["tokenizer"], path.parent)
+        tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "blip")
     else:
         folder = weights.resolve_folder(request.weights, options["revision"])
         model = _load_folder(folder, options)
         files = weights.folder_files(folder)
-        tokenizer = _tokenizer(options["tokenizer"], folder)
+        tokenizer = bert_tokenizer(options["tokenizer"], folder, "blip")
     return BlipBackbone(request, model, tokenizer, weights.digest(files))
 
 
@@ -172,20 +160,20 @@ def _load_folder(folder: Path, options: dict[str, Any]) -> BlipForImageTextRetri
         if config.model_type != "blip":
             raise CheckpointError(f"{folder} holds a {config.model_type!r} model, expected 'blip'")
         vision, text = config.vision_config, config.text_config
-        text.num_attention_heads = blip_official.choose_heads(
+        text.num_attention_heads = choose_heads(
             "text",
             text.hidden_size,
             options["heads"],
             text.num_attention_heads,
-            blip_official.TEXT_HEADS,
+            TEXT_HEADS,
             folder,
         )
-        vision.num_attention_heads = blip_official.choose_heads(
+        vision.num_attention_heads = choose_heads(
             "vision",
             vision.hidden_size,
             options["vision_heads"],
             vision.num_attention_heads,
-            blip_official.VISION_HEADS,
+            VISION_HEADS,
             folder,
         )
         vision.layer_norm_eps = options["vision_layer_norm_eps"] or blip_official.VISION_EPS
@@ -196,23 +184,3 @@ def _load_folder(folder: Path, options: dict[str, Any]) -> BlipForImageTextRetri
     weights.check_loading_info(info, folder)
     weights.check_finite(model, folder)
     return model
-
-
-def _tokenizer(option: str | None, folder: Path) -> Any:
-    """From the option (folder, vocab.txt or id), from files beside the weights, or from the hub."""
-    place = Path(option).expanduser() if option else folder
-    vocabulary = place if place.is_file() else place / "vocab.txt"
-    if not (place / "tokenizer.json").is_file() and vocabulary.is_file():
-        return BertTokenizer(str(vocabulary))
-    if option:
-        place = weights.resolve_folder(option)
-    elif not (place / "tokenizer.json").is_file():
-        try:  # what every published BLIP was trained with
-            place = weights.resolve_folder("google-bert/bert-base-uncased")
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"no tokenizer beside the weights in {folder}: put BERT's vocab.txt there or set "
-                f"the option `tokenizer` to a folder ({error})"
-            ) from error
-    with weights.explained(place, "blip"):
-        return AutoTokenizer.from_pretrained(place)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.backbones.blip import clean_caption
-from hada.extract.backbones.blip_official import TEXT_HEADS, choose_heads, map_key
+from hada.extract.backbones.blip_official import map_key
+from hada.extract.backbones.salesforce import TEXT_HEADS, choose_heads, clean_caption
 from hada.extract.errors import CheckpointError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "two", "people", "in", "red"]

@@ -1,0 +1,173 @@
+"""ALBEF: tokens of both encoders, the contrastive embedding, and the matching head's logits.
+
+Takes the official `.pth` files (released, training saves, pre-training) and LAVIS's `.pt`. The
+image tokens are the ViT's after its final norm; the caption tokens are those of the text
+encoder, the lower half of ALBEF's BERT, as retrieval uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+
+from hada.extract.backbones import weights
+from hada.extract.backbones.albef_official import CONFIG_FILES, AlbefModel, load_official
+from hada.extract.backbones.base import BackboneRequest, Encoded
+from hada.extract.backbones.options import read_options
+from hada.extract.backbones.salesforce import (
+    MEAN,
+    STD,
+    bert_tokenizer,
+    check_vocabulary,
+    clean_albef,
+    clean_caption,
+    squash,
+)
+from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
+from hada.extract.errors import CheckpointError
+from hada.extract.spec import ModelSpec, TokenSpec
+
+OPTIONS: dict[str, type] = {
+    "heads": int,
+    "vision_heads": int,
+    "image_size": int,
+    "tokenizer": str,
+    "max_words": int,
+    "max_tokens": int,
+}
+
+
+class AlbefBackbone(TorchBackbone):
+    """ALBEF's encoders; `match_logits` runs the fusion layers on what they gave."""
+
+    model: AlbefModel
+
+    def __init__(
+        self,
+        request: BackboneRequest,
+        model: AlbefModel,
+        tokenizer: Any,
+        weights_digest: str,
+        *,
+        lavis: bool,
+    ) -> None:
+        super().__init__(request, model)
+        options = read_options(request, OPTIONS)
+        text, vision = model.text_encoder.config, model.visual_encoder
+        self.tokenizer, self.lavis = tokenizer, lavis
+        self.image_size = int(vision.patch_embed.img_size[0])
+        self.max_words = options["max_words"] or (50 if lavis else 30)
+        self.max_tokens = min(
+            options["max_tokens"] or (35 if lavis else 30), text.max_position_embeddings
+        )
+        self.pad_id = int(tokenizer.pad_token_id)
+        check_vocabulary(request.name, tokenizer, text.vocab_size)
+        self.spec = ModelSpec(
+            name=request.name,
+            family=request.family,
+            weights_digest=weights_digest,
+            embedding_width=model.vision_proj.out_features,
+            normalized=True,
+            image=TokenSpec(width=vision.embed_dim, count=vision.pos_embed.shape[1]),
+            caption=TokenSpec(width=text.hidden_size, count=None),
+            preprocessing={
+                "class": "PIL bicubic squash",
+                "size": self.image_size,
+                "mean": list(MEAN),
+                "std": list(STD),
+                "caption_cleaning": "blip" if lavis else "albef",
+                "end_token": lavis,
+                "max_words": self.max_words,
+                "max_tokens": self.max_tokens,
+                "tokenizer": type(tokenizer).__name__,
+                "heads": [vision.blocks[0].attn.num_heads, text.num_attention_heads],
+            },
+            precision=request.precision,
+            libraries=library_versions("torch", "timm", "transformers", "tokenizers", "pillow"),
+        )
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        """[CLS] and the word pieces, without [SEP], which ALBEF never saw; LAVIS's have one."""
+        clean = clean_caption if self.lavis else clean_albef
+        cleaned = [clean(caption, self.max_words) for caption in captions]
+        if not cleaned:
+            return []
+        rows = self.tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
+        end = [self.tokenizer.sep_token_id] if self.lavis else []
+        limit = self.max_tokens - 1 - len(end)
+        self.count_truncated(
+            sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
+        )
+        return [[self.tokenizer.cls_token_id, *row[:limit], *end] for row in rows]
+
+    def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
+        """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
+        return squash(image, self.image_size)
+
+    def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
+        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
+        with self.running():
+            tokens = self.model.visual_encoder.forward_features(self.to_device(pixels))
+            return encoded(tokens, None, _unit(self.model.vision_proj(tokens[:, 0])))
+
+    def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
+        """Tokens of the text encoder's last layer, CLS first, and the unit embedding."""
+        with self.running():
+            input_ids, real = self.pad(ids, self.pad_id)
+            tokens = self.model.text_encoder(
+                input_ids=input_ids, attention_mask=real.long()
+            ).last_hidden_state
+            return encoded(tokens, real, _unit(self.model.text_proj(tokens[:, 0])))
+
+    def match_logits(
+        self, pixels: NDArray[np.float32], ids: Sequence[Sequence[int]]
+    ) -> NDArray[np.float32]:
+        """(I, 3, S, S) and T captions -> (I, T, 2) logits of the matching head; 1 is "match"."""
+        with self.running():
+            images = self.model.visual_encoder.forward_features(self.to_device(pixels))
+            input_ids, real = self.pad(ids, self.pad_id)
+            mask = real.long()
+            captions = self.model.text_encoder(
+                input_ids=input_ids, attention_mask=mask
+            ).last_hidden_state
+            logits = []
+            for image in images:
+                fused = self.model.fusion(
+                    encoder_embeds=captions,
+                    attention_mask=mask,
+                    encoder_hidden_states=image.expand(len(captions), -1, -1),
+                    encoder_attention_mask=mask.new_ones(len(captions), len(image)),
+                ).last_hidden_state
+                logits.append(self.model.itm_head(fused[:, 0]).float())
+            result: NDArray[np.float32] = torch.stack(logits).cpu().numpy()
+            return result
+
+
+def _unit(projected: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(projected.float(), dim=-1)
+
+
+def load(request: BackboneRequest) -> AlbefBackbone:
+    """ALBEF from an official `.pth` or LAVIS's `.pt`; which of the two is read off the file.
+
+    Options: `OPTIONS`; `image_size` runs a checkpoint at another size by interpolating its
+    position embeddings. Raises `CheckpointError` where the weights do not fit or heads are
+    unknown.
+    """
+    options = read_options(request, OPTIONS)
+    path = Path(request.weights).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: expected the checkpoint file itself (.pth)")
+    model, lavis = load_official(
+        path, options["heads"], options["vision_heads"], options["image_size"]
+    )
+    tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "albef")
+    beside = [path.with_name(name) for name in (*CONFIG_FILES, "vocab.txt")]
+    files = [path, *(file for file in beside if file.is_file())]
+    return AlbefBackbone(request, model, tokenizer, weights.digest(files), lavis=lavis)

@@ -1,0 +1,172 @@
+"""What ALBEF, BLIP and BLIP-2 share: the squashed square, caption cleaning, BERT files and heads.
+
+Numbers of attention heads cannot be read off tensors. They come from an option, from the configs
+beside a checkpoint, or from the published sizes; they are never guessed, because a wrong number
+loads without error and changes every feature.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, BertTokenizer
+
+from hada.extract.backbones import weights
+from hada.extract.errors import CheckpointError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+# Width -> heads of the published models: BERT-base; ViT-B/16 and ViT-L/16.
+TEXT_HEADS = {768: 12}
+VISION_HEADS = {768: 12, 1024: 16}
+
+
+def squash(image: PIL.Image.Image, size: int) -> NDArray[np.float32]:
+    """(3, S, S): squashed to a square, not cropped, as the official evaluation transforms do."""
+    resized = image.convert("RGB").resize((size, size), PIL.Image.Resampling.BICUBIC)
+    mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
+    values = (np.asarray(resized, dtype=np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
+    """A caption as BLIP's retrieval code prepares it, and whether words were cut off.
+
+    >>> clean_caption('Two "dogs" -- one BLACK; they run!', 30)
+    ('two dogs -- one black they run', False)
+    """
+    text = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]), len(words) > max_words
+
+
+def clean_albef(caption: str, max_words: int) -> tuple[str, bool]:
+    """A caption as ALBEF's own retrieval code prepares it, and whether words were cut off.
+
+    Unlike BLIP's rule it deletes punctuation (also within words) and splits at dashes.
+
+    >>> clean_albef("Two dogs -- don't run at 5:30!", 30)
+    ('two dogs dont run at 530', False)
+    """
+    text = re.sub(r"([,.'!?\"()*#:;~])", "", caption.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]), len(words) > max_words
+
+
+def choose_heads(
+    which: str,
+    width: int,
+    option: int | None,
+    configured: int | None,
+    published: Mapping[int, int],
+    path: Path,
+    *,
+    family: str = "BLIP",
+    files: Iterable[str] = (),
+) -> int:
+    """The number of heads; an option wins, a config must agree with what is published.
+
+    `which` is "text" or "vision", `files` are the names of configs that could tell. Raises
+    `CheckpointError` where nothing tells, or where the config contradicts the published model of
+    this width.
+    """
+    name = "heads" if which == "text" else "vision_heads"
+    right = published.get(width)
+    chosen = option or configured or right
+    if chosen is None:
+        raise CheckpointError(
+            f"{path}: the number of {which} attention heads is unknown (width {width}); put "
+            f"{' or '.join(files)} beside the file or set the option `{name}`"
+        )
+    if option is None and right is not None and chosen != right:
+        raise CheckpointError(
+            f"{path}: its config says {chosen} {which} attention heads, {family} of width {width} "
+            f"has {right}; correct the config or set the option `{name}: {right}`"
+        )
+    if width % chosen:
+        raise CheckpointError(f"{path}: {chosen} {which} heads do not divide the width {width}")
+    return chosen
+
+
+def configs_beside(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The "text" and "vision" settings of the config files `names` beside a checkpoint.
+
+    A file is the settings of the text side themselves, or holds them under `med` or `bert`, and
+    those of the vision side under `vit`. Earlier names win.
+    """
+    found: dict[str, dict[str, Any]] = {"text": {}, "vision": {}}
+    parts = {"med": "text", "bert": "text", "vit": "vision"}
+    for name in reversed(list(names)):
+        file = path.with_name(name)
+        if not file.is_file():
+            continue
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{file}: expected a JSON object")
+        for part, side in parts.items():
+            inner = value.get(part)
+            found[side].update(inner if isinstance(inner, dict) else {})
+        if "num_attention_heads" in value:
+            found["text"].update(value)
+    return found
+
+
+def check_width(path: Path, text: Mapping[str, Any], width: int) -> None:
+    """Raise `CheckpointError` where the config beside a checkpoint is another model's."""
+    if text.get("hidden_size", width) != width:
+        raise CheckpointError(
+            f"{path} has text width {width}, the config beside it says {text['hidden_size']}"
+        )
+
+
+def count_blocks(state: Iterable[str], prefix: str) -> int:
+    """How many numbered blocks there are under `prefix`."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def bert_tokenizer(
+    option: str | None, folder: Path, family: str, published: str = "google-bert/bert-base-uncased"
+) -> Any:
+    """From the option (folder, vocab.txt or id), from files beside the weights, or from the hub."""
+    cased = {} if published.endswith("-uncased") else {"do_lower_case": False}
+    place = Path(option).expanduser() if option else folder
+    vocabulary = place if place.is_file() else place / "vocab.txt"
+    if not (place / "tokenizer.json").is_file() and vocabulary.is_file():
+        return BertTokenizer(str(vocabulary), **cased)
+    if option:
+        place = weights.resolve_folder(option)
+    elif not (place / "tokenizer.json").is_file():
+        try:  # what every published checkpoint of the family was trained with
+            place = weights.resolve_folder(published)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"no tokenizer beside the weights in {folder}: put BERT's vocab.txt there or set "
+                f"the option `tokenizer` to a folder ({error})"
+            ) from error
+    with weights.explained(place, family):
+        return AutoTokenizer.from_pretrained(place)
+
+
+def check_vocabulary(name: str, tokenizer: Any, size: int) -> None:
+    """Raise `CheckpointError` where the tokenizer knows more words than the checkpoint of `name`.
+
+    Its ids would otherwise point past the embedding table.
+    """
+    if len(tokenizer) > size:
+        raise CheckpointError(
+            f"model {name!r}: the tokenizer has {len(tokenizer)} words, "
+            f"the checkpoint {size}; set the option `tokenizer`"
+        )

@@ -1,0 +1,102 @@
+"""The golden features through the command a user types, from checkpoints in their own formats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hada.extract.backbones import BackboneRequest, load_backbone
+from hada.extract.cli import extract
+from hada.extract.store import open_store
+
+PICTURES = ("gray", "rgba", "small", "tall", "wide")
+MANIFEST = """\
+schema: 1
+defaults: {dataset: golden, models: [m]}
+stores: stores
+datasets:
+  golden:
+    reader: karpathy
+    root: data
+    annotations: golden.json
+    images: images
+    splits: {test: {}}
+models: {m: {family: fake, weights: a}}
+"""
+# Folder below golden/backbones, checkpoint, suffix of its golden files, family.
+CHECKPOINTS = [
+    ("albef", "flickr30k.pth", "", "albef"),
+    ("albef", "checkpoint_best.pth", "", "albef"),
+    ("albef", "ALBEF_pretrain.pth", "", "albef"),
+    ("albef", "albef_flickr_retrieval_lavis.pt", "_lavis", "albef"),
+    ("blip_base", "model_base_retrieval_flickr.pth", "", "blip"),
+    ("blip_large_like", "model_base_retrieval_flickr.pth", "", "blip"),
+]
+
+
+def make_project(folder: Path, pictures: Path, captions: list[str]) -> None:
+    """The golden pictures, the golden captions spread over them, and a manifest."""
+    (folder / "data" / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    for name in PICTURES:
+        shutil.copy(pictures / f"{name}.png", folder / "data" / "images")
+        images.append({"filename": f"{name}.png", "split": "test", "sentences": []})
+    for number, caption in enumerate(captions):
+        # In the order of the images, so that caption rows keep the golden order.
+        place = number * len(PICTURES) // len(captions)
+        images[place]["sentences"].append({"raw": caption, "sentid": number})
+    (folder / "data" / "golden.json").write_text(json.dumps({"images": images}))
+    (folder / "data_manifest.yaml").write_text(MANIFEST)
+
+
+def command(*arguments: str) -> None:
+    result = CliRunner().invoke(
+        extract, ["--split", "test", "--store-dtype", "float32", *arguments]
+    )
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(("folder", "file", "suffix", "family"), CHECKPOINTS)
+def test_golden(
+    shared: Path, tmp_path: Path, folder: str, file: str, suffix: str, family: str
+) -> None:
+    golden = shared / "golden" / "backbones"
+    texts = json.loads((golden / folder / f"texts{suffix}.json").read_text())
+    make_project(tmp_path, golden / "preproc", texts["raw"])
+    weights = str(golden / folder / file)
+    command("--model", f"g={family}:{weights}", "--batch-size", "3")
+    store = open_store("stores/golden/test/g")
+    with np.load(golden / folder / f"golden{suffix}.npz") as expected:
+        mask = expected["attention_mask"] > 0
+        tokens = store.caption.tokens(slice(None))
+        np.testing.assert_allclose(tokens, expected["text_feat"][mask], rtol=0, atol=1e-5)
+        embeddings = store.caption.embeddings()
+        np.testing.assert_allclose(embeddings, expected["text_embed"], rtol=0, atol=1e-5)
+    # The golden images are noise that no file can hold; the pictures' golden pixels lead on.
+    backbone = load_backbone(BackboneRequest(name="g", family=family, weights=weights, options={}))
+    with np.load(golden / "preproc" / "golden.npz") as expected:
+        pixels = np.stack([expected[f"{name}_square64"] for name in PICTURES])
+    direct = backbone.encode_images(pixels)
+    np.testing.assert_allclose(store.image.tokens(slice(None)), direct.values, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(store.image.embeddings(), direct.embeddings, rtol=0, atol=1e-5)
+
+
+def test_blip2_from_its_folder(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "backbones"
+    shutil.copytree(golden / "blip2" / "model", tmp_path / "model")
+    (tmp_path / "model").chmod(0o755)
+    shutil.copy(golden / "albef" / "vocab.txt", tmp_path / "model" / "vocab.txt")
+    captions = ["A dog.", "the man's red shirt", "dog", "a", "people walk past"]
+    make_project(tmp_path, golden / "preproc", captions)
+    command("--model", "g=blip2:model")
+    backbone = load_backbone(BackboneRequest(name="g", family="blip2", weights="model", options={}))
+    store = open_store("stores/golden/test/g")
+    direct = backbone.encode_captions(backbone.tokenize(captions))
+    np.testing.assert_allclose(store.caption.tokens(slice(None)), direct.values, rtol=0, atol=1e-5)
+    assert store.spec.model == backbone.spec
