@@ -48,8 +48,6 @@ class Learner:
         self.parameters += self.tag_head.parameters()
         if own is None:
             self.parameters.append(self.log_scale)
-        if plan.match_only:
-            self.parameters = towers.match_parameters()
         matrices = [p for p in self.parameters if p.ndim > 1]
         vectors = [p for p in self.parameters if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -77,9 +75,8 @@ class Learner:
     def losses(self, batch: Batch, guidance: float) -> tuple[torch.Tensor, dict[str, float]]:
         """The summed loss, and its parts with the in-batch accuracy (caption -> picture)."""
         towers = self.towers
-        with torch.set_grad_enabled(not self.plan.match_only):
-            tokens, image_embedding = towers.see(towers.images(batch.pixels))
-            text_embedding = towers.read(batch.captions)
+        tokens, image_embedding = towers.see(towers.images(batch.pixels))
+        text_embedding = towers.read(batch.captions)
         cosine = normalize(image_embedding, dim=-1) @ normalize(text_embedding, dim=-1).T
         scores = self.log_scale.exp() * cosine  # (B, T)
         pictures, captions = scores.shape
@@ -101,8 +98,6 @@ class Learner:
             matching = self._matching_loss(tokens, batch.captions, scores.detach(), positive)
             loss = loss + matching
             report["matching"] = float(matching.detach())
-            if self.plan.match_only:
-                loss = matching
         report["loss"] = float(loss.detach())
         return loss, report
 
@@ -135,13 +130,11 @@ class Learner:
     ) -> torch.Tensor:
         """Right pairs against captions with a wrong picture.
 
-        A quarter of the batch's captions take part, as the cross-attention is the dearest pass;
-        all of them where nothing else is trained.
+        A quarter of the batch's captions take part, as the cross-attention is the dearest pass.
         Every other wrong picture is one that the embedding finds likely; the rest are drawn
         evenly, because from likely ones alone a head that knows nothing yet learns nothing.
         """
-        part = len(captions) if self.plan.match_only else max(1, len(captions) // 4)
-        chosen = torch.randperm(len(captions), device=tokens.device)[:part]
+        chosen = torch.randperm(len(captions), device=tokens.device)[: max(1, len(captions) // 4)]
         weights = scores.masked_fill(positive, -torch.inf).T[chosen].softmax(dim=1)
         weights[::2] = (~positive).T[chosen[::2]].to(weights.dtype)
         wrong = torch.multinomial(weights, 1).squeeze(1)

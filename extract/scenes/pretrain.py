@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 _DEFAULT = Plan()
 
 
-def pretrain(
-    recipe: Recipe, plan: Plan, output: Path, device: str = "cpu", start: Path | None = None
-) -> Towers:
+def pretrain(recipe: Recipe, plan: Plan, output: Path, device: str = "cpu") -> Towers:
     """Train a model of this recipe and leave it in `output`; also now and then on the way.
-
-    `start` is a folder with weights to go on from; without it they are drawn at random.
 
     Every save is written beside and swapped in, so an interrupted training leaves the last
     complete save or nothing.
@@ -42,10 +38,10 @@ def pretrain(
 
     from hada.extract.scenes.corpus import Corpus
     from hada.extract.scenes.learner import Learner
-    from hada.extract.scenes.towers import build, load
+    from hada.extract.scenes.towers import build
 
     torch.manual_seed(plan.seed)
-    towers = build(recipe) if start is None else load(recipe, start)
+    towers = build(recipe)
     towers.model.to(device)
     with progress("drawing", plan.scenes, "scenes") as advance:
         corpus = Corpus(recipe, plan.scenes, plan.seed, done=advance)
@@ -117,11 +113,6 @@ def pick_device(name: str) -> str:
 @click.command(cls=HadaCommand)
 @click.option("--model", "name", type=click.Choice(sorted(RECIPES)), required=True)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True)
-@click.option(
-    "--start",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Go on from the weights in this folder, with a schedule of its own.",
-)
 @click.option("--steps", default=_DEFAULT.steps, show_default=True, type=click.IntRange(1))
 @click.option(
     "--minutes", type=click.FloatRange(0.1), help="End by the clock if steps take longer."
@@ -129,19 +120,16 @@ def pick_device(name: str) -> str:
 @click.option("--scenes", default=_DEFAULT.scenes, show_default=True, type=click.IntRange(100))
 @click.option("--rate", default=_DEFAULT.rate, show_default=True, help="Peak learning rate.")
 @click.option("--seed", default=_DEFAULT.seed, show_default=True)
-@click.option("--match-only", is_flag=True, help="Train BLIP's match head alone (with --start).")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all]")
 @click.option("--device", default="auto", show_default=True)
 def main(
     name: str,
     output: Path,
-    start: Path | None,
     steps: int,
     minutes: float | None,
     scenes: int,
     rate: float,
     seed: int,
-    match_only: bool,
     threads: int | None,
     device: str,
 ) -> None:
@@ -152,13 +140,9 @@ def main(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if match_only and name != "blip":
-        raise UsageError(f"--match-only: {name} has no match head; only blip has one")
-    plan = Plan(
-        steps=steps, minutes=minutes, scenes=scenes, rate=rate, seed=seed, match_only=match_only
-    )
+    plan = Plan(steps=steps, minutes=minutes, scenes=scenes, rate=rate, seed=seed)
     began = time.monotonic()
-    towers = pretrain(RECIPES[name], plan, output, pick_device(device), start)
+    towers = pretrain(RECIPES[name], plan, output, pick_device(device))
     say(f"trained in {(time.monotonic() - began) / 60:.1f} minutes: {output}")
     say(table([(name, recalls(cosines(towers)))]))
 

@@ -107,7 +107,6 @@ class Plan:
         scenes: drawn before training, 9 kB of memory each.
         rate: highest learning rate; it warms up over `warm_up` steps and falls as a cosine.
         minutes: ends training by the clock if the steps take longer; the rate follows.
-        match_only: train nothing but BLIP's match head and the cross-attention below it.
         save_every: steps between saves.
     """
 
@@ -117,7 +116,6 @@ class Plan:
     rate: float = 1.5e-3
     seed: int = 1
     minutes: float | None = None
-    match_only: bool = False
     warm_up: int = 100
     save_every: int = 100
 

@@ -57,14 +57,6 @@ class Towers(ABC):
         """Match logits (T, 2) of each caption with its row of (T, N, D)."""
         raise NotImplementedError(f"{self.recipe.name} has no match head")
 
-    def match_parameters(self) -> list[torch.nn.Parameter]:
-        """What only `matches` uses: training it alone changes no token and no embedding."""
-        return [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if "crossattention" in name or name.startswith("itm_head")
-        ]
-
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights (float16), configuration and tokenizer in the library's own layout."""
