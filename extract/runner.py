@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +21,11 @@ from hada.extract import images
 from hada.extract.backbones.base import Backbone, Encoded
 from hada.extract.captions import CaptionDataset
 from hada.extract.errors import HadaError
+from hada.extract.planning import store_index, store_spec
 from hada.extract.progress import Advance, progress
-from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import Block, StoreIndex, StoreWriter
-from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.spec import SIDES, SideName
+from hada.extract.store import Block, StoreWriter
+from hada.extract.store.space import plan_size
 
 # Decoded pictures waiting for the model, in batches: enough to never wait, little memory.
 BATCHES_AHEAD = 2
@@ -54,42 +55,6 @@ class Report:
         default_factory=lambda: {"image": 0.0, "caption": 0.0}
     )
     bytes: int = 0
-
-
-def store_spec(
-    backbone: Backbone,
-    dataset: CaptionDataset,
-    *,
-    dtype: str = "float16",
-    rows_per_shard: dict[SideName, int] | None = None,
-) -> StoreSpec:
-    """What the store of a backbone on a dataset will hold."""
-    spec = StoreSpec(
-        model=backbone.spec,
-        dataset=dataset.name,
-        split=dataset.split,
-        dataset_digest=dataset.digest(),
-        dtype=dtype,
-    )
-    return spec if rows_per_shard is None else replace(spec, rows_per_shard=rows_per_shard)
-
-
-def store_index(
-    backbone: Backbone, dataset: CaptionDataset, ids: Sequence[Sequence[int]]
-) -> StoreIndex:
-    """Ids and lengths of a store; `ids` are the tokenised captions."""
-    model = backbone.spec
-    image_tokens = model.image.count if model.image and model.image.count is not None else 0
-    extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
-    caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
-    return StoreIndex(
-        ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
-        caption_to_image=dataset.caption_to_image,
-        lengths={
-            "image": np.full(len(dataset.image_ids), image_tokens, np.int64),
-            "caption": np.array(caption_lengths, np.int64),
-        },
-    )
 
 
 def run(
@@ -128,8 +93,13 @@ def run(
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     index = store_index(backbone, dataset, ids)
-    plan_size(path, spec, index).check(force=force)
+    space = plan_size(path, spec, index)
+    if not space.present:
+        space.check(force=force)
     writer = StoreWriter.open(path, spec, index, format=format, allow_mismatch=allow_mismatch)
+    # A store that is complete needs no room, however full the disk has become.
+    if any(writer.pending(side) for side in SIDES):
+        space.check(force=force)
     report = Report(
         store=writer.folder,
         total_images=len(dataset.image_ids),
@@ -148,21 +118,6 @@ def run(
     _finish(writer, dataset, report)
     report.wall_seconds = time.monotonic() - started
     return report
-
-
-def plan(
-    backbone: Backbone,
-    dataset: CaptionDataset,
-    path: str | Path,
-    *,
-    dtype: str = "float16",
-    rows_per_shard: dict[SideName, int] | None = None,
-) -> SizePlan:
-    """What `run` with the same arguments would write; nothing is written."""
-    spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    return plan_size(
-        path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))
-    )
 
 
 class _ImageEncoder:

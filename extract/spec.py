@@ -116,8 +116,8 @@ class StoreSpec:
 def _check_types(spec: StoreSpec) -> None:
     """Raise `ValueError` where a field is not what it must be: the file may hold anything."""
     model = spec.model
-    texts = (model.name, model.family, model.weights_digest, model.precision)
-    texts += (spec.dataset, spec.split, spec.dataset_digest)
+    texts: list[Any] = [model.name, model.family, model.weights_digest, model.precision]
+    texts += [spec.dataset, spec.split, spec.dataset_digest]
     sizes: list[Any] = [spec.rows_per_shard[side] for side in SIDES]
     sizes += [] if model.embedding_width is None else [model.embedding_width]
     kinds = set()
