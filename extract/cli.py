@@ -9,8 +9,9 @@ import click
 from hada.extract.console import HadaCommand, manifest_options
 from hada.extract.errors import HadaError, StoreError
 from hada.extract.import_cli import import_command
-from hada.extract.manifest import PRECISIONS, STORE_DTYPES, STORE_FORMATS, Manifest
+from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest
 from hada.extract.progress import size
+from hada.extract.spec import STORE_DTYPES
 from hada.extract.store_cli import store
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from hada.extract.captions import CaptionDataset
 from hada.extract.console import say
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
+from hada.extract.planning import plan
 from hada.extract.progress import duration, size
-from hada.extract.runner import ERRORS, Report, plan, run
+from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
 from hada.extract.store.layout import COMMIT, local_folder
 from hada.extract.store.space import SizePlan
@@ -117,7 +118,7 @@ def plan_model(
     precision: str,
     **options: Any,
 ) -> list[SizePlan]:
-    """What `extract_model` would write; `options` are those of `runner.plan`."""
+    """What `extract_model` would write; `options` are those of `planning.plan`."""
     backbone = _load(model, data, device, precision)
     return [
         plan(

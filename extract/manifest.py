@@ -15,11 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from hada.extract.errors import ManifestError, UnknownNameError, UsageError, nearest, unknown
+from hada.extract.spec import STORE_DTYPES
 from hada.extract.yamlnodes import Section, read_yaml
 
 FILE_NAME = "data_manifest.yaml"
 PRECISIONS = ("fp32", "bf16", "fp16")
-STORE_DTYPES = ("float16", "float32", "bfloat16")
 STORE_FORMATS = ("zarr", "hdf5")
 READERS = ("karpathy",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from hada.extract import atomic
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.encoders import CaptionEncoder, ImageEncoder
 from hada.extract.errors import DatasetError, HadaError
-from hada.extract.items import ImageItems, image_items
+from hada.extract.items import image_items
+from hada.extract.planning import store_index, store_spec
 from hada.extract.progress import progress
-from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import StoreIndex, StoreWriter
-from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.spec import SIDES, SideName
+from hada.extract.store import StoreWriter
+from hada.extract.store.space import plan_size
 
 if TYPE_CHECKING:
     from hada.extract.views import View
@@ -59,44 +58,6 @@ class Report:
         default_factory=lambda: {"image": 0.0, "caption": 0.0}
     )
     bytes: int = 0
-
-
-def store_spec(
-    backbone: Backbone | RegionBackbone,
-    dataset: CaptionDataset,
-    *,
-    dtype: str = "float16",
-    rows_per_shard: dict[SideName, int] | None = None,
-) -> StoreSpec:
-    """What the store of a backbone on a dataset will hold."""
-    spec = StoreSpec(
-        model=backbone.spec,
-        dataset=dataset.name,
-        split=dataset.split,
-        dataset_digest=dataset.digest(),
-        dtype=dtype,
-    )
-    return spec if rows_per_shard is None else replace(spec, rows_per_shard=rows_per_shard)
-
-
-def store_index(
-    backbone: Backbone | RegionBackbone,
-    dataset: CaptionDataset,
-    ids: Sequence[Sequence[int]],
-    items: ImageItems | None = None,
-) -> StoreIndex:
-    """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
-    model = backbone.spec
-    extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
-    caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
-    return StoreIndex(
-        ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
-        caption_to_image=dataset.caption_to_image,
-        lengths={
-            "image": (items or image_items(backbone, dataset)).lengths,
-            "caption": np.array(caption_lengths, np.int64),
-        },
-    )
 
 
 def run(
@@ -142,8 +103,13 @@ def run(
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     items = image_items(backbone, dataset, view)
     index = store_index(backbone, dataset, ids, items)
-    plan_size(path, spec, index).check(force=force)
+    space = plan_size(path, spec, index)
+    if not space.present:
+        space.check(force=force)
     writer = StoreWriter.open(path, spec, index, format=format, allow_mismatch=allow_mismatch)
+    # A store that is complete needs no room, however full the disk has become.
+    if any(writer.pending(side) for side in SIDES):
+        space.check(force=force)
     report = Report(
         store=writer.folder,
         total_images=len(dataset.image_ids),
@@ -167,20 +133,6 @@ def run(
         raise DatasetError(f"--on-error fail: {id_}: {reason}")
     report.wall_seconds = time.monotonic() - started
     return report
-
-
-def plan(
-    backbone: Backbone | RegionBackbone,
-    dataset: CaptionDataset,
-    path: str | Path,
-    *,
-    dtype: str = "float16",
-    rows_per_shard: dict[SideName, int] | None = None,
-) -> SizePlan:
-    """What `run` with the same arguments would write; nothing is written."""
-    spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    ids, items = backbone.tokenize(dataset.captions), image_items(backbone, dataset, None)
-    return plan_size(path, spec, store_index(backbone, dataset, ids, items))
 
 
 def _run_side(

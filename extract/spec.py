@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from hada.extract.errors import StoreError
 
 SCHEMA_VERSION = 1
+STORE_DTYPES = ("float16", "float32", "bfloat16")
 
 SideName = Literal["image", "caption"]
 SIDES: tuple[SideName, SideName] = ("image", "caption")
@@ -85,6 +86,8 @@ class StoreSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Back from `to_json`; raises `StoreError` where fields are missing or unknown."""
+        if not isinstance(value, dict):
+            raise StoreError("the store's attributes are not a HADA spec: expected a mapping")
         if value.get("schema") != SCHEMA_VERSION:
             raise StoreError(
                 f"store schema: expected {SCHEMA_VERSION}, got {value.get('schema')!r}; "
@@ -94,9 +97,11 @@ class StoreSpec:
             raw = dict(value["model"])
             for side in SIDES:
                 raw[side] = TokenSpec(**raw[side]) if raw[side] is not None else None
-            return cls(**{**value, "model": ModelSpec(**raw)})
-        except (KeyError, TypeError) as error:
+            spec = cls(**{**value, "model": ModelSpec(**raw)})
+            _check_types(spec)
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"the store's attributes are not a HADA spec: {error}") from error
+        return spec
 
     def digest(self) -> str:
         """A short hash of the whole spec: equal digests mean interchangeable stores."""
@@ -106,6 +111,30 @@ class StoreSpec:
     def differences(self, other: StoreSpec) -> list[tuple[str, Any, Any]]:
         """The fields in which two specs differ, as (dotted name, own value, other value)."""
         return list(_differences(self.to_json(), other.to_json(), ""))
+
+
+def _check_types(spec: StoreSpec) -> None:
+    """Raise `ValueError` where a field is not what it must be: the file may hold anything."""
+    model = spec.model
+    texts: list[Any] = [model.name, model.family, model.weights_digest, model.precision]
+    texts += [spec.dataset, spec.split, spec.dataset_digest]
+    sizes: list[Any] = [spec.rows_per_shard[side] for side in SIDES]
+    sizes += [] if model.embedding_width is None else [model.embedding_width]
+    kinds = set()
+    for tokens in (model.image, model.caption):
+        if tokens is not None:
+            sizes += [tokens.width] + ([] if tokens.count is None else [tokens.count])
+            kinds |= {tokens.global_token, tokens.global_source}
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names and digests must be texts")
+    if not all(type(size) is int and 0 < size < 2**40 for size in sizes):
+        raise ValueError("widths, counts and rows of a shard must be positive integers")
+    if set(spec.rows_per_shard) != set(SIDES) or type(model.normalized) is not bool:
+        raise ValueError("rows_per_shard or normalized is not what it must be")
+    if spec.dtype not in STORE_DTYPES or not kinds <= {"first", "last", "token", "pooled"}:
+        raise ValueError(f"unknown dtype {spec.dtype!r} or unknown global token")
+    if not (isinstance(model.preprocessing, dict) and isinstance(model.libraries, dict)):
+        raise ValueError("preprocessing and libraries must be mappings")
 
 
 def _differences(own: Any, other: Any, path: str) -> list[tuple[str, Any, Any]]:

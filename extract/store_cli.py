@@ -10,8 +10,9 @@ import click
 
 from hada.extract.console import HadaGroup
 from hada.extract.errors import StoreError
-from hada.extract.manifest import STORE_DTYPES, STORE_FORMATS
+from hada.extract.manifest import STORE_FORMATS
 from hada.extract.progress import size
+from hada.extract.spec import STORE_DTYPES
 
 
 @click.group(cls=HadaGroup)

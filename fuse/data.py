@@ -50,7 +50,7 @@ class Source:
                 "is nothing to fuse; leave this model out"
             )
         self._starts = np.cumsum(self.lengths) - self.lengths
-        self.bytes = int(self.lengths.sum()) * width * np.dtype(store.spec.dtype).itemsize
+        self.bytes = int(self.lengths.sum()) * width * self._reader.dtype.itemsize
         self.shape = ModelShape(
             node_width=width,
             embedding_width=None if self.embeddings is None else self.embeddings.shape[1],

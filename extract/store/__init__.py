@@ -14,7 +14,16 @@ A store is a folder:
             caption/image_index (T,) int64: the image row of each caption
         commit/                 one marker per finished shard: its files, sizes and checksums
 
-The group's attributes hold the `StoreSpec`. A shard counts when its marker exists and matches.
+or, in place of features.zarr, the same arrays as HDF5 files that h5py opens without HADA:
+
+        features.hdf5/
+            index.h5            ids, spans and image_index; the attributes as JSON
+            image/000000.h5     tokens and embeddings of one shard, a crc32c of each chunk beside
+            caption/000000.h5
+
+The attributes hold the `StoreSpec`. A shard counts when its marker exists and matches. Local
+shards are read by byte range, every chunk verified the first time; whatever we did not write
+that way is read through zarr-python or h5py.
 """
 
 from hada.extract.store.index import StoreIndex

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STORE_DTYPES = ("float16", "float32", "bfloat16")
 # A magnitude of this many bits or more is infinite or NaN: the exponent is all ones.
 _INFINITE = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
 # Small enough to stay in a processor's cache while it is looked at.

@@ -32,7 +32,7 @@ from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
 _INDEX = "index.h5"
 _CRC = "crc32c"
 _FLETCHER = 4
-_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Hdf5Format:

@@ -84,7 +84,7 @@ def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise StoreError(f"{path}: not a commit marker ({error})") from error
 
 
@@ -105,9 +105,9 @@ def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = Fal
     features = features.resolve()
     for name, (n_bytes, crc) in marker.files.items():
         path = features / name
-        if not path.resolve().is_relative_to(features):
-            return f"its marker names a file outside the store: {name!r}"
         try:
+            if not path.resolve().is_relative_to(features):
+                return f"its marker names a file outside the store: {name!r}"
             found = path.stat().st_size
             if found != n_bytes:
                 return f"{name} has {found} bytes, expected {n_bytes}"
@@ -115,6 +115,8 @@ def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = Fal
                 return f"{name} has another checksum than when it was written"
         except FileNotFoundError:
             return f"{name} is missing"
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"{name!r} cannot be read ({error})"
     return None
 
 

@@ -40,6 +40,11 @@ class SideReader:
         self.ids = decode_ids(form.whole(features, f"{side}/ids"))
         self.tokens_spec = spec.model.tokens(side)
         self.failed = np.zeros(len(self.ids), bool)
+        if not all(0 <= row < len(self.ids) for row in failed):
+            raise StoreError(
+                f"{features.parent}: a marker calls {side} rows failed that the store has not. "
+                "`hada-store repair` does not help here; start the store again with --fresh."
+            )
         self.failed[sorted(failed)] = True
         self.lengths = self._lengths()
 

@@ -22,6 +22,8 @@ from hada.extract.store.formats import SHARDED, ArrayPlan
 from hada.extract.store.raw import RawShard
 
 _META = "zarr.json"
+# What zarr-python raises where metadata is not what it expects.
+_ZARR_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 class ZarrFormat:
@@ -96,7 +98,7 @@ class ZarrFormat:
     def whole(self, features: Path, name: str) -> NDArray[Any]:
         try:
             return np.asarray(_library_array(features / name)[...])
-        except (ValueError, OSError) as error:
+        except (*_ZARR_ERRORS, RuntimeError) as error:
             raise StoreError(
                 f"{features / name}: cannot be read ({error}). What a store knows before its "
                 "first feature cannot be mended: start it again with --fresh."
@@ -174,5 +176,5 @@ def _library_array(folder: Path) -> Any:
 
     try:
         return zarr.open_array(folder, mode="r", zarr_format=3)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _ZARR_ERRORS as error:
         raise StoreError(f"{folder}: cannot be opened ({error})") from error

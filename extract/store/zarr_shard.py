@@ -87,7 +87,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
                 and [_normal(codec) for codec in sharding["index_codecs"]] == _PLAIN
             )
         plain = plain and inner[1:] == outer[1:] and (codecs == _PLAIN or _is_byte(codecs, dtype))
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
     if not plain or min((*inner, *shape[1:]), default=0) < 1 or outer[0] % inner[0]:
         return None

@@ -29,7 +29,8 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.captions import read_dataset
 from hada.extract.manifest import load_manifest
-from hada.extract.runner import run, store_index, store_spec
+from hada.extract.planning import store_index, store_spec
+from hada.extract.runner import run
 from hada.extract.spec import SideName
 from hada.extract.store import StoreWriter
 

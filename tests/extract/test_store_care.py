@@ -192,6 +192,9 @@ def test_a_small_disk_is_refused_before_the_work(
     assert not (tmp_path / "stores").exists()
     assert call(extract, *arguments, "--dry-run", "--force")[0] == 0
     assert call(extract, *arguments, "--force")[0] == 0
+    code, output = call(extract, *arguments)
+    assert code == 0
+    assert "complete already" in output
 
 
 def test_the_planned_bytes_are_those_on_disk(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import h5py
 import makers
 import numpy as np
@@ -117,6 +118,28 @@ def test_what_zarr_python_left_out_reads_as_nan(tmp_path: Path) -> None:
     assert raw is not None
     assert (raw.offsets < 0).tolist() == [False, True]
     np.testing.assert_array_equal(reader.slice(0, 5), whole)
+
+
+def test_chunks_may_lie_in_any_order_and_with_gaps(tmp_path: Path) -> None:
+    content = make(tmp_path / "s", "zarr", rows_per_shard={"image": 5, "caption": 11})
+    (shard,) = _tokens(tmp_path / "s", "zarr")
+    raw, size = shard.read_bytes(), 3 * 6 * 2 + 4
+    table = np.frombuffer(raw[5 * size : -4], "<u8").reshape(5, 2).copy()
+    body, places = b"", {}
+    for chunk in (1, 2, 0, 4, 3):
+        # Chunks 1 and 2 follow each other; between the others lies something else.
+        body += b"" if chunk == 2 else b"gap" * chunk
+        places[chunk] = len(body)
+        body += raw[chunk * size : (chunk + 1) * size]
+    table[:, 0] = [places[chunk] for chunk in range(5)]
+    index = table.tobytes()
+    shard.write_bytes(body + index + google_crc32c.value(index).to_bytes(4, "little"))
+    expected = np.stack(content.tokens["image"]).astype("f2")
+    reader = RowReader(source(tmp_path / "s", "zarr", "image/tokens"))
+    for _ in range(2):
+        for start in range(5):
+            for stop in range(start, 6):
+                np.testing.assert_array_equal(reader.slice(start, stop), expected[start:stop])
 
 
 def test_an_hdf5_part_of_another_writer_goes_through_h5py(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""What the store of a backbone on a dataset will hold, known before the first picture is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hada.extract.backbones.base import Backbone, RegionBackbone
+from hada.extract.captions import CaptionDataset
+from hada.extract.items import ImageItems, image_items
+from hada.extract.spec import SideName, StoreSpec
+from hada.extract.store import StoreIndex
+from hada.extract.store.space import SizePlan, plan_size
+
+
+def store_spec(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    *,
+    dtype: str = "float16",
+    rows_per_shard: dict[SideName, int] | None = None,
+) -> StoreSpec:
+    """What the store of a backbone on a dataset will hold."""
+    spec = StoreSpec(
+        model=backbone.spec,
+        dataset=dataset.name,
+        split=dataset.split,
+        dataset_digest=dataset.digest(),
+        dtype=dtype,
+    )
+    return spec if rows_per_shard is None else replace(spec, rows_per_shard=rows_per_shard)
+
+
+def store_index(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    ids: Sequence[Sequence[int]],
+    items: ImageItems | None = None,
+) -> StoreIndex:
+    """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
+    model = backbone.spec
+    extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
+    caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
+    return StoreIndex(
+        ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
+        caption_to_image=dataset.caption_to_image,
+        lengths={
+            "image": (items or image_items(backbone, dataset)).lengths,
+            "caption": np.array(caption_lengths, np.int64),
+        },
+    )
+
+
+def plan(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    path: str | Path,
+    *,
+    dtype: str = "float16",
+    rows_per_shard: dict[SideName, int] | None = None,
+) -> SizePlan:
+    """What `run` with the same arguments would write; nothing is written."""
+    spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
+    return plan_size(
+        path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))
+    )
