@@ -16,6 +16,12 @@ from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store.layout import COMMIT, FEATURES, local_folder
 
 MOST_NAMED = 10
+# What bound a run -> what makes it faster.
+_REMEDIES = {
+    "decode": "to speed up: more --decoders, or smaller pictures",
+    "encode": "to speed up: a GPU, a larger --batch-size, --precision bf16",
+    "write": "to speed up: a faster disk for the stores, --store-dtype float16",
+}
 
 
 def model_entry(manifest: Manifest, text: str) -> ModelEntry:
@@ -157,7 +163,9 @@ def summary(model: str, report: Report) -> str:
     if report.images or report.captions:
         binding = max(report.seconds, key=report.seconds.__getitem__)
         share = report.seconds[binding] / max(sum(report.seconds.values()), 1e-9)
-        parts.append(f"{duration(report.wall_seconds)}, {share:.0%} of it {binding}")
+        parts.append(
+            f"{duration(report.wall_seconds)}, {share:.0%} of it {binding} ({_REMEDIES[binding]})"
+        )
     else:
         parts.append("complete already")
     return f"{model}: {'; '.join(parts)}; {size(report.bytes)} in {report.store}"
