@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
-from hada.extract.errors import DatasetError
+from hada.extract.errors import DatasetError, HadaError
 from hada.extract.items import ImageItems
 from hada.extract.progress import Advance
 from hada.extract.store import Block
@@ -47,11 +47,13 @@ class ImageEncoder:
             good = [item for item in inputs if not isinstance(item, str)]
             failed.update({r: i for r, i in zip(batch, inputs, strict=True) if isinstance(i, str)})
             if failed and not self._skip_failed:
-                raise DatasetError(f"--on-error fail: {next(iter(failed.values()))}")
+                raise HadaError(f"--on-error fail: {next(iter(failed.values()))}")
             began = time.monotonic()
             encoded = self._items.encode(good) if good else None
             self._report.seconds["encode"] += time.monotonic() - began
-            parts.append(self._with_gaps(encoded, batch, [not isinstance(i, str) for i in inputs]))
+            kept = np.array([not isinstance(item, str) for item in inputs])
+            self._check_lengths(encoded, batch, kept)
+            parts.append(self._with_gaps(encoded, batch, kept))
             advance(len(batch), f"{len(failed)} failed" if failed else "")
         self._report.images += len(rows)
         return _block(parts, failed)
@@ -79,19 +81,31 @@ class ImageEncoder:
         except DatasetError as error:
             return str(error)
 
-    def _with_gaps(self, encoded: Encoded | None, batch: range, good: list[bool]) -> Encoded:
+    def _check_lengths(
+        self, encoded: Encoded | None, batch: range, kept: NDArray[np.bool_]
+    ) -> None:
+        """Refuse tokens that would be stored as another image's."""
+        if encoded is None or encoded.lengths is None:
+            return
+        declared = self._items.lengths[batch.start : batch.stop][kept]
+        if not np.array_equal(encoded.lengths, declared):
+            raise HadaError(
+                f"model {self._spec.name!r} gave {encoded.lengths.tolist()} tokens for images "
+                f"that it declared to have {declared.tolist()}: a fault of the backbone"
+            )
+
+    def _with_gaps(self, encoded: Encoded | None, batch: range, kept: NDArray[np.bool_]) -> Encoded:
         """Put NaN rows where images failed, so that every item has its place."""
-        if encoded is not None and all(good):
+        if encoded is not None and kept.all():
             return encoded
         spec, values, embeddings = self._spec, None, None
-        kept = np.array(good)
         if spec.image is not None:
             lengths = self._items.lengths[batch.start : batch.stop]
             values = np.full((int(lengths.sum()), spec.image.width), np.nan, np.float32)
             if encoded is not None and encoded.values is not None:
                 values[np.repeat(kept, lengths)] = encoded.values
         if spec.embedding_width is not None:
-            embeddings = np.full((len(good), spec.embedding_width), np.nan, np.float32)
+            embeddings = np.full((len(kept), spec.embedding_width), np.nan, np.float32)
             if encoded is not None and encoded.embeddings is not None:
                 embeddings[kept] = encoded.embeddings
         return Encoded(values=values, lengths=None, embeddings=embeddings)

@@ -19,6 +19,12 @@ from hada.extract.store.layout import COMMIT, local_folder
 from hada.extract.store.space import SizePlan
 
 MOST_NAMED = 10
+# What bound a run -> what makes it faster.
+_REMEDIES = {
+    "decode": "to speed up: more --decoders, or smaller pictures",
+    "encode": "to speed up: a GPU, a larger --batch-size, --precision bf16",
+    "write": "to speed up: a faster disk for the stores, --store-dtype float16",
+}
 
 
 def model_entry(manifest: Manifest, text: str) -> ModelEntry:
@@ -131,7 +137,9 @@ def plan_model(
     ]
 
 
-def _load(model: ModelEntry, data: list[CaptionDataset], device: str, precision: str) -> Backbone:
+def _load(
+    model: ModelEntry, data: list[CaptionDataset], device: str, precision: str
+) -> Backbone | RegionBackbone:
     return load_backbone(
         BackboneRequest(
             name=model.name,
@@ -197,7 +205,9 @@ def summary(model: str, report: Report) -> str:
     if report.images or report.captions:
         binding = max(report.seconds, key=report.seconds.__getitem__)
         share = report.seconds[binding] / max(sum(report.seconds.values()), 1e-9)
-        parts.append(f"{duration(report.wall_seconds)}, {share:.0%} of it {binding}")
+        parts.append(
+            f"{duration(report.wall_seconds)}, {share:.0%} of it {binding} ({_REMEDIES[binding]})"
+        )
     else:
         parts.append("complete already")
     return f"{model}: {'; '.join(parts)}; {size(report.bytes)} in {report.store}"

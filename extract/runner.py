@@ -19,7 +19,7 @@ from hada.extract import atomic
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.encoders import CaptionEncoder, ImageEncoder
-from hada.extract.errors import DatasetError, HadaError
+from hada.extract.errors import HadaError
 from hada.extract.items import image_items
 from hada.extract.planning import store_index, store_spec
 from hada.extract.progress import progress
@@ -93,10 +93,9 @@ def run(
         view: How to augment pictures; `backbone` and `dataset` are then those of `views`.
 
     Raises:
-        DatasetError: An image cannot be read, and `on_error` is "fail".
         StoreMismatchError: The store there holds other features.
         StoreError: The disk has not the room.
-        HadaError: Not one picture could be read.
+        HadaError: Not one picture could be read, or one could not and `on_error` is "fail".
     """
     started = time.monotonic()
     ids = backbone.tokenize(dataset.captions)
@@ -130,7 +129,7 @@ def run(
     _finish(writer, dataset, report)
     if on_error == "fail" and report.failures:  # of an earlier run that left them out
         id_, reason = next(iter(report.failures.items()))
-        raise DatasetError(f"--on-error fail: {id_}: {reason}")
+        raise HadaError(f"--on-error fail: {id_}: {reason}")
     report.wall_seconds = time.monotonic() - started
     return report
 

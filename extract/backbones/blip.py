@@ -126,6 +126,31 @@ class BlipBackbone(TorchBackbone):
             ).last_hidden_state
             return encoded(tokens, real, self._unit(self.model.text_proj(tokens[:, 0])))
 
+    def match_logits(
+        self, pixels: NDArray[np.float32], ids: Sequence[Sequence[int]], *, demo: bool = False
+    ) -> NDArray[np.float32]:
+        """(I, 3, S, S) and T captions -> (I, T, 2) logits of the matching head; 1 is "match".
+
+        The training and retrieval code puts [ENC], the last word, in place of [CLS]; `demo` keeps
+        [CLS], as the demo class and transformers' own forward pass do. The logits differ.
+        """
+        with self.running():
+            images = self.model.vision_model(self.to_device(pixels)).last_hidden_state
+            input_ids, real = self.pad(ids, self.pad_id)
+            if not demo:
+                input_ids[:, 0] = self.model.config.text_config.vocab_size - 1
+            logits = []
+            for image in images:
+                fused = self.model.text_encoder(
+                    input_ids=input_ids,
+                    attention_mask=real.long(),
+                    encoder_hidden_states=image.expand(len(ids), -1, -1),
+                    encoder_attention_mask=real.new_ones(len(ids), len(image)).long(),
+                ).last_hidden_state
+                logits.append(self.model.itm_head(fused[:, 0]).float())
+            result: NDArray[np.float32] = torch.stack(logits).cpu().numpy()
+            return result
+
     @staticmethod
     def _unit(projected: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(projected.float(), dim=-1)

@@ -104,6 +104,13 @@ def test_golden_features_and_tokens(golden: Path) -> None:
         captions = backbone.encode_captions(ids)
         np.testing.assert_allclose(captions.values, expected["text_feat"][mask], atol=1e-5)
         np.testing.assert_allclose(captions.embeddings, expected["text_embed"], atol=1e-5)
+        pixels = expected["pixel_values"]
+        for name, demo in (("itm_logits_enc", False), ("itm_logits_cls", True)):
+            logits = backbone.match_logits(pixels, ids, demo=demo)
+            np.testing.assert_allclose(logits, expected[name], rtol=0, atol=1e-5)
+        match = backbone.match_logits(pixels, ids)[..., 1]
+        scores = match + images.embeddings @ captions.embeddings.T
+        np.testing.assert_allclose(scores, expected["retrieval_score_enc"], rtol=0, atol=1e-5)
 
 
 def test_golden_cleaning(golden: Path) -> None:

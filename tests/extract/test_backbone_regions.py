@@ -344,3 +344,10 @@ def test_hadas_own_region_files_through_the_command(golden: Path) -> None:
     with np.load(golden / "lightningdot" / "golden.npz") as expected:
         close(store.image.tokens(slice(None)), expected["hada_image_feat"][0])
         close(store.image.embeddings(), expected["hada_image_embed"])
+
+
+def test_regions_have_no_views(golden: Path) -> None:
+    make_project(golden, "uniter", "uniter-base.pt", str(golden / PLACES[0]), IDS)
+    result = command("--views", "1")
+    assert result.exit_code == 2
+    assert "sees regions, not pictures: no --views" in result.stderr

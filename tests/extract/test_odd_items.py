@@ -190,12 +190,12 @@ def test_fail_at_the_first(tmp_path: Path) -> None:
     make_project(tmp_path)
     for _ in range(2):  # the same where the run continues
         result = command("--on-error", "fail")
-        assert result.exit_code == 2
+        assert result.exit_code == 1
         assert "--on-error fail: picture " in result.stderr
     assert not Path("stores/odd/test/m/errors.jsonl").exists()
     assert command("--on-error", "skip").exit_code == 0
     # The store is complete, but not without failures.
-    assert command("--on-error", "fail").exit_code == 2
+    assert command("--on-error", "fail").exit_code == 1
 
 
 def test_mended_pictures_leave_no_report(tmp_path: Path) -> None:
@@ -220,3 +220,9 @@ def test_it_ends(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_the_last_line_says_what_bound_the_run(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    assert "to speed up: " in command().output
+    assert "complete already" in command().output

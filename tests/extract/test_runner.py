@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,20 @@ def test_no_picture_at_all_is_a_failure(tmp_path: Path) -> None:
         picture.write_bytes(b"not a picture")
     with pytest.raises(HadaError, match="none of 5 pictures could be read"):
         extract("stores/x")
+
+
+def test_tokens_that_were_not_declared_are_refused(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    backbone = fake()
+    encode = backbone.encode_images  # type: ignore[union-attr]
+
+    def shifted(pixels: Any) -> Any:
+        encoded = encode(pixels)
+        return replace(encoded, lengths=encoded.lengths + np.array([1, -1]))
+
+    backbone.encode_images = shifted  # type: ignore[union-attr, method-assign]
+    with pytest.raises(HadaError, match=r"gave \[6, 4\] tokens .* declared to have \[5, 5\]"):
+        run(backbone, data(), "stores/x", rows_per_shard=ROWS)
 
 
 _SLOW = """
