@@ -8,7 +8,8 @@ import click
 
 from hada.extract.console import HadaCommand, manifest_options, say
 from hada.extract.errors import HadaError, UsageError
-from hada.extract.manifest import STORE_DTYPES, Manifest, is_name
+from hada.extract.manifest import Manifest, is_name
+from hada.extract.spec import STORE_DTYPES
 
 _PATH = click.Path(path_type=Path)
 _FORMATS = ("hada", "clip-retrieval", "npy", "safetensors")

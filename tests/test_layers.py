@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
 # Package -> the only places that may import it.

@@ -20,7 +20,7 @@ import click
 import makers
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
+from places import ROOT
 
 TRAIN = ["hada-fuse", "train", "--epochs", "1"]
 

@@ -29,6 +29,7 @@ from hada.extract.store.formats import ArrayPlan
 from hada.extract.store.layout import checksum
 from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
 
+_MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"
 _CRC = "crc32c"
 _FLETCHER = 4
@@ -236,7 +237,18 @@ def _plan_json(plan: ArrayPlan) -> dict[str, Any]:
     return value | {"fill": None if np.isnan(plan.fill) else plan.fill}
 
 
-def _read_plan(value: dict[str, Any]) -> ArrayPlan:
-    tuples = {key: tuple(value[key]) for key in ("shape", "dimensions")}
-    fill = np.nan if value["fill"] is None else float(value["fill"])
-    return ArrayPlan(**(value | tuples | {"fill": fill}))
+def _read_plan(value: Any) -> ArrayPlan:
+    """Back from `_plan_json`; raises `StoreError` for what no writer of ours can have written."""
+    try:
+        tuples = {key: tuple(value[key]) for key in ("shape", "dimensions")}
+        fill = np.nan if value["fill"] is None else float(value["fill"])
+        plan = ArrayPlan(**(value | tuples | {"fill": fill}))
+        sizes = (*plan.shape, plan.chunk_rows, plan.shard_rows)
+        whole = all(type(size) is int and 0 <= size < _MOST_ROWS for size in sizes)
+        if not whole or not plan.shape or min(plan.chunk_rows, plan.shard_rows) < 1:
+            raise ValueError(f"sizes {sizes}")
+        if np.dtype(plan.dtype).kind not in "fiu":
+            raise ValueError(f"dtype {plan.dtype!r}")
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise StoreError(f"{_INDEX}: the description of an array is damaged ({error})") from error
+    return plan

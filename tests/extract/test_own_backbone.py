@@ -11,7 +11,7 @@ from pathlib import Path
 import makers
 import numpy as np
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from hada.extract.store import open_store
 
