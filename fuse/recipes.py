@@ -156,7 +156,6 @@ RECIPES: dict[str, Recipe] = {
             name="fast",
             dropout_graph=0.2,
             dropout_head=0.3,
-            use_embeddings=False,
             scores="all",
             train_on_scores=False,
             tune_scores=True,
