@@ -1,7 +1,7 @@
 """Keep freed memory for the next batch, on the CPU.
 
 glibc gives every large block back to the kernel as soon as it is freed, and the kernel zeroes its
-pages again for the next forward pass. With convolutional towers on two cores more than half of
+pages again for the next forward pass. With convolutional towers on two cores nearly half of
 the time went there (`benchmarks/allocator.py`); keeping the blocks costs no more memory than the
 largest batch needs anyway.
 """
