@@ -41,7 +41,6 @@ def concatenation_linear(
     config = config or LinearConfig()
     parts = {name: _concatenated(part) for name, part in (("train", train), ("val", val))}
     torch.manual_seed(config.seed)
-    # Unit-length inputs of M models are small; scaling them keeps the layer's usual start sound.
     heads = nn.ModuleList(
         nn.Sequential(nn.Dropout(config.dropout), nn.Linear(side.shape[1], config.width))
         for side in parts["train"]
@@ -71,6 +70,7 @@ def _concatenated(gallery: Gallery) -> tuple[Tensor, Tensor]:
     image, caption = (
         torch.from_numpy(np.concatenate([pair[side] for pair in pairs], axis=1)) for side in (0, 1)
     )
+    # Numbers of about 1, as a linear layer's usual start expects.
     return image * image.shape[1] ** 0.5, caption * caption.shape[1] ** 0.5
 
 

@@ -46,7 +46,7 @@ class BackboneContract:
     @pytest.fixture(scope="class")
     @classmethod
     def backbone(cls) -> Backbone:
-        raise NotImplementedError
+        pytest.fail(f"{cls.__name__} names no backbone: override this fixture")
 
     def project(self, backbone: Any, side: str, row: NDArray[np.float32]) -> Any:
         """The embeddings that follow from (B, D) global rows, None where none can be computed."""

@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from hada.extract.errors import NonFiniteError
 from hada.extract.scenes.corpus import VALUES, Batch
 from hada.extract.scenes.recipes import Plan
-from hada.extract.scenes.towers import Towers
+from hada.extract.scenes.towers import MatchingTowers, Towers
 
 # The summed cross-entropy of some 150 tags starts near 30; so weighted it starts near the others.
 _TAG_WEIGHT = 0.2
@@ -94,8 +94,10 @@ class Learner:
             "tag": float(tag.detach()),
             "accuracy": float((scores.argmax(dim=0) == owner).float().mean()),
         }
-        if self.towers.has_match_head:
-            matching = self._matching_loss(tokens, batch.captions, scores.detach(), positive)
+        if isinstance(self.towers, MatchingTowers):
+            matching = self._matching_loss(
+                self.towers, tokens, batch.captions, scores.detach(), positive
+            )
             loss = loss + matching
             report["matching"] = float(matching.detach())
         report["loss"] = float(loss.detach())
@@ -121,8 +123,9 @@ class Learner:
         summed = binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return _TAG_WEIGHT * summed / len(logits)
 
+    @staticmethod
     def _matching_loss(
-        self,
+        towers: MatchingTowers,
         tokens: torch.Tensor,
         captions: list[str],
         scores: torch.Tensor,
@@ -140,7 +143,7 @@ class Learner:
         wrong = torch.multinomial(weights, 1).squeeze(1)
         right = positive[:, chosen].int().argmax(dim=0)
         texts = [captions[int(number)] for number in chosen]
-        logits = self.towers.matches(texts + texts, tokens[torch.cat([right, wrong])])
+        logits = towers.matches(texts + texts, tokens[torch.cat([right, wrong])])
         truth = torch.arange(2 * len(texts), device=tokens.device) < len(texts)
         return cross_entropy(logits, truth.long())
 

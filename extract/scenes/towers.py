@@ -28,7 +28,6 @@ _LENGTH_GROUPS = 3
 class Towers(ABC):
     """A model in training: its parameters, and how pictures and captions go through it."""
 
-    has_match_head = False
     recipe: Recipe
     model: Any  # a torch module; its library's classes carry no types
     tokenizer: Any
@@ -53,10 +52,6 @@ class Towers(ABC):
     def _read(self, captions: list[str]) -> torch.Tensor:
         """T captions of about one length -> embeddings (T, E)."""
 
-    def matches(self, captions: list[str], image_tokens: torch.Tensor) -> torch.Tensor:
-        """Match logits (T, 2) of each caption with its row of (T, N, D)."""
-        raise NotImplementedError(f"{self.recipe.name} has no match head")
-
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights (float16), configuration and tokenizer in the library's own layout."""
@@ -69,6 +64,14 @@ class Towers(ABC):
     def images(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """(B, S, S) palette numbers -> the model's input."""
         return to_input(pixels, self.recipe.pixels, MEAN, STD, self.device)
+
+
+class MatchingTowers(Towers):
+    """Towers whose model also has an image-text matching head."""
+
+    @abstractmethod
+    def matches(self, captions: list[str], image_tokens: torch.Tensor) -> torch.Tensor:
+        """Match logits (T, 2) of each caption with its row of (T, N, D)."""
 
 
 def build(recipe: Recipe) -> Towers:

@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 
 from hada.extract.scenes.recipes import Recipe
-from hada.extract.scenes.towers import MEAN, STD, Towers
+from hada.extract.scenes.towers import MEAN, STD, MatchingTowers
 from hada.extract.scenes.words import vocabulary
 
 
-class BlipTowers(Towers):
+class BlipTowers(MatchingTowers):
     """`transformers.BlipForImageTextRetrieval` with a WordPiece vocabulary of whole words."""
-
-    has_match_head = True
 
     def __init__(self, recipe: Recipe) -> None:
         from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
