@@ -120,11 +120,17 @@ def _shared_parameters() -> list[click.Parameter]:
     return [debug, version]
 
 
+def _keep_lines(text: str | None) -> str | None:
+    r"""A help text in which the mark `\b` of a raw docstring is the character that click knows."""
+    return None if text is None else text.replace("\\b\n", "\b\n")
+
+
 class HadaCommand(_FriendlyMain, click.Command):
     """A single command, with --debug and --version."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.help = _keep_lines(self.help)
         self.params.extend(_shared_parameters())
 
 
@@ -136,6 +142,7 @@ class HadaGroup(_FriendlyMain, click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("no_args_is_help", True)
         super().__init__(*args, **kwargs)
+        self.help = _keep_lines(self.help)
         self.params.extend(_shared_parameters())
 
 

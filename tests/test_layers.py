@@ -103,6 +103,7 @@ def test_help_is_light_and_teaches(script: str) -> None:
         "def show(command, path):\n"
         "    context = click.Context(command, info_name=path)\n"
         "    text = command.get_help(context)\n"
+        "    assert '\\\\b' not in text, f'{path}: help shows a mark of its source'\n"
         "    assert (command.help or '').strip(), f'{path}: no help'\n"
         "    for name, child in getattr(command, 'commands', {}).items():\n"
         "        show(child, f'{path} {name}')\n"
