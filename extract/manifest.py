@@ -7,6 +7,7 @@ valid name. Files are looked for only when a dataset is used.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hada.extract.errors import ManifestError, UnknownNameError, UsageError, nearest, unknown
+from hada.extract.errors import (
+    CheckpointError,
+    ManifestError,
+    UnknownNameError,
+    UsageError,
+    nearest,
+    unknown,
+)
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.yamlnodes import Section, read_yaml
 
@@ -293,4 +301,23 @@ def _builtin(name: str) -> Path:
     folder = Path(__file__).parent / package / "weights" / model
     if not folder.is_dir():
         raise ManifestError(f"builtin weights {name!r} do not exist in this installation")
+    check_sums(folder)
     return folder
+
+
+def check_sums(folder: Path) -> None:
+    """Compare shipped weights with the SHA256SUMS beside their folder (`sha256sum -c` reads it).
+
+    Raises `CheckpointError` naming the first file that is missing or has other bytes.
+    """
+    for line in (folder.parent / "SHA256SUMS").read_text().splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder.parent / name
+        if path.parent != folder:
+            continue
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: shipped weights are damaged (sha256 {found[:12]}, expected "
+                f"{expected[:12]}). Install HADA again, or `git checkout` the file."
+            )

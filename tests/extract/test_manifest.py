@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import makers
 import pytest
 
-from hada.extract.errors import ManifestError, UnknownNameError, UsageError
-from hada.extract.manifest import default_path, load_manifest
+from hada.extract.errors import CheckpointError, ManifestError, UnknownNameError, UsageError
+from hada.extract.manifest import check_sums, default_path, load_manifest, load_shipped
 
 
 @pytest.fixture
@@ -97,3 +98,27 @@ def test_a_mistake_is_named_with_its_line(
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such manifest"):
         load_manifest(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("model", ["blip", "clip"])
+def test_shipped_weights_are_checked_before_they_are_used(tmp_path: Path, model: str) -> None:
+    shipped = Path(load_shipped({}).model(model).weights_for("scenes"))
+    copy = tmp_path / "weights"
+    shutil.copytree(shipped.parent, copy)
+    check_sums(copy / model)
+    (weights,) = (copy / model).glob("*.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=rf"{weights.name}: shipped weights are damaged"):
+        check_sums(copy / model)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no file"):
+        check_sums(copy / model)
+
+
+def test_every_shipped_file_has_a_sum() -> None:
+    weights = Path(load_shipped({}).model("blip").weights_for("scenes")).parent
+    listed = {line.split("  ")[1] for line in (weights / "SHA256SUMS").read_text().splitlines()}
+    there = {str(path.relative_to(weights)) for path in weights.glob("*/*")}
+    assert there - listed == {"blip/README.md", "clip/README.md"}
