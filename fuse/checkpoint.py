@@ -39,6 +39,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     best_rsum: float = -1.0
+    best_loss: float = float("inf")
     best_epoch: int = -1
     stale: int = 0
     finished: str = ""

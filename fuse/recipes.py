@@ -29,11 +29,13 @@ class Recipe:
 
     Scores: `fused` alone, `first` (1 - w) fused + w model 1, or `all` models' own cosines with
     `score_weights` (fused first; equal where none are given). `learn_scores` trains those
-    weights, `tune_scores` searches them on the validation split after every epoch; with
+    weights, `tune_scores` fits them on the validation split after every epoch; with
     `train_on_scores` off the loss sees the fused score only.
 
     Training: `order` "images" (each with all its captions) or "pairs"; `epochs` at most,
-    stopping after `patience` epochs that do not raise the validation RSum by `min_gain`.
+    stopping after `patience` epochs without a gain on the validation split. A gain is, for
+    `choose` "rsum", an RSum higher by `min_gain`; for "likelihood", right matches that are more
+    likely, which moves smoothly where a few hundred images' RSum is mostly luck.
     """
 
     name: str = "custom"
@@ -83,6 +85,7 @@ class Recipe:
     decay_all: bool = False
     clip_norm: float = 0.0
     patience: int = 5
+    choose: Literal["rsum", "likelihood"] = "rsum"
     min_gain: float = 0.1
     save_minutes: float = 5.0
 

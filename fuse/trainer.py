@@ -29,7 +29,7 @@ from hada.fuse.objective import Batch, Objective, ObjectiveConfig
 from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.schedule import learning_rate_cosine, learning_rate_restarts
-from hada.fuse.shares import tuned_shares
+from hada.fuse.shares import score_loss, tuned_shares
 
 
 @dataclass
@@ -59,9 +59,13 @@ def train(job: Job) -> Position:
             train_epoch(job, position)
             table = validate(job)
             first = position.best_epoch < 0
-            gained = first or table["rsum"] > position.best_rsum + recipe.min_gain
+            if recipe.choose == "likelihood":
+                gained = first or table["loss"] < position.best_loss
+            else:
+                gained = first or table["rsum"] > position.best_rsum + recipe.min_gain
             if gained:
-                position.best_rsum, position.best_epoch = table["rsum"], position.epoch
+                position.best_epoch = position.epoch
+                position.best_rsum, position.best_loss = table["rsum"], table["loss"]
                 job.run.save_best(job.objective)
             position.stale = 0 if gained else position.stale + 1
             log_epoch(job, position, table)
@@ -125,12 +129,19 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
 
 
 def validate(job: Job) -> dict[str, float]:
-    """Recalls on the validation split, by the run's score; `fused_rsum` is the network alone."""
+    """Recalls on the validation split, by the run's score; `fused_rsum` is the network alone.
+
+    `loss` is how unlikely the right matches are (see `hada.fuse.shares`).
+    """
     found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
     if job.recipe.tune_scores and found.own:
-        found = replace(found, shares=tuned_shares(found))
-        job.objective.mix.set(found.shares)
+        shares, loss = tuned_shares(found)
+        found = replace(found, shares=shares)
+        job.objective.mix.set(shares)
+    else:
+        loss = score_loss(found)
     table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))
+    table["loss"] = loss
     alone = replace(found, shares=(1.0,), own=())
     if found.shares[0] < 1:
         ranks = rank_positives(alone.image_IE, alone.caption_TE, alone.caption_to_image)

@@ -1,12 +1,13 @@
-"""The search for shares: never worse than equal ones, and it finds what is plainly there."""
+"""The fit of shares: no others are more likely, and it finds what is plainly there."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
 from hada.fuse.embed import Embedded
-from hada.fuse.ranking import rank_positives, recalls
-from hada.fuse.shares import tuned_shares
+from hada.fuse.shares import matching_loss, score_loss, tuned_shares
 
 
 def embedded(noises, images=60, captions=2, seed=0):
@@ -26,27 +27,50 @@ def embedded(noises, images=60, captions=2, seed=0):
     return Embedded(*pairs[0], tuple(pairs[1:]), equal, *rows, owner)
 
 
-def rsum(found, shares):
-    from dataclasses import replace
+def loss(found, weights):
+    owner = torch.from_numpy(found.caption_to_image)
+    weights = np.array(weights, np.float32)
+    pairs = [(found.fused_image, found.fused_caption), *found.own]
+    scores = torch.stack([torch.from_numpy(image @ caption.T) for image, caption in pairs])
+    return float(matching_loss(torch.from_numpy(weights), scores, owner))
 
-    image, caption = replace(found, shares=shares)
-    return recalls(rank_positives(image, caption, found.caption_to_image))["rsum"]
+
+def test_the_loss_is_the_cross_entropy_of_both_directions():
+    found = embedded([0.9, 1.2])
+    scores = 5.0 * found.fused_image @ found.fused_caption.T
+    scores += 2.0 * found.own[0][0] @ found.own[0][1].T
+    owner, probability = found.caption_to_image, np.exp(scores)
+    i2t = t2i = 0.0
+    for caption, image in enumerate(owner):
+        p = probability[image, caption]
+        i2t -= np.log(p / probability[image].sum()) / len(owner)
+        t2i -= np.log(p / probability[:, caption].sum()) / len(owner)
+    assert loss(found, [5.0, 2.0]) == pytest.approx((i2t + t2i) / 2, rel=1e-5)
 
 
-def test_shares_sum_to_one_and_are_never_worse_than_equal_ones():
-    for seed in range(3):
-        found = embedded([0.9, 1.2, 0.7], seed=seed)
-        shares = tuned_shares(found)
-        assert abs(sum(shares) - 1) < 1e-9
-        assert rsum(found, shares) >= rsum(found, found.shares) - 1e-6
+@pytest.mark.parametrize("seed", range(3))
+def test_no_weights_of_a_grid_are_better(seed):
+    found = embedded([0.9, 1.2, 0.7], seed=seed)
+    fitted, least = tuned_shares(found)
+    shares = np.array(fitted)
+    assert abs(shares.sum() - 1) < 1e-9
+    scales = np.linspace(2, 40, 39)
+    best = min(loss(found, (scale * shares).tolist()) for scale in scales)
+    assert least == pytest.approx(best, abs=0.01)
+    tenths = [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
+    for other in tenths:
+        assert best <= min(loss(found, [s * w for w in other]) for s in scales[::4]) + 1e-3
 
 
 def test_a_score_that_is_noise_gets_little():
-    shares = tuned_shares(embedded([0.6, 50.0]))
+    shares, _ = tuned_shares(embedded([0.6, 50.0]))
     assert shares[0] > 0.7
-    shares = tuned_shares(embedded([50.0, 0.6]))
+    shares, _ = tuned_shares(embedded([50.0, 0.6]))
     assert shares[0] < 0.3
 
 
 def test_one_score_alone():
-    assert tuned_shares(embedded([0.5])) == (1.0,)
+    found = embedded([0.5])
+    shares, loss = tuned_shares(found)
+    assert shares == (1.0,)
+    assert loss == score_loss(found)
