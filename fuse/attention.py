@@ -55,6 +55,20 @@ class GlobalAttention(nn.Module):
 
     def forward(self, nodes: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
         """M tensors (S_m, W) of packed node states -> (B, M, HC) at the global nodes."""
+        alpha, key_BMX, keys = self.attend(nodes, layouts)
+        alpha = F.dropout(alpha, self.dropout, self.training)
+        return self._gather(alpha, key_BMX, keys) + self.bias
+
+    def attend(
+        self, nodes: Sequence[Tensor], layouts: Sequence[Layout]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What every global node attends to, and the keys.
+
+        Returns (B, R, H, M + L_1 + ... + L_M) weights that sum to 1: first the global nodes, then
+        each model's padded tokens, 0 at padding and at the global node's own place (a model whose
+        graphs all have no token but the global one has no such part); then (B, M, HC) and per
+        part (B, L, HC) keys.
+        """
         global_BMW = torch.stack(
             [h.index_select(0, layout.rows_B) for h, layout in zip(nodes, layouts, strict=True)],
             dim=1,
@@ -75,9 +89,7 @@ class GlobalAttention(nn.Module):
             scores.append(score_BRHL.masked_fill(hidden_BL, lowest))
             keys.append(key_BLX)
         # The global nodes always take part, so no softmax is over nothing.
-        alpha = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
-        alpha = F.dropout(alpha, self.dropout, self.training)
-        return self._gather(alpha, key_BMX, keys) + self.bias
+        return torch.softmax(torch.cat(scores, dim=-1), dim=-1), key_BMX, keys
 
     def _between(self, query_BRX: Tensor, key_BMX: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """(B, R, H, M) scores of the global nodes among themselves, self loops included."""

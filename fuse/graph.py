@@ -9,7 +9,9 @@ node; one node per model is its global node. Edges point from what is read to wh
     node   -> itself                            the mean of the node's other incoming edges
 
 The self loops carry that mean, 0 where nothing else comes in, because the paper's layer (PyG's
-GATv2Conv) replaces whatever self loops it is given. Tokens hear nobody but themselves.
+GATv2Conv) replaces whatever self loops it is given; its GCN and Transformer layers use the given
+ones. Tokens hear nobody but themselves, unless the graph is undirected (then they hear the global
+nodes, with the same weights) or tokens of different models are joined to each other.
 
 Shape letters: B graphs of a batch, M models, L padded length, S packed rows, E edges.
 """
@@ -18,21 +20,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import permutations
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+NO_EDGE = -1.0  # a weight of -1 draws no edges of that kind, as in the paper's configurations
+Loops = Literal["mean", "given", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeWeights:
-    """The one number each kind of edge carries; the paper's values by default."""
+    """The one number each kind of edge carries; the paper's values by default.
+
+    `tokens` joins every token to the tokens of the other models; `loop_token` and `loop_global`
+    are the self loops that GCN and Transformer layers see.
+    """
 
     own: float = 0.9
     other: float = 0.7
     between: float = 1.1
+    tokens: float = NO_EDGE
+    loop_token: float = 0.9
+    loop_global: float = 1.1
+    undirected: bool = False
+
+    @property
+    def global_only(self) -> bool:
+        """Whether only global nodes hear others, over all the paper's kinds of edges."""
+        drawn = NO_EDGE not in (self.own, self.other, self.between)
+        return drawn and self.tokens == NO_EDGE and not self.undirected
 
 
 @dataclass(frozen=True)
@@ -105,37 +125,66 @@ def edge_list(
     weights: EdgeWeights,
     *,
     global_last: Sequence[bool] | None = None,
-    loops: bool = True,
+    loops: Loops = "mean",
+    starts_BM: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The same graphs as (2, E) rows (from, to) and (E,) weights, for reference and for pictures.
+    """The same graphs as (2, E) rows (from, to) and (E,) weights.
 
-    Nodes are numbered graph after graph and, inside a graph, model after model. With `loops`
-    off the self loops are left to the layer, as the paper's code does in effect.
+    Nodes are numbered graph after graph and, inside a graph, model after model, unless
+    `starts_BM` says where each model's nodes of each graph begin. Self loops are what GATv2
+    makes of them ("mean"), the `given` ones, or left out.
 
     >>> edge_list([[2, 1]], EdgeWeights())[0].tolist()
-    [[0, 1, 1, 2, 0, 1, 2], [2, 0, 2, 0, 0, 1, 2]]
+    [[1, 1, 0, 2, 0, 1, 2], [0, 2, 2, 0, 0, 1, 2]]
     """
     lengths = np.asarray(lengths_BM, dtype=np.int64)
-    last = [False] * lengths.shape[1] if global_last is None else list(global_last)
-    edges: list[tuple[int, int]] = []
-    values: list[float] = []
-    start = 0
-    means = self_loops(torch.from_numpy(lengths), weights).numpy()
-    for graph, mean in zip(lengths, means, strict=True):
-        firsts = start + np.cumsum(graph) - graph
-        globals_ = [
-            int(f + n - 1 if end else f) for f, n, end in zip(firsts, graph, last, strict=True)
-        ]
-        for model, (first, count) in enumerate(zip(firsts, graph, strict=True)):
-            for node in range(int(first), int(first + count)):
-                is_global = node == globals_[model]
-                for reader, target in enumerate(globals_):
-                    if node != target:
-                        own = weights.own if reader == model else weights.other
-                        edges.append((node, target))
-                        values.append(weights.between if is_global else own)
-        for node in range(start, start + int(graph.sum())) if loops else ():
-            edges.append((node, node))
-            values.append(float(mean[globals_.index(node)]) if node in globals_ else 0.0)
-        start += int(graph.sum())
-    return np.array(edges, np.int64).reshape(-1, 2).T, np.array(values, np.float64)
+    models = lengths.shape[1]
+    if starts_BM is None:
+        starts_BM = (lengths.cumsum() - lengths.ravel()).reshape(lengths.shape)
+    last_M = np.zeros(models, bool) if global_last is None else np.asarray(global_last)
+    globals_BM = starts_BM + np.where(last_M, lengths - 1, 0)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], float]] = []
+
+    def draw(tail: NDArray[np.int64], head: NDArray[np.int64], weight: float) -> None:
+        if weight != NO_EDGE:
+            parts.append((tail, head, weight))
+
+    tokens = []
+    for model in range(models):
+        count = lengths[:, model] - 1
+        graph = np.repeat(np.arange(len(lengths)), count)
+        place = np.arange(len(graph)) - np.repeat(count.cumsum() - count, count)
+        tokens.append((starts_BM[graph, model] + place + (not last_M[model]), graph))
+        for reader in range(models):
+            node, target = tokens[model][0], globals_BM[graph, reader]
+            weight = weights.own if reader == model else weights.other
+            draw(node, target, weight)
+            if weights.undirected:
+                draw(target, node, weight)
+    for a, b in permutations(range(models), 2):
+        draw(globals_BM[:, a], globals_BM[:, b], weights.between)
+        if weights.tokens != NO_EDGE:
+            (node_a, graph_a), (node_b, graph_b) = tokens[a], tokens[b]
+            # Token j of model b stands at first[graph] + j: every token of a meets all of them.
+            count = np.bincount(graph_b, minlength=len(lengths))
+            first = count.cumsum() - count
+            met = count[graph_a]
+            place = np.arange(met.sum()) - np.repeat(met.cumsum() - met, met)
+            head = node_b[np.repeat(first[graph_a], met) + place]
+            draw(np.repeat(node_a, met), head, weights.tokens)
+    if loops == "given":
+        for node, _ in tokens:
+            draw(node, node, weights.loop_token)
+        draw(globals_BM.ravel(), globals_BM.ravel(), weights.loop_global)
+    empty = np.empty(0, np.int64)
+    tail = np.concatenate([empty, *(part[0] for part in parts)])
+    head = np.concatenate([empty, *(part[1] for part in parts)])
+    values = np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
+    if loops == "mean":
+        nodes = np.sort(np.concatenate([globals_BM.ravel(), *(node for node, _ in tokens)]))
+        size = int(nodes.max()) + 1
+        incoming = np.bincount(head, minlength=size)
+        means = np.bincount(head, values, minlength=size) / np.maximum(incoming, 1)
+        tail, head = np.concatenate([tail, nodes]), np.concatenate([head, nodes])
+        values = np.concatenate([values, means[nodes]])
+    return np.stack([tail, head]), np.asarray(values, np.float64)

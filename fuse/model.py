@@ -8,8 +8,8 @@ d1..d3 the dropouts of nodes, graph and head:
     out = head([g_1, p_1 .. p_M, g_2 .. g_M])         -> E; for M = 2 the paper's g1, p1, p2, g2
     embedding = out / |out|
 
-Two published orders exist. `norm="batch"` (HADA_m): linear, BatchNorm, dropout, and one more
-BatchNorm over all nodes after `mix`. `norm="none"` (HADA_m_extend, LAVIS): dropout, linear.
+`hada.fuse.config` names the published orders of norm and dropout; with `norm="batch"` there is
+one more BatchNorm over all nodes after `mix`.
 
 Shape letters: B items, M models, S packed rows, D token width, W node width, H heads, C width of
 a head, G graph width, E embedding width.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,13 @@ from torch import Tensor, nn
 
 from hada.extract.spec import SideName
 from hada.fuse.attention import GlobalAttention
-from hada.fuse.graph import EdgeWeights, Layout
+from hada.fuse.config import BranchConfig, Inputs, ModelShape, Norm
+from hada.fuse.graph import Layout
+from hada.fuse.layers import Dense
+from hada.fuse.packed import PackedGraph
 
-Norm = Literal["batch", "none"]
-Inputs = Literal["as-is", "unit", "published"]
+__all__ = ["Branch", "BranchConfig", "Features", "Fuser", "ModelShape", "Norm", "prepare"]
+
 # The two scalars the authors standardise every unit-length feature with, text and image alike.
 PUBLISHED_MEAN, PUBLISHED_STD = -0.0006847491604276001, 0.036077868193387985
 
@@ -62,70 +65,10 @@ class Features:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What one frozen model brings to one side: widths, and which token is global."""
-
-    node_width: int
-    embedding_width: int | None
-    has_tokens: bool = True
-    global_last: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchConfig:
-    """All that decides a branch's arithmetic; widths are the paper's by default."""
-
-    models: tuple[ModelShape, ...]
-    node_width: int = 512
-    heads: int = 4
-    head_width: int = 512
-    graph_width: int = 512
-    out_width: int = 512
-    norm: Norm = "batch"
-    inputs: Inputs = "as-is"
-    use_embeddings: bool = True
-    dropout_nodes: float = 0.0
-    dropout_graph: float = 0.0
-    dropout_head: float = 0.0
-    edges: EdgeWeights = field(default_factory=EdgeWeights)
-
-    @property
-    def embedding_widths(self) -> list[int]:
-        """Widths of the embeddings that enter the head, model after model."""
-        widths = (m.embedding_width for m in self.models)
-        return [w for w in widths if w is not None] if self.use_embeddings else []
-
-
-class Dense(nn.Module):
-    """One linear layer with its norm and dropout in one of the two published orders."""
-
-    def __init__(self, wide_in: int, wide_out: int, norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(wide_in, wide_out)
-        nn.init.kaiming_normal_(self.linear.weight)
-        self.norm = nn.BatchNorm1d(wide_out) if norm == "batch" else None
-        self.dropout = dropout
-
-    def forward(self, x_SD: Tensor) -> Tensor:
-        """(S, in) -> (S, out)."""
-        if self.norm is None:
-            dropped: Tensor = self.linear(F.dropout(x_SD, self.dropout, self.training))
-            return dropped
-        return self.after(self.linear(x_SD))
-
-    def after(self, x_SX: Tensor) -> Tensor:
-        """What follows the linear map."""
-        if self.norm is None:
-            return x_SX
-        normed: Tensor = self.norm(x_SX)
-        return F.dropout(normed, self.dropout, self.training)
-
-
 class GraphLayer(nn.Module):
-    """GATv2, the linear layer behind it, and the norm behind that.
+    """One directed GATv2 layer, dense, the linear layer behind it, and the norm behind that.
 
-    Other convolutions and deeper graphs are further classes with this `forward`.
+    `hada.fuse.packed.PackedGraph` has the same `forward` for every other graph.
     """
 
     def __init__(self, config: BranchConfig) -> None:
@@ -152,56 +95,95 @@ class GraphLayer(nn.Module):
         return normed[: batch * models].view(batch, models, -1)
 
     def _others(self, nodes: Sequence[Tensor], layouts: Sequence[Layout]) -> list[Tensor]:
-        """Per model (S_m - B, G): the linear layer's output at all tokens but the global ones.
+        """(n, G) parts: the linear layer's output at all tokens but the global ones, in any order.
 
-        Such a node hears only itself (alpha = 1), so it leaves GATv2 as W_l h + b_l + bias. The
-        two linear maps are one, four times smaller, unless dropout on alpha stands between.
+        Such a node hears only itself, so it leaves GATv2 as a_h (W_l h + b_l) + bias, where the
+        dropout on its one weight makes a_h 0 or 1 / (1 - p) for each head. The two linear maps
+        are one, H times smaller; with dropout there is one for each of the 2^H ways to drop.
         """
         attention, linear = self.attention, self.mix.linear
+        heads, keep = attention.heads, 1 - attention.dropout
+        weight_HGC = linear.weight.view(len(linear.weight), heads, -1).transpose(0, 1)
+        joint_HGW = weight_HGC @ attention.lin_l.weight.view(heads, -1, nodes[0].shape[1])
+        shift_HG = (weight_HGC @ attention.lin_l.bias.view(heads, -1, 1))[..., 0]
+        constant_G = linear.weight @ attention.bias + linear.bias
         found = []
         for h, layout in zip(nodes, layouts, strict=True):
-            keep = torch.ones(len(h), dtype=torch.bool, device=h.device)
-            keep[layout.rows_B] = False
-            rest = h[keep]
-            if attention.dropout > 0:
-                key = attention.lin_l(rest).view(len(rest), attention.heads, -1)
-                alpha = F.dropout(key.new_ones(*key.shape[:2], 1), attention.dropout)
-                found.append(linear((key * alpha).flatten(1) + attention.bias))
-            else:
-                weight = linear.weight @ attention.lin_l.weight
-                shift = linear.weight @ (attention.lin_l.bias + attention.bias) + linear.bias
-                found.append(F.linear(rest, weight, shift))
+            token_S = torch.ones(len(h), dtype=torch.bool, device=h.device)
+            token_S[layout.rows_B] = False
+            rows = token_S.nonzero()[:, 0]
+            if keep == 1:
+                shift_G = shift_HG.sum(0) + constant_G
+                found.append(F.linear(h.index_select(0, rows), joint_HGW.sum(0), shift_G))
+                continue
+            kept_NH = torch.rand(len(rows), heads, device=h.device) < keep
+            for way_H, some in _ways(kept_NH):
+                share_H = way_H.to(h.dtype) / keep
+                weight_GW = torch.tensordot(share_H, joint_HGW, dims=1)
+                part = h.index_select(0, rows.index_select(0, some))
+                found.append(F.linear(part, weight_GW, share_H @ shift_HG + constant_G))
         return found
 
 
+def _ways(kept_NH: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The different rows of a table of booleans, each with the numbers of the rows like it."""
+    ways_PH, which_N, counts_P = torch.unique(
+        kept_NH, dim=0, return_inverse=True, return_counts=True
+    )
+    order_N = torch.argsort(which_N, stable=True)
+    return list(zip(ways_PH, torch.split(order_N, counts_P.tolist()), strict=True))
+
+
 class Branch(nn.Module):
-    """One side's encoder: stored features of B items -> (B, E), not yet of unit length."""
+    """One side's encoder: stored features of B items -> (B, E), not yet of unit length.
+
+    With `second_from_first` the second model's node of item i is row i of the first model's
+    tokens of the whole batch. HADA-LAVIS computes this, so its published numbers depend on it;
+    an item's embedding then depends on which others are in its batch.
+    """
 
     def __init__(self, config: BranchConfig) -> None:
         super().__init__()
         self.config = config
-        self.project = nn.ModuleList(
-            Dense(m.node_width, config.node_width, config.norm, config.dropout_nodes)
-            for m in config.models
-        )
-        self.graph = GraphLayer(config)
-        wide = len(config.models) * config.graph_width + sum(config.embedding_widths)
-        self.head = Dense(wide, config.out_width, config.norm, config.dropout_head)
+        self.graph: GraphLayer | PackedGraph | None = None
+        graph_width = 0
+        if config.convolution != "none":
+            graph_width = config.graph_width
+            self.project = nn.ModuleList(
+                Dense(
+                    m.node_width, config.node_width, config.norm, config.dropout_nodes,
+                    config.node_hidden, config.activation,
+                )
+                for m in config.models
+            )  # fmt: skip
+            self.graph = GraphLayer(config) if config.dense else PackedGraph(config)
+        wide = len(config.models) * graph_width + sum(config.embedding_widths)
+        self.head = Dense(
+            wide, config.out_width, config.norm, config.dropout_head,
+            config.head_hidden, config.activation,
+        )  # fmt: skip
 
     def forward(self, features: Features) -> Tensor:
         """Encode a batch; the order of the head's input is in this file's first lines."""
-        nodes = [
-            project(prepare(x, self.config.inputs))
-            for project, x in zip(self.project, features.nodes, strict=True)
-        ]
-        g_BMG = self.graph(nodes, features.layouts)
-        parts = [g_BMG[:, 0]]
+        parts = []
         if self.config.use_embeddings:
             kept = [p for p in features.embeddings if p is not None]
-            parts += [prepare(p, self.config.inputs) for p in kept]
-        parts.append(g_BMG[:, 1:].flatten(1))
+            parts = [prepare(p, self.config.inputs) for p in kept]
+        if self.graph is not None:
+            g_BMG = self.graph(self.nodes(features), features.layouts)
+            parts = [g_BMG[:, 0], *parts, g_BMG[:, 1:].flatten(1)]
         out: Tensor = self.head(torch.cat(parts, dim=1))
         return out
+
+    def nodes(self, features: Features) -> list[Tensor]:
+        """Per model (S_m, W) projected nodes."""
+        rows = list(features.nodes)
+        if self.config.second_from_first:
+            rows[1] = rows[0][: len(features)]
+        return [
+            project(prepare(x, self.config.inputs))
+            for project, x in zip(self.project, rows, strict=True)
+        ]
 
 
 class Fuser(nn.Module):

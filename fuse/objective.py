@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hada.extract.errors import UsageError
 from hada.fuse import losses
-from hada.fuse.model import Dense, Features, Fuser, Norm
+from hada.fuse.layers import Dense
+from hada.fuse.model import Features, Fuser, Norm
 from hada.fuse.momentum import MomentumQueue, follow
 
 ScoreMode = Literal["fused", "first", "all"]
@@ -48,7 +49,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Which losses, how much of each, and against what."""
+    """Which losses, how much of each, and against what.
+
+    `dropout_match` is the matching head's. With norms its published place is behind the linear
+    layer, on the logit itself, which makes a third of all answers exactly one half: there it acts
+    only if `drop_logit` asks for the published behaviour.
+    """
 
     weight_nce: float = 1.0
     weight_itm: float = 1.0
@@ -67,6 +73,8 @@ class ObjectiveConfig:
     score_weights: tuple[float, ...] = ()
     learn_scores: bool = False
     train_on_scores: bool = True
+    dropout_match: float = 0.0
+    drop_logit: bool = False
 
 
 class ScoreMix(nn.Module):
@@ -118,15 +126,11 @@ class ScoreMix(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Does this caption belong to this image: one logit from both embeddings.
-
-    The published HADA_m also drops the logit itself, which sets a third of all answers to one
-    half; that is left out here.
-    """
+    """Does this caption belong to this image: one logit from both embeddings."""
 
     def __init__(self, width: int, norm: Norm, dropout: float) -> None:
         super().__init__()
-        self.head = Dense(4 * width, 1, norm, 0.0 if norm == "batch" else dropout)
+        self.head = Dense(4 * width, 1, norm, dropout)
 
     def forward(self, image_QE: Tensor, caption_QE: Tensor) -> Tensor:
         """(Q,) logits."""
@@ -146,17 +150,19 @@ class Objective(nn.Module):
             config.scores, config.score_weights, len(self.mixable), config.learn_scores
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        dropped = config.dropout_match if branch.norm == "none" or config.drop_logit else 0.0
         self.discriminator = (
-            Discriminator(branch.out_width, branch.norm, branch.dropout_head)
-            if config.weight_itm
-            else None
+            Discriminator(branch.out_width, branch.norm, dropped) if config.weight_itm else None
         )
         self.slow = copy.deepcopy(fuser).requires_grad_(False) if config.momentum else None
-        own = [branch.models[m].embedding_width or 0 for m in self.mixable]
         self.mixing = config.scores != "fused" and config.train_on_scores
-        widths = [branch.out_width, *(own if self.mixing else [])]
+        # The models whose own cosine the loss sees.
+        mixed = self.mixable[:1] if config.scores == "first" else self.mixable
+        self.mixed = mixed if self.mixing else []
+        widths = [branch.out_width, *(branch.models[m].embedding_width or 0 for m in self.mixed)]
         self.image_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
         self.caption_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
+        self._unpushed: list[tuple[MomentumQueue, list[Tensor], Tensor]] = []
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; the slow encoders stay in eval mode unless theirs is noisy too."""
@@ -172,30 +178,30 @@ class Objective(nn.Module):
     def forward(
         self, batch: Batch, distill: float = 0.0, negatives: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The losses of a batch; `total` is the one to minimise. Also moves copies and queues.
+        """The losses of a batch; `total` is the one to minimise. Also moves the slow encoders.
 
-        `negatives` fixes the matching head's draw (images per caption, captions per pair).
+        The batch enters the queues with `remember`, which comes after the backward pass: that
+        still reads the queues, and a copy of them would cost more than all else. `negatives` fixes the matching head's draw (images per caption, captions per pair).
         """
         config = self.config
+        self.remember()
         with torch.no_grad():
             self.temperature.clamp_(config.temperature_low, config.temperature_high)
             self.mix.clamp()
         image_BE = self.fuser.encode("image", batch.image)
         caption_TE = self.fuser.encode("caption", batch.caption)
         slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
-        image_keys = torch.cat([slow_image, self.image_queue.values()])
-        caption_keys = torch.cat([slow_caption, self.caption_queue.values()])
         ids_T = batch.ids_B[batch.owner_T]
         image_ids = torch.cat([batch.ids_B, self.image_queue.known_ids()])
         caption_ids = torch.cat([ids_T, self.caption_queue.known_ids()])
-        i2t_BK = image_BE @ caption_keys.T / self.temperature
-        t2i_TK = caption_TE @ image_keys.T / self.temperature
+        i2t_BK = self._logits(image_BE, slow_caption, self.caption_queue)
+        t2i_TK = self._logits(caption_TE, slow_image, self.image_queue)
         i2t_target = losses.positive_targets(batch.ids_B, caption_ids)
         t2i_target = losses.positive_targets(ids_T, image_ids)
         if distill > 0:
             with torch.no_grad():
-                teacher_BK = slow_image @ caption_keys.T / self.temperature
-                teacher_TK = slow_caption @ image_keys.T / self.temperature
+                teacher_BK = self._logits(slow_image, slow_caption, self.caption_queue)
+                teacher_TK = self._logits(slow_caption, slow_image, self.image_queue)
             i2t_target = losses.distilled(i2t_target, teacher_BK, distill)
             t2i_target = losses.distilled(t2i_target, teacher_TK, distill)
         own_image, own_caption = self._own(batch.image), self._own(batch.caption)
@@ -216,9 +222,24 @@ class Objective(nn.Module):
         for name, weight in (("hinge", config.weight_hinge), ("itm", config.weight_itm)):
             if name in result:
                 result["total"] = result["total"] + weight * result[name]
-        self.image_queue.push([slow_image, *own_image], batch.ids_B)
-        self.caption_queue.push([slow_caption, *own_caption], ids_T)
+        self._unpushed = [
+            (self.image_queue, [slow_image.detach(), *own_image], batch.ids_B),
+            (self.caption_queue, [slow_caption.detach(), *own_caption], ids_T),
+        ]
         return result
+
+    def remember(self) -> None:
+        """Put the last batch's embeddings into the queues, once."""
+        for queue, parts, ids in self._unpushed:
+            queue.push(parts, ids)
+        self._unpushed = []
+
+    def _logits(
+        self, query_QE: Tensor, keys_NE: Tensor, queue: MomentumQueue, part: int = 0
+    ) -> Tensor:
+        """(Q, N + queue) similarities over the temperature: the batch's keys first."""
+        near_QN, far_QK = query_QE @ keys_NE.T, query_QE @ queue.values(part).T
+        return torch.cat([near_QN, far_QK], dim=1) / self.temperature
 
     def _slow(self, batch: Batch, image_BE: Tensor, caption_TE: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of this batch: from the slow encoders, or the encodings themselves."""
@@ -232,9 +253,7 @@ class Objective(nn.Module):
 
     def _own(self, side: Features) -> list[Tensor]:
         """Each mixable model's own embeddings at unit length, where the loss sees them."""
-        if not self.mixing:
-            return []
-        found = [side.embeddings[m] for m in self.mixable]
+        found = [side.embeddings[m] for m in self.mixed]
         return [F.normalize(p, dim=1) for p in found if p is not None]
 
     def _mixed(
@@ -250,8 +269,7 @@ class Objective(nn.Module):
         shares = self.mix.shares()
         mixed = shares[0] * fused_QK
         for k, (q, own) in enumerate(zip(query, key, strict=True), start=1):
-            keys = torch.cat([own, queue.values(k)])
-            mixed = mixed + shares[k] * (q @ keys.T / self.temperature)
+            mixed = mixed + shares[k] * self._logits(q, own, queue, k)
         return mixed
 
     def _hinge(self, image_BE: Tensor, caption_TE: Tensor, batch: Batch) -> Tensor:

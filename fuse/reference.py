@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hada.fuse import pyg
 from hada.fuse.attention import GlobalAttention
 from hada.fuse.graph import Layout, edge_list
 
@@ -18,16 +19,10 @@ class PygAttention(nn.Module):
     """PyG's GATv2Conv over all nodes with the parameters of a `GlobalAttention`."""
 
     def __init__(self, dense: GlobalAttention, global_last: Sequence[bool]) -> None:
-        try:
-            from torch_geometric.nn import GATv2Conv
-        except ImportError as error:
-            raise ImportError(
-                "the reference layer needs PyTorch Geometric: pip install torch-geometric"
-            ) from error
         super().__init__()
         heads, head_width = dense.att.shape[1:]
         self.weights, self.global_last = dense.weights, tuple(global_last)
-        self.conv = GATv2Conv(
+        self.conv = pyg.layer("GATv2Conv")(
             dense.lin_l.in_features, head_width, heads=heads, edge_dim=1, dropout=dense.dropout
         )
         self.conv.to(dense.att.device, dense.att.dtype)
@@ -38,7 +33,7 @@ class PygAttention(nn.Module):
         parts = [torch.split(h, lengths_BM[:, m].tolist()) for m, h in enumerate(nodes)]
         h = torch.cat([part for graph in zip(*parts, strict=True) for part in graph])
         index, attr = edge_list(
-            lengths_BM.cpu(), self.weights, global_last=self.global_last, loops=False
+            lengths_BM.cpu(), self.weights, global_last=self.global_last, loops="none"
         )
         edges = torch.from_numpy(index).to(h.device)
         out: Tensor = self.conv(h, edges, torch.from_numpy(attr).to(h)[:, None])

@@ -114,6 +114,7 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
     losses = job.objective(batch, distill=share)
     job.optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
+    job.objective.remember()
     parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
     limit = recipe.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

@@ -41,7 +41,7 @@ def test_edges_equal_the_golden_ones(case, side):
 
 def test_self_loops_are_the_mean_of_the_other_incoming_edges():
     lengths, weights = [[3, 1, 4], [1, 1, 1]], EdgeWeights(own=0.9, other=0.5, between=2.0)
-    index, attr = edge_list(lengths, weights, loops=False)
+    index, attr = edge_list(lengths, weights, loops="none")
     loops = self_loops(torch.tensor(lengths), weights)
     for node, value in zip([0, 3, 4, 8, 9, 10], loops.flatten().tolist(), strict=True):
         assert value == pytest.approx(attr[index[1] == node].mean())
