@@ -170,30 +170,39 @@ class RunFolder:
         return result
 
     def save_best(self, objective: Objective) -> None:
-        """Write what retrieval needs, as safetensors."""
+        """Write what retrieval needs, and what another training may start from, as safetensors."""
+        parts = {"fuser": objective.fuser, "mix": objective.mix}
+        if objective.discriminator is not None:
+            parts["discriminator"] = objective.discriminator
+        tensors = {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
+        self.save_tensors({**tensors, "temperature": objective.temperature.detach()})
+
+    def save_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Write `best.safetensors`: names begin with fuser, mix, discriminator or temperature."""
         from safetensors.torch import save
 
-        tensors = {f"fuser.{k}": v for k, v in objective.fuser.state_dict().items()}
-        tensors |= {f"mix.{k}": v for k, v in objective.mix.state_dict().items()}
-        tensors["temperature"] = objective.temperature.detach()
         data = save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"format": str(FORMAT)})
         atomic.write_bytes(self.path / BEST, data)
 
-    def load_best(self) -> tuple[Fuser, ScoreMix]:
-        """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        """What `save_tensors` wrote; raises `RunError` where it is not there or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        config = self.config()
         if not (self.path / BEST).exists():
             raise RunError(
                 f"{self.path}: {BEST} is missing: no epoch is finished yet. "
                 f"Go on training: hada-fuse train --run {self.path}"
             )
         try:
-            tensors = load_file(self.path / BEST)
+            tensors: dict[str, torch.Tensor] = load_file(self.path / BEST)
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.path / BEST}: damaged ({error}); train again") from error
+        return tensors
+
+    def load_best(self) -> tuple[Fuser, ScoreMix]:
+        """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
+        config, tensors = self.config(), self.load_tensors()
         fuser = Fuser(*(branch_from_json(config["branches"][s]) for s in ("image", "caption")))
         settings = config["recipe"]
         mix = ScoreMix(
@@ -233,4 +242,5 @@ def branch_to_json(config: BranchConfig) -> dict[str, Any]:
 def branch_from_json(values: dict[str, Any]) -> BranchConfig:
     """Back from `branch_to_json`."""
     models = tuple(ModelShape(**m) for m in values["models"])
-    return BranchConfig(**{**values, "models": models, "edges": EdgeWeights(**values["edges"])})
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return BranchConfig(**{**plain, "models": models, "edges": EdgeWeights(**values["edges"])})

@@ -100,6 +100,66 @@ def train(
     click.echo(str(plan.folder))
 
 
+@fuse.command("import")
+@click.argument("checkpoint_path", metavar="BEST.PTH.TAR", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="The models it fuses, in its order: ALBEF then LightningDOT, BLIP then CLIP.",
+)
+@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    metavar="NAME",
+    help="A split whose stores exist; they tell the models' widths.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting that the weights do not tell, e.g. inputs=as-is.",
+)
+@click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The run's folder. [default: RUNS/DATASET/MODELS-imported]",
+)
+@manifest_options
+def import_official(
+    manifest: Manifest,
+    checkpoint_path: Path,
+    models: tuple[str, ...],
+    dataset: str | None,
+    split: str,
+    settings: tuple[str, ...],
+    run_path: Path | None,
+) -> None:
+    r"""Make a run of the authors' weights (HADA_m, HADA_m_extend, Baseline_m, HADA-LAVIS).
+
+    The file is read without running anything it contains.
+
+    \b
+    Examples:
+      hada-fuse import best.pth.tar --model albef --model lightningdot --dataset flickr30k
+      hada-evaluate recall --dataset flickr30k --split test
+    """
+    from hada.extract.store import open_store
+    from hada.fuse.adopt import adopt
+
+    name = manifest.dataset(dataset).name
+    folder = run_path or Path(manifest.runs) / name / f"{'+'.join(models)}-imported"
+    stores = [open_store(manifest.store_path(name, split, model)) for model in models]
+    adopt(checkpoint_path, stores, folder, settings=parse_assignments(settings, "--set"))
+    click.echo(str(folder))
+
+
 @fuse.command()
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--split", "splits", multiple=True, required=True, metavar="NAME",

@@ -60,8 +60,7 @@ class Dense(nn.Module):
         super().__init__()
         widths = [wide_in, *hidden]
         self.before = nn.ModuleList(
-            Hidden(a, b, norm, dropout, activation)
-            for a, b in itertools.pairwise(widths)
+            Hidden(a, b, norm, dropout, activation) for a, b in itertools.pairwise(widths)
         )
         self.linear = nn.Linear(widths[-1], wide_out)
         nn.init.kaiming_normal_(self.linear.weight)

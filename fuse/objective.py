@@ -181,7 +181,8 @@ class Objective(nn.Module):
         """The losses of a batch; `total` is the one to minimise. Also moves the slow encoders.
 
         The batch enters the queues with `remember`, which comes after the backward pass: that
-        still reads the queues, and a copy of them would cost more than all else. `negatives` fixes the matching head's draw (images per caption, captions per pair).
+        still reads the queues, and a copy of them would cost more than all else. `negatives`
+        fixes the matching head's draw (images per caption, captions per pair).
         """
         config = self.config
         self.remember()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from hada.extract.errors import UsageError, nearest, unknown
@@ -19,8 +19,14 @@ class Recipe:
     """How a fusion is built and trained.
 
     Widths: `node_width` of projected tokens, `heads` x `head_width` of the graph attention,
-    `graph_width` behind it, `out_width` of the fused embedding. `inputs` and `norm` are explained
-    in `hada.fuse.model`. `use_embeddings` puts the models' own embeddings into the fused one.
+    `graph_width` behind it, `out_width` of the fused embedding; `node_hidden`, `graph_hidden` and
+    `head_hidden` put layers of these widths before them. `inputs` is explained in
+    `hada.fuse.model`, `norm` in `hada.fuse.config`. `use_embeddings` puts the models' own
+    embeddings into the fused one.
+
+    Graph: `convolution` "gatv2", "gcn", "transformer" or "none" (embeddings alone). The `edge_`
+    settings are what `hada.fuse.graph` calls own, other, between, tokens and loops; -1 draws no
+    such edges. `undirected` lets tokens hear the global nodes.
 
     Losses: `weight_nce` contrastive (of which `image_share` image -> caption), `weight_itm`
     matching, `weight_hinge`. `momentum` 0 trains against the batch itself, else against slow
@@ -35,7 +41,12 @@ class Recipe:
     Training: `order` "images" (each with all its captions) or "pairs"; `epochs` at most,
     stopping after `patience` epochs without a gain on the validation split. A gain is, for
     `choose` "rsum", an RSum higher by `min_gain`; for "likelihood", right matches that are more
-    likely, which moves smoothly where a few hundred images' RSum is mostly luck.
+    likely, which moves smoothly where a few hundred images' RSum is mostly luck. Gradients of
+    `accumulate` batches are averaged before a step. `precision` "bf16" computes the encoders'
+    products in bfloat16 (autocast); weights, losses and queues stay float32.
+
+    Two published mistakes, off unless asked for: `second_from_first` (HADA-LAVIS feeds the first
+    model's tokens to the second's node) and `drop_logit` (HADA_m drops out the matching logit).
     """
 
     name: str = "custom"
@@ -44,15 +55,26 @@ class Recipe:
     head_width: int = 64
     graph_width: int = 256
     out_width: int = 256
-    norm: Literal["batch", "none"] = "none"
+    norm: Literal["batch", "none", "layer"] = "none"
     inputs: Literal["as-is", "unit", "published"] = "unit"
     use_embeddings: bool = True
+    convolution: Literal["gatv2", "gcn", "transformer", "none"] = "gatv2"
+    node_hidden: tuple[int, ...] = ()
+    graph_hidden: tuple[int, ...] = ()
+    head_hidden: tuple[int, ...] = ()
+    skip: bool = False
+    activation: Literal["gelu", "relu", "swish", "tanh", "elu", "id"] = "gelu"
     dropout_nodes: float = 0.0
     dropout_graph: float = 0.0
     dropout_head: float = 0.0
     edge_own: float = 0.9
     edge_other: float = 0.7
     edge_between: float = 1.1
+    edge_tokens: float = -1.0
+    edge_loop_token: float = 0.9
+    edge_loop_global: float = 1.1
+    undirected: bool = False
+    second_from_first: bool = False
 
     weight_nce: float = 1.0
     weight_itm: float = 0.0
@@ -62,6 +84,8 @@ class Recipe:
     temperature: float = 0.07
     temperature_low: float = 0.01
     temperature_high: float = 0.5
+    dropout_match: float = 0.0
+    drop_logit: bool = False
     momentum: float = 0.0
     momentum_dropout: bool = False
     queue: int = 0
@@ -75,6 +99,8 @@ class Recipe:
 
     order: Literal["images", "pairs"] = "images"
     batch_size: int = 64
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     epochs: int = 20
     learning_rate: float = 1e-3
     learning_rate_low: float = 1e-5
@@ -141,8 +167,11 @@ class Recipe:
 _HINTS = get_type_hints(Recipe)
 _RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("node_width", "heads", "head_width", "graph_width", "out_width"), (1, None)),
-    **dict.fromkeys(("batch_size", "epochs", "restart_epochs", "patience"), (1, None)),
+    **dict.fromkeys(("node_hidden", "graph_hidden", "head_hidden"), (1, None)),
+    **dict.fromkeys(("batch_size", "accumulate", "epochs", "restart_epochs"), (1, None)),
+    "patience": (1, None),
     **dict.fromkeys(("dropout_nodes", "dropout_graph", "dropout_head"), (0, 0.99)),
+    "dropout_match": (0, 0.99),
     **dict.fromkeys(("image_share", "distill"), (0, 1)),
     "momentum": (0, 0.99999),
     **dict.fromkeys(("weight_nce", "weight_itm", "weight_hinge", "margin"), (0, None)),
@@ -151,6 +180,69 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("learning_rate", "learning_rate_low"), (0, 10)),
     **dict.fromkeys(("score_weights", "min_gain", "save_minutes"), (0, None)),
 }
+
+# The paper's first step, HADA_m's configuration C5.
+_PAPER = Recipe(
+    name="hada",
+    node_width=512,
+    head_width=512,
+    graph_width=512,
+    out_width=512,
+    norm="batch",
+    inputs="published",
+    dropout_nodes=0.3,
+    dropout_graph=0.3,
+    dropout_head=0.25,
+    weight_itm=1.0,
+    dropout_match=0.3,
+    image_share=0.25,
+    momentum=0.995,
+    momentum_dropout=True,
+    queue=64000,
+    queue_noise=True,
+    distill=0.4,
+    order="pairs",
+    batch_size=20,
+    epochs=100,
+    learning_rate=1e-4,
+    learning_rate_low=5e-6,
+    schedule="restarts",
+    restart_epochs=50,
+    decay_all=True,
+    patience=20,
+)
+
+# Its second step, HADA_m_extend's C5: other order, weighted with the first model's own cosine.
+_EXTEND = replace(
+    _PAPER,
+    name="hada-extend",
+    norm="none",
+    dropout_nodes=0.0,
+    dropout_graph=0.7,
+    dropout_head=0.7,
+    dropout_match=0.7,
+    image_share=0.3,
+    temperature_low=0.001,
+    distill=0.0,
+    scores="first",
+    learn_scores=True,
+    learning_rate=5e-5,
+    restart_epochs=30,
+    patience=5,
+)
+# HADA-LAVIS's C1; its second step, weighted, begins with the weights of the first.
+_LAVIS = replace(
+    _EXTEND,
+    name="hada-lavis",
+    image_share=0.5,
+    scores="fused",
+    learn_scores=False,
+    edge_loop_token=1.0,
+    edge_loop_global=1.0,
+    batch_size=40,
+    learning_rate=1e-4,
+    learning_rate_low=1e-5,
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -166,33 +258,27 @@ RECIPES: dict[str, Recipe] = {
             weight_decay=0.05,
             epochs=8,
         ),
-        Recipe(
-            name="hada",
-            node_width=512,
-            head_width=512,
-            graph_width=512,
-            out_width=512,
-            norm="batch",
-            inputs="published",
-            dropout_nodes=0.3,
-            dropout_graph=0.3,
-            dropout_head=0.25,
-            weight_itm=1.0,
-            image_share=0.25,
-            momentum=0.995,
-            momentum_dropout=True,
-            queue=64000,
-            queue_noise=True,
-            distill=0.4,
-            order="pairs",
-            batch_size=20,
-            epochs=100,
-            learning_rate=1e-4,
-            learning_rate_low=5e-6,
-            schedule="restarts",
-            restart_epochs=50,
-            decay_all=True,
-            patience=20,
+        _PAPER,
+        _EXTEND,
+        _LAVIS,
+        replace(_LAVIS, name="hada-lavis-weighted", scores="first", learn_scores=True),
+        replace(
+            _LAVIS,
+            name="hada-lavis-both",
+            scores="all",
+            score_weights=(1.0, 1.0, 0.5),
+            learn_scores=True,
+            image_share=0.3,
+        ),
+        replace(
+            _PAPER,
+            name="concat",
+            convolution="none",
+            norm="layer",
+            dropout_head=0.3,
+            image_share=0.3,
+            batch_size=50,
+            restart_epochs=40,
         ),
     )
 }
@@ -223,10 +309,11 @@ def _parsed(key: str, text: str) -> Any:
         if hint in (int, float):
             return hint(text)
         if get_origin(hint) is tuple:
-            return tuple(float(part) for part in text.split(",") if part.strip())
+            return tuple(get_args(hint)[0](part) for part in text.split(",") if part.strip())
         return text
     except (ValueError, KeyError):
-        numbers = "numbers like 1,0.5,0.5"
+        whole = get_args(hint)[:1] == (int,)
+        numbers = "whole numbers like 512,256" if whole else "numbers like 1,0.5,0.5"
         kind = "true or false" if hint is bool else numbers if get_origin(hint) else hint.__name__
         raise UsageError(f"{key}: expected {kind}, got {text!r}") from None
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from hada.extract.errors import NonFiniteError
 from hada.extract.progress import duration, progress
+from hada.extract.spec import SIDES
 from hada.fuse.checkpoint import BEST, Position, RunFolder
 from hada.fuse.data import Split, ahead
 from hada.fuse.embed import embed
 from hada.fuse.graph import EdgeWeights
 from hada.fuse.losses import distillation_weight
-from hada.fuse.model import BranchConfig, Fuser
+from hada.fuse.model import BranchConfig, Fuser, ModelShape
 from hada.fuse.objective import Batch, Objective, ObjectiveConfig
 from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import Recipe
@@ -188,17 +189,31 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def branches(recipe: Recipe, split: Split) -> tuple[BranchConfig, BranchConfig]:
     """Both branches' configurations for what the stores hold."""
+    image, caption = (branch_config(recipe, split.shapes(side)) for side in SIDES)
+    return image, caption
+
+
+def branch_config(recipe: Recipe, models: tuple[ModelShape, ...]) -> BranchConfig:
+    """One branch's configuration for models of these shapes."""
     shared: dict[str, Any] = {
         key: getattr(recipe, key)
         for key in (
             *("node_width", "heads", "head_width", "graph_width", "out_width"),
-            *("norm", "inputs", "use_embeddings"),
+            *("norm", "inputs", "use_embeddings", "convolution", "skip", "activation"),
+            *("node_hidden", "graph_hidden", "head_hidden", "second_from_first"),
             *("dropout_nodes", "dropout_graph", "dropout_head"),
         )
     }
-    edges = EdgeWeights(own=recipe.edge_own, other=recipe.edge_other, between=recipe.edge_between)
-    image = BranchConfig(models=split.shapes("image"), edges=edges, **shared)
-    return image, BranchConfig(models=split.shapes("caption"), edges=edges, **shared)
+    edges = EdgeWeights(
+        own=recipe.edge_own,
+        other=recipe.edge_other,
+        between=recipe.edge_between,
+        tokens=recipe.edge_tokens,
+        loop_token=recipe.edge_loop_token,
+        loop_global=recipe.edge_loop_global,
+        undirected=recipe.undirected,
+    )
+    return BranchConfig(models=models, edges=edges, **shared)
 
 
 def build_objective(recipe: Recipe, split: Split, seed: int) -> Objective:

@@ -35,26 +35,16 @@ def load_safetensors(name: str) -> dict[str, Any]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def our_keys(official: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A branch's tensors under the authors' names -> under ours.
+def our_keys(official: dict[str, Any], prefix: str = "", like: Any = None) -> dict[str, Any]:
+    """A branch's tensors (or gradients, or changed buffers) under our names.
 
-    enc.gcn.trans_2.linear.0.weight -> project.1.linear.weight, and so on.
+    `like` holds the whole encoder's names where `official` holds only some of them.
     """
-    renamed = {}
-    for key, value in official.items():
-        if not key.startswith(prefix + "enc."):
-            continue
-        name = key[len(prefix) + len("enc.") :]
-        for model in range(9):
-            name = name.replace(f"gcn.trans_{model + 1}.", f"project.{model}.")
-        name = name.replace("gcn.gcn.conv.0.", "graph.attention.")
-        name = name.replace("gcn.gcn.conv_lin.0.", "graph.mix.")
-        name = name.replace("gcn.gcn.norm.0.", "graph.norm.")
-        name = name.replace("linear.0.", "linear.").replace("norm.0.", "norm.")
-        if name.startswith("lin."):
-            name = "head." + name[len("lin.") :]
-        renamed[name] = value
-    return renamed
+    from hada.fuse.official import our_names
+
+    own = {k.removeprefix(prefix): v for k, v in official.items() if k.startswith(prefix)}
+    names = our_names(own if like is None else like)
+    return {names[key]: value for key, value in own.items() if key in names}
 
 
 def features(tensors: dict[str, Any]) -> Any:

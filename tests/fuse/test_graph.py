@@ -7,9 +7,9 @@ import pytest
 import torch
 from fuse_golden import load_npz
 
-from hada.fuse.graph import EdgeWeights, Layout, edge_list, self_loops
+from hada.fuse.graph import NO_EDGE, EdgeWeights, Layout, edge_list, self_loops
 
-DIRECTED = [
+CASES = [
     "hada_m.directed.tiny",
     "hada_m.directed.min2",
     "hada_m.directed.real",
@@ -17,7 +17,12 @@ DIRECTED = [
     "lavis.directed.min2",
     "lavis.directed.real577",
     "lavis.directed.tiny.wfsl_wcsl_2_3",
+    "hada_m.undirected.tiny",
+    "hada_m.directed.wffx0.5.tiny",
+    "lavis.undirected.tiny",
 ]
+# The self loops that the authors draw, which only GCN and Transformer layers look at.
+LOOPS = {"hada_m": (0.9, 1.1), "lavis": (1.0, 1.0), "lavis.directed.tiny.wfsl": (2.0, 3.0)}
 
 
 def as_map(index, attr):
@@ -27,16 +32,43 @@ def as_map(index, attr):
 
 
 @pytest.mark.parametrize("side", ["img", "cap"])
-@pytest.mark.parametrize("case", DIRECTED)
+@pytest.mark.parametrize("case", CASES)
 def test_edges_equal_the_golden_ones(case, side):
     golden = load_npz("edges.npz")
     key = f"{case}.{side}"
     want = as_map(golden[f"{key}.effective_edge_index"], golden[f"{key}.effective_edge_attr"])
     lengths = golden[f"{key}.n"][None]
-    got = as_map(*edge_list(lengths, EdgeWeights()))
+    weights = EdgeWeights(
+        undirected="undirected" in case, tokens=0.5 if "wffx0.5" in case else NO_EDGE
+    )
+    got = as_map(*edge_list(lengths, weights))
     assert got.keys() == want.keys()
     # The authors' layer sums hundreds of float32 edges one by one; ours is summed in float64.
     assert max(abs(got[e] - want[e]) for e in want) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_given_edges_equal_the_golden_ones(case):
+    """The lists before any layer touches them, self loops with the authors' weights included."""
+    golden = load_npz("edges.npz")
+    loops = max((k for k in LOOPS if case.startswith(k)), key=len)
+    weights = EdgeWeights(
+        undirected="undirected" in case,
+        tokens=0.5 if "wffx0.5" in case else NO_EDGE,
+        loop_token=LOOPS[loops][0],
+        loop_global=LOOPS[loops][1],
+    )
+    for side in ("img", "cap"):
+        key = f"{case}.{side}"
+        want = as_map(golden[f"{key}.edge_index"], golden[f"{key}.edge_attr"])
+        got = as_map(*edge_list(golden[f"{key}.n"][None], weights, loops="given"))
+        assert got == pytest.approx(want, abs=1e-6)
+
+
+def test_a_weight_of_minus_one_draws_no_edges():
+    index, values = edge_list([[3, 2]], EdgeWeights(other=NO_EDGE, between=NO_EDGE), loops="none")
+    assert index.tolist() == [[1, 2, 4], [0, 0, 3]]
+    assert values.tolist() == [0.9] * 3
 
 
 def test_self_loops_are_the_mean_of_the_other_incoming_edges():

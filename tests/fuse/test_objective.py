@@ -35,13 +35,13 @@ def settings(name):
 
 
 def lavis_features(x):
-    """LAVIS feeds expert 1's tokens to both experts: graph i's second node is token row i."""
+    """LAVIS's batch: the second model is one node an item, its pooled features."""
     batch = len(x["n_node_1"])
     layouts = (
         Layout.build(x["n_node_1"].numpy(), global_last=False),
         Layout.build([1] * batch, global_last=False),
     )
-    return Features((x["ft_1"], x["ft_1"][:batch]), layouts, (x["ft_proj_1"], x["ft_proj_2"]))
+    return Features((x["ft_1"], x["ft_2"]), layouts, (x["ft_proj_1"], x["ft_proj_2"]))
 
 
 def golden_batch(tensors):
@@ -58,7 +58,11 @@ def build(name, tensors):
     norm = "batch" if name.startswith("loss_hada_m_distill") else "none"
     shapes = [
         tuple(
-            ModelShape(node_width=x.shape[1], embedding_width=p.shape[1])
+            ModelShape(
+                node_width=x.shape[1],
+                embedding_width=p.shape[1],
+                has_tokens=len(x) > len(p),
+            )
             for x, p in zip(side.nodes, side.embeddings, strict=True)
         )
         for side in (batch.image, batch.caption)
@@ -70,6 +74,7 @@ def build(name, tensors):
         graph_width=config["ft_gcn"][0],
         out_width=config["ft_com"][0],
         norm=norm,
+        second_from_first="lavis" in name,
     )
     objective = Objective(
         Fuser(branch, replace(branch, models=shapes[1])),
@@ -112,7 +117,9 @@ def state(tensors, when, objective):
 def gradients(tensors):
     found = {}
     for side, short in (("image", "img"), ("caption", "cap")):
-        own = our_keys(tensors, f"grad.{short}_encoder.")
+        whole = f"before.{short}_encoder."
+        like = [k.removeprefix(whole) for k in tensors if k.startswith(whole)]
+        own = our_keys(tensors, f"grad.{short}_encoder.", like)
         found |= {f"fuser.{side}.{k}": v for k, v in own.items()}
     for key in ("linear", "norm"):
         prefix = f"grad.discriminator.disc.{key}.0."

@@ -1,0 +1,74 @@
+"""An official checkpoint as a run folder, ready to embed and to evaluate: `hada-fuse import`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hada.extract.errors import RunError
+from hada.extract.store import StoreReader
+from hada.fuse import checkpoint, official
+from hada.fuse.data import Split
+from hada.fuse.embed import features_of
+from hada.fuse.objective import ScoreMix, mixable_models
+from hada.fuse.recipes import Recipe
+
+
+def adopt(
+    path: Path,
+    stores: Sequence[StoreReader],
+    folder: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> checkpoint.RunFolder:
+    """Make a run of an official checkpoint and the stores of its models, in its order.
+
+    Widths of the stores' features must be those it was trained on. LAVIS's checkpoints, whose
+    second model has no tokens, keep its published mistake (`second_from_first`), with which they
+    were trained. `settings` change what the tensors do not tell.
+
+    Raises:
+        CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.
+        RunError: The folder holds a run already.
+    """
+    if (folder / checkpoint.CONFIG).exists():
+        raise RunError(f"{folder}: holds a run already; choose another folder with --run")
+    found = official.read_official(path)
+    split = Split(stores, in_memory=False)
+    recipe = replace(found.recipe, name="imported")
+    bare = len(stores) == 2 and not split.sources["image"][1].has_tokens
+    if recipe.norm == "none" and bare:
+        recipe = replace(recipe, second_from_first=True, edge_loop_token=1.0, edge_loop_global=1.0)
+    recipe = recipe.with_settings(settings or {})
+    shapes = {side: split.shapes(side) for side in ("image", "caption")}
+    fuser = official.build(found, shapes, recipe)
+    run = checkpoint.RunFolder(folder)
+    run.claim(_config(path, split, recipe, fuser))
+    mix = ScoreMix(recipe.scores, recipe.score_weights, len(mixable_models(fuser)), False)
+    tensors = {f"fuser.{k}": v for k, v in fuser.state_dict().items()}
+    tensors |= {f"mix.{k}": v for k, v in mix.state_dict().items()}
+    tensors |= {f"discriminator.{k}": v for k, v in found.discriminator.items()}
+    run.save_tensors({**tensors, "temperature": found.temperature})
+    return run
+
+
+def _config(path: Path, split: Split, recipe: Recipe, fuser: official.Fuser) -> dict[str, object]:
+    specs = [store.spec for store in split.stores]
+    return {
+        "format": checkpoint.FORMAT,
+        "dataset": specs[0].dataset,
+        "models": [spec.model.name for spec in specs],
+        "recipe": recipe.to_json(),
+        "seed": 0,
+        "branches": {
+            "image": checkpoint.branch_to_json(fuser.image.config),
+            "caption": checkpoint.branch_to_json(fuser.caption.config),
+        },
+        "features": {s.spec.model.name: features_of(s) for s in split.stores},
+        "imported": {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+    }
