@@ -1,0 +1,27 @@
+"""Every golden file of the fusion, by the measure of docs/golden.md."""
+
+from __future__ import annotations
+
+import pytest
+from golden_errors import TABLE
+
+# Outputs in float32 agree to 1e-5, gradients to 1e-4 of their norm. Where not, why not:
+LIMITS = {
+    # BatchNorm over the four rows of the last layer divides by what little they differ.
+    ("multilayer_2xGATv2.safetensors", "train"): 1.5e-4,
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_largest_errors(name):
+    for what, error in TABLE[name]().items():
+        usual = 1e-4 if what == "gradients" else 1e-5
+        assert error <= LIMITS.get((name, what), usual), what
+
+
+def test_no_golden_file_is_left_out():
+    from fuse_golden import folder
+
+    # Weights that other files' figures are computed with, and an order that is Python's own.
+    others = {"hada_m_C5_mh_weights_f16.safetensors", "shuffle_order.json"}
+    assert {path.name for path in folder().iterdir()} == set(TABLE) | others
