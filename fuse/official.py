@@ -64,7 +64,7 @@ def read_official(path: Path) -> Official:
     disc = _tensors(loaded.get("discriminator", {}), f"{path}: discriminator")
     norm = _norm_of(raw["image"])
     weights = tuple(
-        float(loaded[name])
+        float(torch.as_tensor(loaded[name]).detach())
         for name in ("weight_albef", "weight_0", "weight_1", "weight_2")
         if name in loaded
     )
