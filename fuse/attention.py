@@ -83,7 +83,8 @@ class GlobalAttention(nn.Module):
             weight_R1 = query_BRX.new_full((len(nodes), 1), self.weights.other)
             weight_R1[model] = self.weights.own
             key_BLX = layout.pad(self.lin_l(h))
-            score_BRHL = _Scores.apply(key_BLX, query_BRX + weight_R1 * edge_X, att_HC, self.slope)
+            reader_BRX = (query_BRX + weight_R1 * edge_X).to(key_BLX.dtype)
+            score_BRHL = _Scores.apply(key_BLX, reader_BRX, att_HC.to(key_BLX.dtype), self.slope)
             hidden_BL = ~layout.tokens_BL[:, None, None, :]
             lowest = torch.finfo(score_BRHL.dtype).min
             scores.append(score_BRHL.masked_fill(hidden_BL, lowest))
@@ -106,7 +107,7 @@ class GlobalAttention(nn.Module):
         widths = [key_BMX.shape[1], *(key.shape[1] for key in keys)]
         total: Tensor | int = 0
         for part, key in zip(torch.split(alpha, widths, dim=-1), [key_BMX, *keys], strict=True):
-            total = total + _Values.apply(part, key)
+            total = total + _Values.apply(part.to(key.dtype), key)
         assert isinstance(total, Tensor)
         return total
 

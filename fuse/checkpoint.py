@@ -11,6 +11,7 @@ length that `last.pt` remembers, so a killed run leaves no line twice and none b
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -200,6 +201,31 @@ class RunFolder:
             raise RunError(f"{self.path / BEST}: damaged ({error}); train again") from error
         return tensors
 
+    def start_from(self, objective: Objective) -> None:
+        """Give a fresh objective this run's encoders and matching head, slow encoders included.
+
+        Temperature, score weights and queues begin anew, as in the published second step; there
+        the slow encoders begin at random too, by a mistake that is not repeated.
+        """
+        tensors = self.load_tensors()
+        parts: list[tuple[str, torch.nn.Module | None]] = [
+            ("fuser.", objective.fuser),
+            ("fuser.", objective.slow),
+            ("discriminator.", objective.discriminator),
+        ]
+        for prefix, part in parts:
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if part is None or not own:
+                continue
+            try:
+                part.load_state_dict(own)
+            except RuntimeError as error:
+                first = str(error).strip().splitlines()[1].strip()
+                raise RunError(
+                    f"{self.path}: its weights do not fit this recipe: {first} Use the same "
+                    "widths and norm as that run (the paper's two steps differ in norm)"
+                ) from error
+
     def load_best(self) -> tuple[Fuser, ScoreMix]:
         """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
         config, tensors = self.config(), self.load_tensors()
@@ -220,6 +246,15 @@ class RunFolder:
                 f"{self.path / BEST}: does not fit {CONFIG}; train again. {error}"
             ) from error
         return fuser.eval().requires_grad_(False), mix.eval().requires_grad_(False)
+
+
+def weights_digest(run: Path) -> str:
+    """SHA-256 of a run's weights; raises `RunError` where there are none."""
+    folder = RunFolder(run)
+    folder.config()
+    if not (folder.path / BEST).exists():
+        raise RunError(f"{run}: {BEST} is missing: no epoch is finished yet")
+    return hashlib.sha256((folder.path / BEST).read_bytes()).hexdigest()
 
 
 def differences(own: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:

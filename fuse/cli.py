@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hada.extract.console import HadaGroup, manifest_options, parse_assignments, say
+from hada.extract.errors import UsageError
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
 from hada.fuse.recipes import recipe as named_recipe
 
@@ -43,8 +44,27 @@ def fuse() -> None:
               help=f"A named configuration: {', '.join(RECIPES)}.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change one setting of the recipe; --print-config lists them.")  # fmt: skip
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="What encoders compute in while training; the same as --set precision=bf16.",
+)
+@click.option(
+    "--init",
+    "init_path",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A run whose weights to begin with: the paper's second step.",
+)
+@click.option(
+    "--report-to",
+    metavar="NAME,...",
+    help="tensorboard, wandb, mlflow or none. [default: tensorboard, where it is installed]",
+)
 @click.option("--epochs", type=int, help="At most this many; the same as --set epochs=N.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seeds", metavar="N,N,...", help="Train once with each seed and print mean and "
+              "deviation, e.g. --seeds 0,1,2.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
               help="The run's folder. [default: RUNS/DATASET/MODELS-RECIPE-sSEED]")  # fmt: skip
@@ -59,8 +79,12 @@ def train(
     val_split: str,
     recipe_name: str,
     settings: tuple[str, ...],
+    precision: str | None,
+    init_path: Path | None,
+    report_to: str | None,
     epochs: int | None,
     seed: int,
+    seeds: str | None,
     device: str,
     run_path: Path | None,
     fresh: bool,
@@ -75,6 +99,8 @@ def train(
       hada-fuse train
       hada-fuse train --model blip --model clip --dataset flickr30k --recipe hada
       hada-fuse train --epochs 5 --set learning_rate=5e-4 --seed 1
+      hada-fuse train --seeds 0,1,2
+      hada-fuse train --recipe hada-lavis-weighted --init runs/flickr30k/blip+clip-hada-lavis-s0
       hada-fuse train --print-config
     """
     from hada.fuse import job
@@ -82,22 +108,45 @@ def train(
     changes = parse_assignments(settings, "--set")
     if epochs is not None:
         changes["epochs"] = str(epochs)
+    if precision is not None:
+        changes["precision"] = precision
     recipe = named_recipe(recipe_name).with_settings(changes)
-    plan = job.plan_training(
-        manifest,
-        manifest.dataset(dataset).name,
-        models or manifest.defaults.models,
-        recipe,
-        seed=seed,
-        train_split=train_split,
-        val_split=val_split,
-        folder=run_path,
-    )
+    several = _seeds(seeds) if seeds is not None else [seed]
+    plans = [
+        job.plan_training(
+            manifest,
+            manifest.dataset(dataset).name,
+            models or manifest.defaults.models,
+            recipe,
+            seed=one,
+            train_split=train_split,
+            val_split=val_split,
+            folder=run_path and (run_path if seeds is None else Path(f"{run_path}-s{one}")),
+        )
+        for one in several
+    ]
     if print_config:
-        click.echo(json.dumps(plan.request(), indent=2))
+        click.echo(json.dumps(plans[0].request(), indent=2))
         return
-    job.train_run(plan, device=device, fresh=fresh)
-    click.echo(str(plan.folder))
+    from hada.fuse.reports import parse
+
+    names = parse(report_to)
+    _, table = job.train_seeds(plans, device=device, fresh=fresh, report_to=names, init=init_path)
+    for plan in plans:
+        click.echo(str(plan.folder))
+    if seeds is not None:
+        say(f"{len(plans)} seeds: best RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}")
+
+
+def _seeds(text: str) -> list[int]:
+    """`0,1,2` or `0 1 2` to numbers; raises `UsageError`."""
+    try:
+        found = [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UsageError(f"--seeds {text!r}: expected different numbers like 0,1,2")
+    return found
 
 
 @fuse.command("import")
@@ -178,7 +227,6 @@ def embed(
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
     """
-    from hada.extract.errors import UsageError
     from hada.extract.store import open_store
     from hada.fuse.checkpoint import RunFolder
     from hada.fuse.embed import embed_split, write_embedded

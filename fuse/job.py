@@ -7,6 +7,7 @@ stores and does the work.
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,18 @@ def plan_training(
     )
 
 
-def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFolder:
+def train_run(
+    plan: Plan,
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    report_to: Sequence[str] = (),
+    init: Path | None = None,
+) -> RunFolder:
     """Train, go on with, or just report the run of a plan.
+
+    `init` is a run whose weights a new one begins with: the second step of the published
+    trainings. `report_to` names trackers of `hada.fuse.reports`.
 
     Raises:
         StoreError: A store is missing, incomplete or does not fit the others.
@@ -95,6 +106,7 @@ def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFo
     from hada.fuse import checkpoint, trainer
     from hada.fuse.data import Split
     from hada.fuse.embed import choose_device
+    from hada.fuse.lock import only_trainer
 
     reuse_freed_memory()
     chosen = choose_device(device)
@@ -104,31 +116,54 @@ def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFo
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
     config = _resolved(plan, train_part, splits)
     config |= {"paths": plan.paths, "environment": _environment(str(chosen))}
-    run = checkpoint.RunFolder(plan.folder)
-    run.claim(config, fresh=fresh)
-    position = run.position()
-    if position.finished:
-        say(f"already finished: {trainer.summary(run, position)}. --fresh trains it again")
+    if init is not None:
+        config["init"] = checkpoint.weights_digest(init)
+    with only_trainer(plan.folder):
+        run = checkpoint.RunFolder(plan.folder)
+        run.claim(config, fresh=fresh)
+        position = run.position()
+        if position.finished:
+            say(f"already finished: {trainer.summary(run, position)}. --fresh trains it again")
+            return run
+        objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
+        if init is not None:
+            checkpoint.RunFolder(init).start_from(objective)
+        count = sum(parameter.numel() for parameter in objective.trainable().values())
+        say(
+            f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
+            f"{count:,} parameters, {chosen}"
+        )
+        job = trainer.Job(
+            objective=objective,
+            optimizer=trainer.build_optimizer(plan.recipe, objective),
+            train=train_part,
+            val=val_part,
+            recipe=plan.recipe,
+            run=run,
+            seed=plan.seed,
+            device=chosen,
+            report=say,
+            report_to=report_to,
+        )
+        say(trainer.summary(run, trainer.train(job)))
         return run
-    objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
-    count = sum(parameter.numel() for parameter in objective.trainable().values())
-    say(
-        f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
-        f"{count:,} parameters, {chosen}"
-    )
-    job = trainer.Job(
-        objective=objective,
-        optimizer=trainer.build_optimizer(plan.recipe, objective),
-        train=train_part,
-        val=val_part,
-        recipe=plan.recipe,
-        run=run,
-        seed=plan.seed,
-        device=chosen,
-        report=say,
-    )
-    say(trainer.summary(run, trainer.train(job)))
-    return run
+
+
+def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder], dict[str, float]]:
+    """The same training with several seeds; returns the runs, and mean and deviation of each figure.
+
+    The deviation is the sample's (n - 1): what another seed would be expected to differ by.
+    """
+    runs = [train_run(plan, **options) for plan in plans]
+    tables = [
+        max(run.metrics(), key=lambda line: float(line["val"]["rsum"]))["val"] for run in runs
+    ]
+    found: dict[str, float] = {}
+    for name in sorted(set.intersection(*(set(table) for table in tables))):
+        values = [float(table[name]) for table in tables]
+        found[name] = statistics.fmean(values)
+        found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return runs, found
 
 
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:

@@ -127,10 +127,10 @@ class GraphLayer(nn.Module):
 
 def _ways(kept_NH: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The different rows of a table of booleans, each with the numbers of the rows like it."""
-    ways_PH, which_N, counts_P = torch.unique(
-        kept_NH, dim=0, return_inverse=True, return_counts=True
-    )
-    order_N = torch.argsort(which_N, stable=True)
+    heads_H = torch.arange(kept_NH.shape[1], device=kept_NH.device)
+    which_N, order_N = torch.sort((kept_NH << heads_H).sum(1), stable=True)
+    ways_P, counts_P = torch.unique_consecutive(which_N, return_counts=True)
+    ways_PH = (ways_P[:, None] >> heads_H) & 1
     return list(zip(ways_PH, torch.split(order_N, counts_P.tolist()), strict=True))
 
 
@@ -195,10 +195,12 @@ class Fuser(nn.Module):
             raise ValueError(f"out_width: got {image.out_width} and {caption.out_width}")
         self.image, self.caption = Branch(image), Branch(caption)
 
-    def encode(self, side: SideName, features: Features) -> Tensor:
-        """(B, E) embeddings of unit length."""
+    def encode(self, side: SideName, features: Features, *, bf16: bool = False) -> Tensor:
+        """(B, E) embeddings of unit length; with `bf16` their products are computed in it."""
         branch = self.image if side == "image" else self.caption
-        return F.normalize(branch(features), dim=-1)
+        with torch.autocast(features.nodes[0].device.type, torch.bfloat16, enabled=bf16):
+            out = branch(features)
+        return F.normalize(out.float(), dim=-1)
 
 
 def prepare(x_SD: Tensor, inputs: Inputs) -> Tensor:

@@ -75,6 +75,7 @@ class ObjectiveConfig:
     train_on_scores: bool = True
     dropout_match: float = 0.0
     drop_logit: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class ScoreMix(nn.Module):
@@ -189,8 +190,9 @@ class Objective(nn.Module):
         with torch.no_grad():
             self.temperature.clamp_(config.temperature_low, config.temperature_high)
             self.mix.clamp()
-        image_BE = self.fuser.encode("image", batch.image)
-        caption_TE = self.fuser.encode("caption", batch.caption)
+        bf16 = config.precision == "bf16"
+        image_BE = self.fuser.encode("image", batch.image, bf16=bf16)
+        caption_TE = self.fuser.encode("caption", batch.caption, bf16=bf16)
         slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
         ids_T = batch.ids_B[batch.owner_T]
         image_ids = torch.cat([batch.ids_B, self.image_queue.known_ids()])
@@ -249,8 +251,9 @@ class Objective(nn.Module):
         with torch.no_grad():
             if self.training:
                 follow(self.slow, self.fuser, self.config.momentum)
-            image = self.slow.encode("image", batch.image)
-            return image, self.slow.encode("caption", batch.caption)
+            bf16 = self.config.precision == "bf16"
+            image = self.slow.encode("image", batch.image, bf16=bf16)
+            return image, self.slow.encode("caption", batch.caption, bf16=bf16)
 
     def _own(self, side: Features) -> list[Tensor]:
         """Each mixable model's own embeddings at unit length, where the loss sees them."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from hada.fuse.model import BranchConfig, Fuser, ModelShape
 from hada.fuse.objective import Batch, Objective, ObjectiveConfig
 from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import Recipe
+from hada.fuse.reports import Report, figures, open_reports
 from hada.fuse.schedule import learning_rate_cosine, learning_rate_restarts
 from hada.fuse.shares import score_loss, tuned_shares
 
@@ -46,16 +47,23 @@ class Job:
     seed: int
     device: torch.device
     report: Callable[[str], None]
+    report_to: Sequence[str] = ()
+    reports: list[Report] = field(default_factory=list)
 
 
 def train(job: Job) -> Position:
     """Train until the recipe's end or until validation stops rising; returns where it ended."""
     recipe = job.recipe
     job.run.path.mkdir(parents=True, exist_ok=True)
-    with deterministic():
+    with deterministic(), contextlib.ExitStack() as stack:
         position = job.run.load_last(job.objective, job.optimizer, job.device)
         if position.epoch or position.step:
             job.report(f"continuing {job.run.path} at epoch {position.epoch + 1}")
+        if job.report_to and not position.finished:
+            job.reports, close = open_reports(
+                job.report_to, job.run, job.run.config(), position.epoch + 1
+            )
+            stack.callback(close)
         while not position.finished:
             train_epoch(job, position)
             table = validate(job)
@@ -91,6 +99,7 @@ def train_epoch(job: Job, position: Position) -> None:
     def load(items: NDArray[Any]) -> Batch:
         return job.train.batch(recipe.order, items).to(job.device)
 
+    group = recipe.accumulate
     label = f"epoch {position.epoch + 1}/{recipe.epochs}"
     with progress(label, len(steps), "steps", done=position.step) as advance:
         for batch in ahead(load, steps[position.step :]):
@@ -100,26 +109,36 @@ def train_epoch(job: Job, position: Position) -> None:
             now = time.monotonic()
             position.seconds = before + now - started
             advance(1, note=f"loss {position.sums['total'] / position.step:.3f}")
-            if now - saved >= 60 * recipe.save_minutes and position.step < len(steps):
+            whole = position.step % group == 0  # gradients of part of a group are not saved
+            late = now - saved >= 60 * recipe.save_minutes
+            if late and whole and position.step < len(steps):
                 run.save_last(job.objective, job.optimizer, position)
                 saved = time.monotonic()
 
 
 def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[str, float]:
-    """One step. A loss or gradient that is not finite stops the run before the weights move."""
+    """One batch, and a step of the weights after each `accumulate` of them.
+
+    A loss or gradient that is not finite stops the run before the weights move.
+    """
     recipe = job.recipe
+    first = position.step - position.step % recipe.accumulate
+    together = min(recipe.accumulate, steps - first)
+    if position.step == first:
+        job.optimizer.zero_grad(set_to_none=True)
     rate = learning_rate(recipe, position.epoch * steps + position.step, steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
     share = distillation_weight(recipe.distill, position.epoch, position.step, steps)
     losses = job.objective(batch, distill=share)
-    job.optimizer.zero_grad(set_to_none=True)
-    losses["total"].backward()
+    (losses["total"] / together).backward()
     job.objective.remember()
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    if torch.isfinite(losses["total"]) and position.step + 1 < first + together:
+        return values
     parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
     limit = recipe.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    values = {name: float(value.detach()) for name, value in losses.items()}
     if not torch.isfinite(losses["total"]) or not torch.isfinite(norm):
         raise NonFiniteError(
             f"loss {values['total']}, gradient norm {float(norm)} at epoch {position.epoch + 1}, "
@@ -168,6 +187,8 @@ def log_epoch(job: Job, position: Position, table: dict[str, float]) -> None:
         "seconds": round(position.seconds, 3),
     }
     job.run.append(line)
+    for report in job.reports:
+        report(position.epoch + 1, figures(line))
     recall = " ".join(f"{table[f'{way}_R@{k}']:.1f}" for way in ("i2t", "t2i") for k in (1, 5, 10))
     fused = f" (fused alone {table['fused_rsum']:.1f})" if "fused_rsum" in table else ""
     star = " *" if position.best_epoch == position.epoch else ""
