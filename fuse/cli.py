@@ -149,6 +149,44 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
+@fuse.command()
+@click.option("--model", "models", multiple=True, metavar="NAME",
+              help="Models to look at. [default: all that have a store of the split]")  # fmt: skip
+@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
+@click.option("--split", default="val", show_default=True, metavar="NAME")
+@click.option("--images", type=click.IntRange(min=2), default=1000, show_default=True,
+              help="Look at this many images at most, evenly spread.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@manifest_options
+def suggest(
+    manifest: Manifest,
+    models: tuple[str, ...],
+    dataset: str | None,
+    split: str,
+    images: int,
+    as_json: bool,
+) -> None:
+    r"""Say which models are worth fusing, from their stores, before any training.
+
+    \b
+    For every model, pair and triple:
+      mean       RSum of the mean of their cosines, and its gain over the best of them
+      union      RSum if for each query the model that ranks it best were known
+      overlap    queries that all of them miss at R@1, of those that any misses
+      alike      correlation of their scores within a query
+    \b
+    Examples:
+      hada-fuse suggest
+      hada-fuse suggest --dataset flickr30k --split val --json
+    """
+    from hada.fuse.suggest import look, render
+
+    name = manifest.dataset(dataset).name
+    manifest.dataset(name).split(split)
+    found = look(manifest, name, split, models, most_images=images)
+    click.echo(json.dumps(found, indent=2) if as_json else render(found))
+
+
 @fuse.command("import")
 @click.argument("checkpoint_path", metavar="BEST.PTH.TAR", type=click.Path(path_type=Path))
 @click.option(

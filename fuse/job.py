@@ -150,7 +150,7 @@ def train_run(
 
 
 def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder], dict[str, float]]:
-    """The same training with several seeds; returns the runs, and mean and deviation of each figure.
+    """The same training with several seeds: the runs, and mean and deviation of each figure.
 
     The deviation is the sample's (n - 1): what another seed would be expected to differ by.
     """

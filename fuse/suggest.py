@@ -1,0 +1,158 @@
+"""Which models are worth fusing, read off their stores: `hada-fuse suggest`.
+
+A fusion can gain where models err on different queries. Nothing is trained: each model's own
+cosines are compared on the same images and captions.
+
+Shape letters: I images, T captions, K models of a combination.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.console import say
+from hada.extract.errors import StoreError
+from hada.extract.manifest import Manifest
+from hada.extract.store import open_store
+from hada.fuse.data import Split
+from hada.fuse.ranking import KS, Ranks, rank_matrix, recalls
+
+LARGEST = 3
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model: (I, T) cosines, their ranks, and each image's scores around their mean."""
+
+    name: str
+    scores_IT: NDArray[np.float32]
+    ranks: Ranks
+    centred_IT: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, name: str, scores_IT: NDArray[np.float32], owner: NDArray[np.int64]) -> Scored:
+        """Rank a model's scores."""
+        centred = scores_IT - scores_IT.mean(axis=1, keepdims=True)
+        centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        return cls(name, scores_IT, rank_matrix(scores_IT, owner), centred)
+
+    @property
+    def rsum(self) -> float:
+        """Of the model alone."""
+        return recalls(self.ranks)["rsum"]
+
+
+def look(
+    manifest: Manifest, dataset: str, split: str, models: Sequence[str], *, most_images: int
+) -> dict[str, Any]:
+    """Everything that `hada-fuse suggest` prints, the most promising combination first.
+
+    Raises `StoreError` where no two models with a joint space have stores of the split.
+    """
+    folder = Path(manifest.store_path(dataset, split, "any")).parent
+    names = list(models) or sorted(path.name for path in folder.glob("*") if path.is_dir())
+    if not names:
+        raise StoreError(
+            f"no stores in {folder}; extract first: hada-extract --dataset {dataset} "
+            f"--split {split}"
+        )
+    part = Split(
+        [open_store(manifest.store_path(dataset, split, n)) for n in names], in_memory=False
+    )
+    kept = np.unique(np.linspace(0, part.images - 1, min(part.images, most_images)).astype(int))
+    captions = part.captions_of(kept)
+    owner = np.searchsorted(kept, part.owner[captions])
+    scored = []
+    for model, name in enumerate(names):
+        pair = [part.sources[side][model].embeddings for side in ("image", "caption")]
+        image, caption = pair
+        if image is None or caption is None or image.shape[1] != caption.shape[1]:
+            say(f"{name}: no joint space, so no cosine of its own to look at")
+            continue
+        a, b = _unit(image[part.image_rows[kept]]), _unit(caption[part.caption_rows[captions]])
+        scored.append(Scored.of(name, a @ b.T, owner))
+    if not scored:
+        raise StoreError(f"{dataset}/{split}: none of {', '.join(names)} has a joint space")
+    found = [
+        combine(some, owner)
+        for size in range(1, LARGEST + 1)
+        for some in itertools.combinations(scored, size)
+    ]
+    found.sort(key=lambda entry: -entry["mean_rsum"])
+    return {
+        "dataset": dataset,
+        "split": split,
+        "images": len(kept),
+        "captions": len(captions),
+        "combinations": found,
+    }
+
+
+def combine(models: Sequence[Scored], owner: NDArray[np.int64]) -> dict[str, Any]:
+    """What is known of one combination before training it; RSums in percent."""
+    alone = {model.name: model.rsum for model in models}
+    total = sum((model.scores_IT for model in models[1:]), start=models[0].scores_IT)
+    mean = recalls(rank_matrix(total, owner))["rsum"] if len(models) > 1 else max(alone.values())
+    union, missed = 0.0, []
+    for way in ("i2t_hits", "t2i_hits"):
+        for k in KS:
+            hits = np.array([getattr(model.ranks, way)(k) for model in models])
+            union += 100.0 * float(hits.max(axis=0).mean())
+            if k == 1:
+                missed.append(hits < 1)
+    missed_KQ = np.concatenate(missed, axis=1)
+    any_missed = int(missed_KQ.any(axis=0).sum())
+    pairs = list(itertools.combinations(models, 2))
+    alike = [float((a.centred_IT * b.centred_IT).sum(axis=1).mean()) for a, b in pairs]
+    return {
+        "models": [model.name for model in models],
+        "alone_rsum": alone,
+        "mean_rsum": mean,
+        "gain": mean - max(alone.values()),
+        "union_rsum": union,
+        "union_gain": union - max(alone.values()),
+        "error_overlap": int(missed_KQ.all(axis=0).sum()) / any_missed if any_missed else 0.0,
+        "score_correlation": sum(alike) / len(alike) if alike else 1.0,
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The table, for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{found['dataset']}/{found['split']}: {found['images']:,} images, "
+        f"{found['captions']:,} captions, each model's own cosine",
+        caption="union: RSum if the better model were known for every query. overlap: missed at "
+        "R@1 by all, of those missed by any. alike: correlation of scores. Low is good.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("models", overflow="fold")
+    for name in ("mean\nRSum", "gain", "union\nRSum", "gain", "overlap", "alike"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in found["combinations"]:
+        several = len(entry["models"]) > 1
+        cells = [f"{entry['gain']:+.1f}", f"{entry['union_rsum']:.1f}"]
+        cells += [f"{entry['union_gain']:+.1f}", f"{100 * entry['error_overlap']:.0f} %"]
+        cells.append(f"{entry['score_correlation']:.2f}")
+        shown = cells if several else [""] * len(cells)
+        table.add_row(" + ".join(entry["models"]), f"{entry['mean_rsum']:.1f}", *shown)
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue().rstrip()
+
+
+def _unit(x: NDArray[Any]) -> NDArray[np.float32]:
+    wide = x.astype(np.float32)
+    length = np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return np.asarray(wide / length, np.float32)
