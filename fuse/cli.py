@@ -187,6 +187,30 @@ def suggest(
     click.echo(json.dumps(found, indent=2) if as_json else render(found))
 
 
+@fuse.command()
+@click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--licence", "licences", multiple=True, metavar="MODEL=LICENCE",
+              help="The licence of a frozen model's weights, for the card.")  # fmt: skip
+@click.option("--push-to-hub", "repository", metavar="ORG/NAME",
+              help="Upload it too, as the user that `hf auth login` has signed in.")  # fmt: skip
+def export(run_path: Path, folder: Path, licences: tuple[str, ...], repository: str | None) -> None:
+    r"""Write a run as a model for the Hugging Face Hub: safetensors, config and a card.
+
+    \b
+    Examples:
+      hada-fuse export runs/flickr8k/blip+clip-fast-s0 blip-clip --licence blip=BSD-3-Clause
+      hada-fuse export runs/flickr8k/blip+clip-fast-s0 blip-clip --push-to-hub me/blip-clip
+    """
+    from hada.fuse.pretrained import HadaModel
+
+    model = HadaModel.from_run(run_path, parse_assignments(licences, "--licence"))
+    model.save_pretrained(folder)
+    if repository is not None:
+        model.push_to_hub(repository)
+    click.echo(str(folder))
+
+
 @fuse.command("import")
 @click.argument("checkpoint_path", metavar="BEST.PTH.TAR", type=click.Path(path_type=Path))
 @click.option(
