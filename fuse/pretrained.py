@@ -57,8 +57,8 @@ their features are extracted first, with the very weights named here.
 
 The frozen models keep their own licences, which bind whoever uses them.
 
-Trained on `{dataset}` with the recipe `{recipe}`. Its score is the sum of cosines with these shares:
-{shares}.
+Trained on `{dataset}` with the recipe `{recipe}`. Its score is the sum of cosines with these
+shares: {shares}.
 
 ```python
 from hada.extract.store import open_store
@@ -101,13 +101,16 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         self.eval().requires_grad_(False)
 
     @classmethod
-    def from_run(cls, run: RunFolder | Path | str, licences: Mapping[str, str] = {}) -> Self:
+    def from_run(
+        cls, run: RunFolder | Path | str, licences: Mapping[str, str] | None = None
+    ) -> Self:
         """A run's best weights; `licences` names those of frozen models that differ from usual.
 
         Raises `RunError` where no epoch is finished, or for a licence of a model it has not.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder(run)
         config = folder.config()
+        licences = licences or {}
         for name in licences:
             if name not in config["models"]:
                 raise RunError(f"licence of {name!r}: the run fuses {', '.join(config['models'])}")
