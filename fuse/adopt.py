@@ -12,6 +12,7 @@ from hada.extract.store import StoreReader
 from hada.fuse import checkpoint, official
 from hada.fuse.data import Split
 from hada.fuse.embed import features_of
+from hada.fuse.model import Fuser
 from hada.fuse.objective import ScoreMix, mixable_models
 from hada.fuse.recipes import Recipe
 
@@ -54,7 +55,7 @@ def adopt(
     return run
 
 
-def _config(path: Path, split: Split, recipe: Recipe, fuser: official.Fuser) -> dict[str, object]:
+def _config(path: Path, split: Split, recipe: Recipe, fuser: Fuser) -> dict[str, object]:
     specs = [store.spec for store in split.stores]
     return {
         "format": checkpoint.FORMAT,

@@ -277,5 +277,5 @@ def branch_to_json(config: BranchConfig) -> dict[str, Any]:
 def branch_from_json(values: dict[str, Any]) -> BranchConfig:
     """Back from `branch_to_json`."""
     models = tuple(ModelShape(**m) for m in values["models"])
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return BranchConfig(**{**plain, "models": models, "edges": EdgeWeights(**values["edges"])})

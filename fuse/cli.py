@@ -135,7 +135,7 @@ def train(
     for plan in plans:
         click.echo(str(plan.folder))
     if seeds is not None:
-        say(f"{len(plans)} seeds: best RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}")
+        say(f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}")
 
 
 def _seeds(text: str) -> list[int]:

@@ -150,14 +150,16 @@ def train_run(
 
 
 def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder], dict[str, float]]:
-    """The same training with several seeds: the runs, and mean and deviation of each figure.
+    """The same training with several seeds: the runs, and mean and deviation of their best epochs.
 
     The deviation is the sample's (n - 1): what another seed would be expected to differ by.
     """
     runs = [train_run(plan, **options) for plan in plans]
-    tables = [
-        max(run.metrics(), key=lambda line: float(line["val"]["rsum"]))["val"] for run in runs
-    ]
+    tables = []
+    for run in runs:
+        lines = run.metrics()
+        (best,) = (line["val"] for line in lines if line["epoch"] == lines[-1]["best_epoch"])
+        tables.append(best)
     found: dict[str, float] = {}
     for name in sorted(set.intersection(*(set(table) for table in tables))):
         values = [float(table[name]) for table in tables]

@@ -168,19 +168,14 @@ def _recipe_of(encoder: Mapping[str, Tensor], norm: str, weights: tuple[float, .
             "convolution": kind,
             "skip": len(set(graph)) == 1 < len(graph) and graph[0] == nodes[-1],
         }
-    scores = {0: "fused", 1: "first"}.get(len(weights), "all")
-    return replace(
-        RECIPES[name],
-        **changes,
-        scores=scores,
-        score_weights=weights,
-        learn_scores=bool(weights),
-    )
+    changes["scores"] = {0: "fused", 1: "first"}.get(len(weights), "all")
+    changes |= {"score_weights": weights, "learn_scores": bool(weights)}
+    return replace(RECIPES[name], **changes)
 
 
 def _stack(width: Mapping[str, int], start: str, end: str = ".weight") -> tuple[int, ...]:
     """Output widths of the layers start0end, start1end, ..."""
-    found = []
+    found: list[int] = []
     while (key := f"{start}{len(found)}{end}") in width:
         found.append(width[key])
     return tuple(found)
@@ -209,8 +204,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     import numpy as np
 
-    scalar = np.float64(0).__reduce__()[0]  # best_loss is one, and no torch type
-    safe = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+    scalar: Any = np.float64(0).__reduce__()[0]  # best_loss is one, and no torch type
+    safe: list[Any] = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
     safe.append((scalar, "numpy.core.multiarray.scalar"))  # its name before NumPy 2
     try:
         with torch.serialization.safe_globals(safe):

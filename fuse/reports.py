@@ -74,7 +74,7 @@ def _tensorboard(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
 
     # What a killed process wrote beyond the last checkpoint is hidden from then on.
     purge = first if first > 1 else None
-    writer: Any = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
 
     def report(epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -25,9 +25,12 @@ def world(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["embed", "--help"]])
-def test_help_shows_examples(words):
-    code, out, _ = call(*words)
+COMMANDS = ("train", "embed", "suggest", "export", "import")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_examples(command):
+    code, out, _ = call(*command.split(), "--help")
     assert code == 0
     assert "hada-fuse" in out
 
@@ -36,7 +39,7 @@ def test_help_and_print_config_load_no_torch():
     script = (
         "import sys\n"
         "from hada.fuse.cli import fuse\n"
-        "for words in (['--help'], ['train', '--help'], ['embed', '--help']):\n"
+        f"for words in (['--help'], *([c, '--help'] for c in {COMMANDS!r})):\n"
         "    try:\n"
         "        fuse.main(words)\n"
         "    except SystemExit:\n"
@@ -85,6 +88,13 @@ def test_print_config_is_the_whole_request(world):
         (["train", "--device", "gpu"], "--device gpu: not usable here"),
         (["train", "--model", "left", "--model", "left"], "'left' is given twice"),
         (["embed", "nowhere", "--split", "val"], "no training run there"),
+        (["train", "--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
+        (["train", "--init", "nowhere"], "no training run there"),
+        (["train", "--set", "second_from_first=true"], "the second without tokens"),
+        (["train", "--set", "graph_hidden=8", "--set", "skip=true"], "skip: needs node_width"),
+        (["suggest", "--model", "flat"], "hada-extract --model flat --split val"),
+        (["suggest", "--split", "vol"], "Did you mean 'val'?"),
+        (["import", "nowhere", "--model", "left", "--split", "val"], "no checkpoint at nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line(world, words, says):
