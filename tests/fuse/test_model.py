@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fuse_golden import features, load_npz, load_safetensors, our_keys
 
 from hada.fuse.graph import Layout
-from hada.fuse.model import Branch, BranchConfig, Features, ModelShape, prepare
+from hada.fuse.model import Branch, BranchConfig, Features, ModelShape, _ways, prepare
 
 PAPER = BranchConfig(
     models=(
@@ -115,17 +115,56 @@ def test_any_number_of_models(models, norm):
     assert torch.equal(branch.eval()(batch), branch(batch))
 
 
-def test_the_composite_equals_the_long_way():
-    """BatchNorm's statistics with one small product, and with the wide layer as published."""
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_composite_equals_the_long_way(dropout):
+    """BatchNorm's other rows through one small product a way of dropping, and as published."""
     torch.manual_seed(0)
-    config = BranchConfig(models=shapes(2), node_width=8, head_width=3, graph_width=6, out_width=7)
+    config = BranchConfig(
+        models=shapes(2),
+        node_width=8,
+        head_width=3,
+        graph_width=6,
+        out_width=7,
+        dropout_graph=dropout,
+    )
     branch = Branch(config).double().train()
-    batch = random_features(config, [[2, 3, 1], [1, 4, 2]])
-    nodes = [torch.randn(6, 8).double(), torch.randn(7, 8).double()]
-    short = branch.graph._others(nodes, batch.layouts)
-    branch.graph.attention.dropout = 1e-300  # takes the long way and drops nothing
-    for a, b in zip(short, branch.graph._others(nodes, batch.layouts), strict=True):
-        torch.testing.assert_close(a, b)
+    counts = [[2, 30, 1], [1, 4, 20]]
+    batch = random_features(config, counts)
+    nodes = [torch.randn(sum(n), 8).double().requires_grad_() for n in counts]
+    attention, linear = branch.graph.attention, branch.graph.mix.linear
+    torch.nn.init.normal_(attention.bias)
+    torch.nn.init.normal_(attention.lin_l.bias)
+    torch.manual_seed(1)
+    short = torch.cat(branch.graph._others(nodes, batch.layouts))
+    torch.manual_seed(1)
+    parts = []
+    for h, layout in zip(nodes, batch.layouts, strict=True):
+        rest = h[[row for row in range(len(h)) if row not in layout.rows_B.tolist()]]
+        alpha, order = torch.ones(len(rest), 4).double(), torch.arange(len(rest))
+        if dropout:
+            kept = torch.rand(len(rest), 4) < 1 - dropout
+            alpha, order = (
+                alpha * kept / (1 - dropout),
+                torch.cat([some for _, some in _ways(kept)]),
+            )
+        key = attention.lin_l(rest).view(len(rest), 4, -1) * alpha[..., None]
+        parts.append(linear(key.flatten(1) + attention.bias)[order])
+    long = torch.cat(parts)
+    torch.testing.assert_close(short, long)
+    weights = torch.randn_like(short)
+    inputs = [*nodes, attention.lin_l.weight, attention.lin_l.bias, attention.bias, linear.weight]
+    for x, y in zip(
+        torch.autograd.grad((short * weights).sum(), inputs),
+        torch.autograd.grad((long * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y)
+
+
+def test_ways_are_the_rows_of_a_table():
+    table = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]]).bool()
+    found = {tuple(way.tolist()): some.tolist() for way, some in _ways(table)}
+    assert found == {(1, 0): [0, 2], (0, 1): [1], (1, 1): [3]}
 
 
 def test_unit_inputs():
