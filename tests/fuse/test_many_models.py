@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from fuse_fakes import make_store
-from test_training import HADA, job
+from test_training import HADA, SETTINGS, call, job, world  # noqa: F401
 
+from hada.extract.store import open_store
+from hada.fuse.checkpoint import RunFolder
 from hada.fuse.data import Split
+from hada.fuse.embed import embed_split
 from hada.fuse.graph import Layout
 from hada.fuse.model import BranchConfig, Features, Fuser, ModelShape
 from hada.fuse.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.trainer import train
 
@@ -86,3 +90,23 @@ def test_published_recipes_train_on_one_two_and_three_models(tmp_path, name, mod
         for s, n in (("train", 20), ("val", 10))
     ]
     assert train(job(parts, tmp_path / "run", recipe)).best_rsum > 0
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"convolution": "gcn", "undirected": "true"},
+        {"convolution": "transformer", "edge_tokens": "0.5"},
+        {"graph_hidden": "24", "skip": "true", "node_hidden": "8", "activation": "swish"},
+        {"norm": "batch", "edge_between": "-1", "head_hidden": "12,8"},
+    ],
+)
+def test_every_graph_trains_and_comes_back_from_its_run(world, graph):  # noqa: F811
+    settings = [f"--set={key}={value}" for key, value in graph.items()]
+    words = ["train", "--manifest", "toy.yaml", "--epochs", "1", *SETTINGS, *settings]
+    assert call(*words, "--run", "run")[0] == 0
+    run = RunFolder(world / "run")
+    stores = [open_store(world / "stores" / "toy" / "val" / m) for m in ("left", "right")]
+    found = embed_split(run, stores, device="cpu")
+    table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))
+    assert table["rsum"] == pytest.approx(run.metrics()[0]["val"]["rsum"], abs=1e-9)
