@@ -241,8 +241,9 @@ class Objective(nn.Module):
         self, query_QE: Tensor, keys_NE: Tensor, queue: MomentumQueue, part: int = 0
     ) -> Tensor:
         """(Q, N + queue) similarities over the temperature: the batch's keys first."""
-        near_QN, far_QK = query_QE @ keys_NE.T, query_QE @ queue.values(part).T
-        return torch.cat([near_QN, far_QK], dim=1) / self.temperature
+        # The few queries are divided, not their many products.
+        scaled_QE = query_QE / self.temperature
+        return torch.cat([scaled_QE @ keys_NE.T, scaled_QE @ queue.values(part).T], dim=1)
 
     def _slow(self, batch: Batch, image_BE: Tensor, caption_TE: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of this batch: from the slow encoders, or the encodings themselves."""
