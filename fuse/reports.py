@@ -21,8 +21,8 @@ Report = Callable[[int, Mapping[str, float]], None]
 def parse(text: str | None) -> tuple[str, ...]:
     """Names of `--report-to`; None is TensorBoard where it is installed.
 
-    >>> parse("wandb,mlflow"), parse("none")
-    (('wandb', 'mlflow'), ())
+    >>> parse("none")
+    ()
     """
     if text is None:
         return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
