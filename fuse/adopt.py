@@ -27,8 +27,9 @@ def adopt(
     """Make a run of an official checkpoint and the stores of its models, in its order.
 
     Widths of the stores' features must be those it was trained on. LAVIS's checkpoints, whose
-    second model has no tokens, keep its published mistake (`second_from_first`), with which they
-    were trained. `settings` change what the tensors do not tell.
+    second model is one node, keep its published mistake (`second_from_first`), with which they
+    were trained; where the second model's store has tokens, the setting `first_tokens_only` tells
+    that they are LAVIS's. `settings` change what the tensors do not tell.
 
     Raises:
         CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.
@@ -37,12 +38,12 @@ def adopt(
     if (folder / checkpoint.CONFIG).exists():
         raise RunError(f"{folder}: holds a run already; choose another folder with --run")
     found = official.read_official(path)
-    split = Split(stores, in_memory=False)
-    recipe = replace(found.recipe, name="imported")
+    given = settings or {}
+    recipe = replace(found.recipe, name="imported").with_settings(given)
+    split = Split(stores, in_memory=False, first_tokens_only=recipe.first_tokens_only)
     bare = len(stores) == 2 and not split.sources["image"][1].has_tokens
-    if recipe.norm == "none" and bare:
-        recipe = replace(recipe, second_from_first=True, edge_loop_token=1.0, edge_loop_global=1.0)
-    recipe = recipe.with_settings(settings or {})
+    if recipe.norm == "none" and bare and "second_from_first" not in given:
+        recipe = replace(recipe, second_from_first=True)
     shapes = {side: split.shapes(side) for side in ("image", "caption")}
     fuser = official.build(found, shapes, recipe)
     run = checkpoint.RunFolder(folder)

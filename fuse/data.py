@@ -30,11 +30,14 @@ ITEMS_PER_READ = 2048
 
 
 class Source:
-    """The nodes and embeddings of one model on one side, by store row."""
+    """The nodes and embeddings of one model on one side, by store row.
 
-    def __init__(self, store: StoreReader, side: SideName) -> None:
+    Without `tokens` each item is one node, its embedding, even where the store keeps tokens.
+    """
+
+    def __init__(self, store: StoreReader, side: SideName, *, tokens: bool = True) -> None:
         self._reader = store.image if side == "image" else store.caption
-        spec = store.spec.model.tokens(side)
+        spec = store.spec.model.tokens(side) if tokens else None
         self.embeddings = self._reader.embeddings()
         self.has_tokens = spec is not None
         self._tokens: NDArray[Any] | None = None
@@ -90,13 +93,23 @@ class Split:
     An image that lost all its captions is left out too.
     """
 
-    def __init__(self, stores: Sequence[StoreReader], *, in_memory: bool | None = None) -> None:
+    def __init__(
+        self,
+        stores: Sequence[StoreReader],
+        *,
+        in_memory: bool | None = None,
+        first_tokens_only: bool = False,
+    ) -> None:
         if not stores:
             raise StoreError("no stores: a fusion needs the store of one model at least")
         check_together(stores)
         self.stores = tuple(stores)
         self.sources: dict[SideName, tuple[Source, ...]] = {
-            side: tuple(Source(store, side) for store in stores) for side in SIDES
+            side: tuple(
+                Source(store, side, tokens=model == 0 or not first_tokens_only)
+                for model, store in enumerate(stores)
+            )
+            for side in SIDES
         }
         self._keep()
         tokens = sum(source.bytes for side in SIDES for source in self.sources[side])

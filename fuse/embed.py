@@ -86,7 +86,11 @@ def embed_split(
                 f"missing (got {', '.join(sorted(by_name)) or 'none'})"
             )
         check_features(config["features"][name], by_name[name], folder.path)
-    split = Split([by_name[name] for name in config["models"]])
+    split = Split(
+        [by_name[name] for name in config["models"]],
+        # Runs of before this setting have no such field.
+        first_tokens_only=config["recipe"].get("first_tokens_only", False),
+    )
     fuser, mix = folder.load_best()
     return embed(fuser, mix, split, choose_device(device))
 

@@ -112,7 +112,10 @@ def train_run(
     chosen = choose_device(device)
     stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
-    splits = {split: Split(some) for split, some in stores.items()}
+    splits = {
+        split: Split(some, first_tokens_only=plan.recipe.first_tokens_only)
+        for split, some in stores.items()
+    }
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
     config = _resolved(plan, train_part, splits)
     config |= {"paths": plan.paths, "environment": _environment(str(chosen))}

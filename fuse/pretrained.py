@@ -150,7 +150,11 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             raise RunError(f"the store of {missing[0]!r} is missing")
         for name, recorded in self.features.items():
             check_features(recorded, by_name[name], Path("the model"))
-        split = Split([by_name[name] for name in self.features])
+        image = self.fuser.image.config.models
+        split = Split(
+            [by_name[name] for name in self.features],
+            first_tokens_only=len(image) > 1 and not any(m.has_tokens for m in image[1:]),
+        )
         return embed(self.fuser, self.mix, split, choose_device(device))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

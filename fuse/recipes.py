@@ -26,7 +26,8 @@ class Recipe:
 
     Graph: `convolution` "gatv2", "gcn", "transformer" or "none" (embeddings alone). The `edge_`
     settings are what `hada.fuse.graph` calls own, other, between, tokens and loops; -1 draws no
-    such edges. `undirected` lets tokens hear the global nodes.
+    such edges. `undirected` lets tokens hear the global nodes. With `first_tokens_only` every model
+    but the first is one node, its embedding, as CLIP is in HADA-LAVIS.
 
     Losses: `weight_nce` contrastive (of which `image_share` image -> caption), `weight_itm`
     matching, `weight_hinge`. `momentum` 0 trains against the batch itself, else against slow
@@ -74,6 +75,7 @@ class Recipe:
     edge_loop_token: float = 0.9
     edge_loop_global: float = 1.1
     undirected: bool = False
+    first_tokens_only: bool = False
     second_from_first: bool = False
 
     weight_nce: float = 1.0
@@ -237,6 +239,7 @@ _LAVIS = replace(
     image_share=0.5,
     scores="fused",
     learn_scores=False,
+    first_tokens_only=True,
     edge_loop_token=1.0,
     edge_loop_global=1.0,
     batch_size=40,

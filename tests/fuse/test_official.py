@@ -126,6 +126,7 @@ def theirs(branch):
     return found
 
 
+OFF = {"second_from_first": "false"}
 SMALL = {"node_width": 8, "head_width": 6, "graph_width": 6, "out_width": 5, "queue": 0}
 
 
@@ -147,15 +148,24 @@ def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
 
     stores, _ = golden
     recipe = replace(RECIPES[name], **SMALL)
-    split = Split(stores)
+    lavis = {"first_tokens_only": "true"} if recipe.first_tokens_only else {}
+    split = Split(stores, first_tokens_only=recipe.first_tokens_only)
+    recipe = replace(recipe, second_from_first=False)
     fuser = build_objective(recipe, split, 0).fuser.eval()
     scalars = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in weights.items()}
     path = checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), **scalars)
-    run = adopt(path, stores, tmp_path / "run")
+    run = adopt(path, stores, tmp_path / "run", settings=lavis | OFF)
     again, mix = run.load_best()
     with torch.no_grad():
         batch = split.features("image", np.arange(5))
         assert torch.equal(again.image(batch), fuser.image(batch))
+    if lavis:
+        (tmp_path / "run").rename(tmp_path / "corrected")
+        config = adopt(path, stores, tmp_path / "run", settings=lavis).config()
+        assert config["recipe"]["second_from_first"] is True
+        assert config["branches"]["image"]["models"][1]["has_tokens"] is False
+        found = embed_split(tmp_path / "run", stores, device="cpu")
+        assert np.isfinite(found.fused_image).all()
     values = np.array([*weights.values()])
     shares = {0: [1], 1: [1 - values.sum(), values.sum()]}.get(len(values), values / values.sum())
     np.testing.assert_allclose(mix.shares()[: len(shares)], shares, rtol=1e-6)
