@@ -17,6 +17,7 @@ from hada.fuse.recipes import recipe as named_recipe
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
+    from hada.fuse.reading import Mode
 
 DEVICE_HELP = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
 
@@ -46,6 +47,12 @@ def fuse() -> None:
 @click.option("--epochs", type=int, help="At most this many; the same as --set epochs=N.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@click.option("--reading", default="auto", show_default=True,
+              type=click.Choice(["auto", "memory", "mapped", "window"]),
+              help="Where tokens come from: all in memory, the files as they are needed, or "
+              "windows of some shards. auto says which it chose and why.")  # fmt: skip
+@click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
+              help="Memory that tokens may take. [default: half of what is free]")  # fmt: skip
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
               help="The run's folder. [default: RUNS/DATASET/MODELS-RECIPE-sSEED]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
@@ -62,6 +69,8 @@ def train(
     epochs: int | None,
     seed: int,
     device: str,
+    reading: Mode,
+    memory: float | None,
     run_path: Path | None,
     fresh: bool,
     print_config: bool,
@@ -96,7 +105,8 @@ def train(
     if print_config:
         click.echo(json.dumps(plan.request(), indent=2))
         return
-    job.train_run(plan, device=device, fresh=fresh)
+    bound = None if memory is None else memory * 2**30
+    job.train_run(plan, device=device, fresh=fresh, reading=reading, memory=bound)
     click.echo(str(plan.folder))
 
 

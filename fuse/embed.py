@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from hada.extract.errors import RunError
 from hada.extract.spec import ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, write_store
+from hada.fuse.batches import ahead, reading_threads
 from hada.fuse.checkpoint import BEST, RunFolder
-from hada.fuse.data import Split, ahead
+from hada.fuse.data import Split
 from hada.fuse.model import Fuser
 from hada.fuse.objective import ScoreMix, mixable_models
 
@@ -128,7 +129,7 @@ def encode_side(
     def load(items: NDArray[np.int64]) -> Any:
         return items, split.features(side, items).to(device)
 
-    for items, features in ahead(load, blocks):
+    for items, features in ahead(load, blocks, threads=reading_threads()):
         result[items] = fuser.encode(side, features).float().cpu().numpy()
     return result
 

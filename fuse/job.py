@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
     from hada.fuse.checkpoint import RunFolder
     from hada.fuse.data import Split
+    from hada.fuse.reading import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,25 @@ def plan_training(
     )
 
 
-def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFolder:
+def train_run(
+    plan: Plan,
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    reading: Mode = "auto",
+    memory: float | None = None,
+) -> RunFolder:
     """Train, go on with, or just report the run of a plan.
 
+    Args:
+        plan: What to train.
+        device: Where.
+        fresh: Whether to throw away what the run's folder holds.
+        reading: Where tokens come from, see `hada.fuse.reading`.
+        memory: Bytes that tokens may take; None for half of what is free.
+
     Raises:
+        UsageError: The tokens do not fit `memory` in the way that was asked for.
         StoreError: A store is missing, incomplete or does not fit the others.
         RunError: The folder holds another run.
         NonFiniteError: The loss is not finite; the last good state is kept.
@@ -95,21 +111,38 @@ def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFo
     from hada.fuse import checkpoint, trainer
     from hada.fuse.data import Split
     from hada.fuse.embed import choose_device
+    from hada.fuse.reading import choose_reading
 
     reuse_freed_memory()
     chosen = choose_device(device)
     stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
-    splits = {split: Split(some) for split, some in stores.items()}
+    splits = {split: Split(some, in_memory=False) for split, some in stores.items()}
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
+    run = checkpoint.RunFolder(plan.folder)
+    way = choose_reading(
+        train_part,
+        val_part,
+        plan.recipe.order,
+        plan.recipe.batch_size,
+        mode=reading,
+        memory=memory,
+        begun=None if fresh else run.window_shards(),
+    )
     config = _resolved(plan, train_part, splits)
     config |= {"paths": plan.paths, "environment": _environment(str(chosen))}
-    run = checkpoint.RunFolder(plan.folder)
+    if way.shards:
+        # The order of an epoch depends on it, so the run keeps it.
+        config["window_shards"] = way.shards
     run.claim(config, fresh=fresh)
     position = run.position()
     if position.finished:
         say(f"already finished: {trainer.summary(run, position)}. --fresh trains it again")
         return run
+    say(f"reading from {way}")
+    way.apply(train_part, val_part)
+    for part in splits.values():
+        part.pinned = chosen.type == "cuda"
     objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
     count = sum(parameter.numel() for parameter in objective.trainable().values())
     say(
