@@ -2,12 +2,11 @@
 
 Both formats keep uncompressed chunks, one after the other, with a crc32c of each, so a local shard
 needs no library: an offset, a length and a checksum are all there is to know. The checksum is
-computed right after its chunk has been read, while that still lies in the processor's cache.
+computed right after its bytes have been read, while they still lie in the processor's cache.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,8 @@ MISSING = -1
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
 _MOST_CHUNKS = 500
+# Bytes that are read and checksummed in turn, so that they are still in the processor's cache.
+_CACHED = 1 << 17
 
 
 class OpenFile:
@@ -60,7 +61,7 @@ class RawShard:
     identity: tuple[int, int, int]
     verified: bytearray = field(init=False)
     _offsets: list[int] = field(init=False)
-    _runs: list[int] = field(init=False)
+    _runs: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
@@ -68,32 +69,79 @@ class RawShard:
         self._offsets = self.offsets.tolist()
         # Chunks of the same number lie one after the other, with a checksum between them.
         breaks = np.diff(self.offsets) != self.chunk_bytes + _BETWEEN
-        self._runs = [0, *np.cumsum(breaks | (self.offsets[1:] == MISSING)).tolist()]
+        breaks |= self.offsets[1:] == MISSING
+        self._runs = np.concatenate([[0], np.cumsum(breaks)])
 
-    def read(self, file: OpenFile, first: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out`, the flat bytes of consecutive rows, from row `first` of this shard.
+    def read(
+        self,
+        file: OpenFile,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        places: NDArray[np.int64],
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Fill parts of `out` with rows of this shard.
 
-        Raises `ValueError` where a checksum is wrong and `OSError` where the file ends early.
+        Args:
+            file: The open shard.
+            starts: (n,) first row of each part.
+            stops: (n,) row after its last; no part is empty.
+            places: (n,) where each part begins in `out`, in bytes.
+            out: Flat bytes.
+
+        Raises:
+            ValueError: A checksum is wrong.
+            OSError: The file ends early.
         """
-        size, offsets, verified = self.chunk_bytes, self._offsets, self.verified
+        size = self.chunk_bytes
+        begins, ends = starts * self.row_bytes, stops * self.row_bytes
+        chunks, lasts = begins // size, (ends - 1) // size
+        quick = self._in_one_call(chunks, lasts)
+        for k in np.flatnonzero(~quick).tolist():
+            place = int(places[k])
+            self._read_checked(file, int(starts[k]), out[place : place + int(ends[k] - begins[k])])
+        if quick.any():
+            # Worked out for all parts at once: one by one, it takes as long as reading a caption.
+            chunks, begins, places = chunks[quick], begins[quick], places[quick]
+            inside = begins - chunks * size
+            _read_parts(
+                file,
+                size,
+                (self.offsets[chunks] + inside).tolist(),
+                places.tolist(),
+                (places + size - inside).tolist(),
+                (places + ends[quick] - begins).tolist(),
+                (lasts[quick] - chunks).tolist(),
+                memoryview(out),
+            )
+
+    def _in_one_call(
+        self, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which runs of chunks are verified, lie one after the other and are not too many."""
+        known = len(self._offsets)
+        ends = np.minimum(lasts, known - 1)
+        begins = np.minimum(chunks, ends)
+        quick = (lasts < known) & (lasts - chunks < _MOST_CHUNKS)
+        quick &= (self._runs[begins] == self._runs[ends]) & (self.offsets[begins] != MISSING)
+        if 0 in self.verified:
+            before = np.zeros(known + 1, np.int64)
+            np.cumsum(np.frombuffer(self.verified, np.uint8) == 0, out=before[1:])
+            quick &= before[ends + 1] == before[begins]
+        return quick
+
+    def _read_checked(self, file: OpenFile, first: int, out: NDArray[np.uint8]) -> None:
+        """Rows from row `first` on, chunk by chunk, each verified if it is not yet."""
+        size, offsets = self.chunk_bytes, self._offsets
         position, wanted = 0, len(out)
         chunk, inside = divmod(first * self.row_bytes, size)
-        last = chunk + (inside + wanted - 1) // size
-        if (
-            0 < last - chunk < _MOST_CHUNKS
-            and last < len(offsets)
-            and self._runs[chunk] == self._runs[last]
-            and 0 not in verified[chunk : last + 1]
-        ):
-            self._read_run(file, offsets[chunk] + inside, size - inside, out)
-            return
         while position < wanted:
             take = min(size - inside, wanted - position)
             part = out[position : position + take]
             if chunk >= len(offsets) or offsets[chunk] == MISSING:
                 part.reshape(-1, len(self.fill))[:] = self.fill
-            elif verified[chunk]:
-                _read_into(file, part, offsets[chunk] + inside)
+            elif self.verified[chunk]:
+                _read_pieces(file, [part], offsets[chunk] + inside)
             elif take == size:
                 self._verify(file, chunk, part)
             else:
@@ -102,35 +150,52 @@ class RawShard:
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
 
-    def _read_run(self, file: OpenFile, offset: int, head: int, out: NDArray[np.uint8]) -> None:
-        """Chunks that lie one after the other, in one call; `head` bytes are of the first one."""
-        checksum = np.empty(_BETWEEN, np.uint8)
-        cuts = [0, *range(head, len(out), self.chunk_bytes), len(out)]
-        pieces: list[Any] = []
-        for start, stop in itertools.pairwise(cuts):
-            pieces += [out[start:stop], checksum]
-        _read_pieces(file, pieces[:-1], offset)
-
     def _verify(self, file: OpenFile, chunk: int, out: NDArray[np.uint8]) -> None:
         """Read a whole chunk and compare its checksum; from then on it is trusted."""
-        offset = self._offsets[chunk]
-        if self.crcs is None:
-            stored = np.empty(4, np.uint8)
-            _read_pieces(file, [out, stored], offset)
-            expected = int(stored.view("<u4")[0])
-        else:
-            _read_into(file, out, offset)
-            expected = int(self.crcs[chunk])
-        found = google_crc32c.value(out)
+        offset, stored = self._offsets[chunk], np.empty(_BETWEEN, np.uint8)
+        found = 0
+        for start in range(0, len(out), _CACHED):
+            part = out[start : start + _CACHED]
+            pieces: list[Any] = [part]
+            if self.crcs is None and start + _CACHED >= len(out):
+                pieces.append(stored)
+            _read_pieces(file, pieces, offset + start)
+            found = google_crc32c.extend(found, part)
+        expected = int(stored.view("<u4")[0]) if self.crcs is None else int(self.crcs[chunk])
         if found != expected:
             raise ValueError(f"chunk {chunk} has the crc32c {found:08x}, expected {expected:08x}")
         self.verified[chunk] = 1
 
 
-def _read_into(file: OpenFile, out: NDArray[np.uint8], offset: int) -> None:
-    pieces: list[Any] = [out]
-    if os.preadv(file.descriptor, pieces, offset) != len(out):
-        _read_pieces(file, pieces, offset)
+def _read_parts(
+    file: OpenFile,
+    size: int,
+    offsets: list[int],
+    starts: list[int],
+    cuts: list[int],
+    stops: list[int],
+    more: list[int],
+    out: memoryview,
+) -> None:
+    """Bytes `starts` to `stops` of `out` from `offsets` on, each in one call.
+
+    `more` is how many chunks follow the first one, which ends at `cuts`; each has `size` bytes,
+    with a checksum before it.
+    """
+    checksum = bytearray(_BETWEEN)
+    descriptor, preadv = file.descriptor, os.preadv
+    pieces: list[Any]
+    for offset, start, cut, stop, count in zip(offsets, starts, cuts, stops, more, strict=True):
+        if not count:
+            pieces = [out[start:stop]]
+        elif count == 1:
+            pieces = [out[start:cut], checksum, out[cut:stop]]
+        else:
+            pieces = [out[start:cut]]
+            for k in range(cut, stop, size):
+                pieces += [checksum, out[k : min(k + size, stop)]]
+        if preadv(descriptor, pieces, offset) != stop - start + _BETWEEN * count:
+            _read_pieces(file, pieces, offset)
 
 
 def _read_pieces(file: OpenFile, pieces: list[Any], offset: int) -> None:
