@@ -7,6 +7,7 @@ computed right after its bytes have been read, while they still lie in the proce
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ MISSING = -1
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
 _MOST_CHUNKS = 500
+# Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
+_MAPPED = 1 << 17
 # Bytes that are read and checksummed in turn, so that they are still in the processor's cache.
 _CACHED = 1 << 17
 
@@ -31,6 +34,19 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.identity = identity(os.fstat(self.descriptor))
+        self._pages: memoryview | None = None
+
+    def pages(self) -> memoryview:
+        """The file as memory. Raises `OSError` where it has been cut since it was opened.
+
+        Reading what is cut off would end the process, so this is asked before every batch.
+        """
+        size = os.fstat(self.descriptor).st_size
+        if size < self.identity[1]:
+            raise OSError(f"the file was cut to {size} bytes")
+        if self._pages is None:
+            self._pages = memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+        return self._pages
 
     def __del__(self) -> None:
         descriptor = getattr(self, "descriptor", None)
@@ -96,12 +112,15 @@ class RawShard:
         size = self.chunk_bytes
         begins, ends = starts * self.row_bytes, stops * self.row_bytes
         chunks, lasts = begins // size, (ends - 1) // size
+        if 0 in self.verified:
+            small = ends - begins < _MAPPED
+            self._verify_pages(file, chunks[small], lasts[small])
         quick = self._in_one_call(chunks, lasts)
         for k in np.flatnonzero(~quick).tolist():
             place = int(places[k])
             self._read_checked(file, int(starts[k]), out[place : place + int(ends[k] - begins[k])])
         if quick.any():
-            # Worked out for all parts at once: one by one, it takes as long as reading a caption.
+            # Worked out for all parts at once: one by one it takes longer than reading them.
             chunks, begins, places = chunks[quick], begins[quick], places[quick]
             inside = begins - chunks * size
             _read_parts(
@@ -150,6 +169,23 @@ class RawShard:
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
 
+    def _verify_pages(
+        self, file: OpenFile, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
+    ) -> None:
+        """Verify the small chunks of some runs where they lie, before parts of them are copied."""
+        if not len(chunks) or self.chunk_bytes >= _MAPPED:
+            return
+        touched = np.zeros(len(self._offsets) + 1, np.int64)
+        np.add.at(touched, np.minimum(chunks, len(self._offsets)), 1)
+        np.add.at(touched, np.minimum(lasts + 1, len(self._offsets)), -1)
+        wanted = np.cumsum(touched[:-1]) > 0
+        wanted &= (np.frombuffer(self.verified, np.uint8) == 0) & (self.offsets != MISSING)
+        pages = np.frombuffer(file.pages(), np.uint8)
+        for chunk in np.flatnonzero(wanted).tolist():
+            end = self._offsets[chunk] + self.chunk_bytes
+            stored = pages[end : end + _BETWEEN] if self.crcs is None else None
+            self._compare(chunk, google_crc32c.value(pages[self._offsets[chunk] : end]), stored)
+
     def _verify(self, file: OpenFile, chunk: int, out: NDArray[np.uint8]) -> None:
         """Read a whole chunk and compare its checksum; from then on it is trusted."""
         offset, stored = self._offsets[chunk], np.empty(_BETWEEN, np.uint8)
@@ -161,7 +197,14 @@ class RawShard:
                 pieces.append(stored)
             _read_pieces(file, pieces, offset + start)
             found = google_crc32c.extend(found, part)
-        expected = int(stored.view("<u4")[0]) if self.crcs is None else int(self.crcs[chunk])
+        self._compare(chunk, found, None if self.crcs is not None else stored)
+
+    def _compare(self, chunk: int, found: int, stored: NDArray[np.uint8] | None) -> None:
+        if stored is None:
+            assert self.crcs is not None
+            expected = int(self.crcs[chunk])
+        else:
+            expected = int.from_bytes(stored.tobytes(), "little")
         if found != expected:
             raise ValueError(f"chunk {chunk} has the crc32c {found:08x}, expected {expected:08x}")
         self.verified[chunk] = 1
@@ -177,23 +220,27 @@ def _read_parts(
     more: list[int],
     out: memoryview,
 ) -> None:
-    """Bytes `starts` to `stops` of `out` from `offsets` on, each in one call.
+    """Bytes `starts` to `stops` of `out` from `offsets` on.
 
     `more` is how many chunks follow the first one, which ends at `cuts`; each has `size` bytes,
     with a checksum before it.
     """
     checksum = bytearray(_BETWEEN)
-    descriptor, preadv = file.descriptor, os.preadv
-    pieces: list[Any]
+    descriptor, preadv, pages = file.descriptor, os.preadv, file.pages()
     for offset, start, cut, stop, count in zip(offsets, starts, cuts, stops, more, strict=True):
-        if not count:
-            pieces = [out[start:stop]]
-        elif count == 1:
-            pieces = [out[start:cut], checksum, out[cut:stop]]
-        else:
-            pieces = [out[start:cut]]
-            for k in range(cut, stop, size):
-                pieces += [checksum, out[k : min(k + size, stop)]]
+        if stop - start < _MAPPED:
+            if not count:
+                out[start:stop] = pages[offset : offset + stop - start]
+                continue
+            while start < stop:
+                end = min(cut, stop)
+                after = offset + end - start
+                out[start:end] = pages[offset:after]
+                offset, start, cut = after + _BETWEEN, end, end + size
+            continue
+        pieces: list[Any] = [out[start : min(cut, stop)]]
+        for k in range(cut, stop, size):
+            pieces += [checksum, out[k : min(k + size, stop)]]
         if preadv(descriptor, pieces, offset) != stop - start + _BETWEEN * count:
             _read_pieces(file, pieces, offset)
 
