@@ -131,7 +131,7 @@ class RawShard:
                 (places + size - inside).tolist(),
                 (places + ends[quick] - begins).tolist(),
                 (lasts[quick] - chunks).tolist(),
-                memoryview(out),
+                out.data,
             )
 
     def _in_one_call(
