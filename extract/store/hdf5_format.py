@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,11 @@ class Hdf5Format:
                     _dataset(file, name, values, plan.chunk_rows, plan.fill)
                     crcs = _chunk_crcs(values, plan)
                     _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
-            written = os.stat(temporary).st_size, checksum(temporary)
+            # The disk is at work while the checksum is computed.
+            with ThreadPoolExecutor(1) as pool:
+                synced = pool.submit(atomic.sync, temporary)
+                written = os.stat(temporary).st_size, checksum(temporary)
+                synced.result()
         return {str(path.relative_to(features)): written}
 
     def attributes(self, features: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Both formats keep uncompressed chunks, one after the other, with a crc32c of each, so a local shard
 needs no library: an offset, a length and a checksum are all there is to know. The checksum is
-computed right after its bytes have been read, while they still lie in the processor's cache.
+computed right after its chunk has been read, while that still lies in the processor's cache.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _BETWEEN = 4
 _MOST_CHUNKS = 500
 # Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
 _MAPPED = 1 << 17
-# Bytes that are read and checksummed in turn, so that they are still in the processor's cache.
-_CACHED = 1 << 17
 
 
 class OpenFile:
@@ -188,16 +186,13 @@ class RawShard:
 
     def _verify(self, file: OpenFile, chunk: int, out: NDArray[np.uint8]) -> None:
         """Read a whole chunk and compare its checksum; from then on it is trusted."""
-        offset, stored = self._offsets[chunk], np.empty(_BETWEEN, np.uint8)
-        found = 0
-        for start in range(0, len(out), _CACHED):
-            part = out[start : start + _CACHED]
-            pieces: list[Any] = [part]
-            if self.crcs is None and start + _CACHED >= len(out):
-                pieces.append(stored)
-            _read_pieces(file, pieces, offset + start)
-            found = google_crc32c.extend(found, part)
-        self._compare(chunk, found, None if self.crcs is not None else stored)
+        pieces: list[Any] = [out]
+        stored = None
+        if self.crcs is None:
+            stored = np.empty(_BETWEEN, np.uint8)
+            pieces.append(stored)
+        _read_pieces(file, pieces, self._offsets[chunk])
+        self._compare(chunk, google_crc32c.value(out), stored)
 
     def _compare(self, chunk: int, found: int, stored: NDArray[np.uint8] | None) -> None:
         if stored is None:

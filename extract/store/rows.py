@@ -75,13 +75,13 @@ class RowReader:
             return out
         flat = out.reshape(-1).view(np.uint8)
         row_bytes = out[:1].nbytes
-        slow: list[tuple[int, int, int]] = []
-        for shard, starts, stops, places in self._pieces(spans):
+        slow: set[int] = set()
+        for shard, starts, stops, places in self._by_shard(spans):
             try:
                 with self._lock:
                     raw, file = self._shard(shard)
                 if raw is None or file is None:
-                    slow += zip(starts.tolist(), stops.tolist(), places.tolist(), strict=True)
+                    slow.add(shard)
                 else:
                     skip = shard * self._step
                     raw.read(file, starts - skip, stops - skip, places * row_bytes, flat)
@@ -89,10 +89,17 @@ class RowReader:
                 self._forget(shard)
                 raise self._damaged(int(starts.min()), int(stops.max()), error) from error
         if slow:
-            self._slow(slow, out)
+            self._slow([p for p in self._pieces(spans) if p[0] in slow], out)
         return out
 
-    def _pieces(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, Rows, Rows, Rows]]:
+    def _pieces(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
+        """`_by_shard` piece by piece: (shard, first row, row after the last, place in out)."""
+        for shard, *some in self._by_shard(spans):
+            starts, stops, places = (values.tolist() for values in some)
+            for start, stop, place in zip(starts, stops, places, strict=True):
+                yield shard, start, stop, place
+
+    def _by_shard(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, Rows, Rows, Rows]]:
         """Spans cut at the ends of shards: shard, first rows, rows after the last, places in out.
 
         A shard comes once, with all its pieces.
@@ -143,11 +150,11 @@ class RowReader:
             self._open.pop(shard, None)
             self._shards.pop(shard, None)
 
-    def _slow(self, pieces: list[tuple[int, int, int]], out: NDArray[Any]) -> None:
+    def _slow(self, pieces: list[tuple[int, int, int, int]], out: NDArray[Any]) -> None:
         """Through the library, a shard at once where much of it is wanted."""
         by_shard: dict[int, list[tuple[int, int, int]]] = {}
-        for piece in pieces:
-            by_shard.setdefault(piece[0] // self._step, []).append(piece)
+        for number, *piece in pieces:
+            by_shard.setdefault(number, []).append((piece[0], piece[1], piece[2]))
         for shard, mine in by_shard.items():
             start = shard * self._step
             stop = min(start + self._step, self.shape[0])

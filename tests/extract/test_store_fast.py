@@ -54,7 +54,6 @@ def test_any_rows_equal_the_library_s(
 ) -> None:
     # From the file's pages, by calls to the system, or some this way and some that.
     monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
-    monkeypatch.setattr("hada.extract.store.raw._CACHED", 16)
     make(tmp_path / "s", form, rows_per_shard={"image": 3, "caption": 4})
     array = source(tmp_path / "s", form, name)
     whole = array.library(0, array.shape[0])
@@ -180,7 +179,6 @@ def test_damage_in_any_byte_is_never_returned(
     tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
-    monkeypatch.setattr("hada.extract.store.raw._CACHED", 16)
     content = make(tmp_path / "s", form)
     shard = _tokens(tmp_path / "s", form)[1]
     whole = shard.read_bytes()
