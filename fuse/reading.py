@@ -18,7 +18,7 @@ from hada.extract.spec import SIDES
 from hada.fuse.batches import Order, reading_threads
 from hada.fuse.data import MEMORY_SHARE, Split
 from hada.fuse.memory import free_memory
-from hada.fuse.windows import window_bytes
+from hada.fuse.windows import window_sizes
 
 Mode = Literal["auto", "memory", "mapped", "window"]
 GIB = 2.0**30
@@ -134,20 +134,19 @@ def _windows(
     batches = batches_bytes(train, order, batch_size)
     room = limit - batches - (val.bytes if hold_val else 0)
     least = _least_shards(train, batch_size)
-    blocks = len(np.unique(train.blocks))
-    most = blocks
-    while most and 2 * window_bytes(train, most) > room:
-        most -= 1
+    sizes = 2 * window_sizes(train)
+    blocks = len(sizes)
+    most = int(np.searchsorted(sizes, room, "right"))
     needed = begun or least
-    if most < needed:
-        total = limit - room + 2 * window_bytes(train, needed)
+    if most < min(needed, blocks):
+        total = limit - room + int(sizes[:needed][-1])
         raise UsageError(
             f"--reading window: two windows of {needed} shards and the batches on their way take "
             f"{gib(total)}; allowed are {gib(limit)}. Give --memory {total / GIB + 0.01:.2f}"
             + " or more, or use --reading mapped"
         )
-    shards = begun or min(most, blocks)
-    size = 2 * window_bytes(train, shards) + limit - room
+    shards = begun or most
+    size = int(sizes[:shards][-1]) + limit - room
     return Reading(
         "window",
         shards,

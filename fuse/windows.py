@@ -29,10 +29,10 @@ class Windows:
         self._rooms = [
             {
                 side: [
-                    np.empty((rows if source.has_tokens else 0, source.width), source.dtype)
-                    for rows, source in zip(
-                        _rows(split, side, shards), split.sources[side], strict=True
+                    np.empty(
+                        (rows[:shards][-1] if source.has_tokens else 0, source.width), source.dtype
                     )
+                    for rows, source in zip(_rows(split, side), split.sources[side], strict=True)
                 ]
                 for side in SIDES
             }
@@ -55,21 +55,21 @@ class Windows:
         }
 
 
-def window_bytes(split: Split, shards: int) -> int:
-    """Most bytes of tokens that a window of so many blocks holds."""
-    return sum(
-        rows * source.row_bytes
-        for side in SIDES
-        for rows, source in zip(_rows(split, side, shards), split.sources[side], strict=True)
-        if source.has_tokens
-    )
+def window_sizes(split: Split) -> NDArray[np.int64]:
+    """Most bytes of tokens that a window of one block holds, of two, and so on up to all."""
+    count = len(np.unique(split.blocks))
+    sizes = np.zeros(count, np.int64)
+    for side in SIDES:
+        for source, rows in zip(split.sources[side], _rows(split, side), strict=True):
+            sizes += rows[:count] * (source.row_bytes if source.has_tokens else 0)
+    return sizes
 
 
-def _rows(split: Split, side: SideName, shards: int) -> list[int]:
-    """Most token rows of each model that so many blocks have."""
+def _rows(split: Split, side: SideName) -> list[NDArray[np.int64]]:
+    """Per model: most token rows that one block has, two blocks have, and so on."""
     block = split.blocks if side == "image" else split.blocks[split.owner]
     found = []
     for source in split.sources[side]:
         by_block = np.bincount(block, weights=source.lengths[split.rows(side)])
-        found.append(int(np.sort(by_block)[-shards:].sum()))
+        found.append(np.cumsum(np.sort(by_block)[::-1]).astype(np.int64))
     return found

@@ -18,7 +18,7 @@ from hada.fuse import memory, reading
 from hada.fuse.batches import ahead_in_windows
 from hada.fuse.data import Split
 from hada.fuse.reading import GIB, batches_bytes, choose_reading
-from hada.fuse.windows import window_bytes
+from hada.fuse.windows import window_sizes
 
 MODELS = ("left", "right", "flat")
 ORDERS = pytest.mark.parametrize("order", ["images", "pairs"])
@@ -199,12 +199,21 @@ def test_what_was_asked_for_must_fit(stores, val):
     # A window of 1 block may have 4 images (the last one), a step has 12.
     batches = batches_bytes(train, "images", 12)
     for shards in (2, 5):
-        enough = batches + val.bytes * 4 + 2 * window_bytes(train, shards)
+        enough = batches + val.bytes * 4 + 2 * int(window_sizes(train)[shards - 1])
         held = choose(stores, val, mode="window", memory=enough)
         assert held.shards >= shards
-        assert 2 * window_bytes(train, held.shards) + batches + held.hold_val * val.bytes <= enough
+        assert (
+            2 * int(window_sizes(train)[held.shards - 1]) + batches + held.hold_val * val.bytes
+            <= enough
+        )
     with pytest.raises(UsageError, match="two windows of 6 shards"):
-        choose(stores, val, mode="window", memory=batches + 2 * window_bytes(train, 5), begun=6)
+        choose(
+            stores,
+            val,
+            mode="window",
+            memory=batches + 2 * int(window_sizes(train)[5 - 1]),
+            begun=6,
+        )
 
 
 MEASURE = """
