@@ -22,8 +22,17 @@ MISSING = -1
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
 _MOST_CHUNKS = 500
+# Up to so many parts are planned one by one, more of them all at once.
+_FEW = 16
 # Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
 _MAPPED = 1 << 17
+
+Rows = NDArray[np.int64]
+# Bytes start..stop-1 of the result come from `offset` on; the first chunk ends at `cut`, and so
+# many follow it: (offset, start, cut, stop, count).
+Part = tuple[int, int, int, int, int]
+# From a row on, chunk by chunk: (row, start, stop).
+Slow = tuple[int, int, int]
 
 
 class OpenFile:
@@ -75,7 +84,8 @@ class RawShard:
     identity: tuple[int, int, int]
     verified: bytearray = field(init=False)
     _offsets: list[int] = field(init=False)
-    _runs: NDArray[np.int64] = field(init=False)
+    _runs: list[int] = field(init=False)
+    _run_of: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
@@ -84,7 +94,8 @@ class RawShard:
         # Chunks of the same number lie one after the other, with a checksum between them.
         breaks = np.diff(self.offsets) != self.chunk_bytes + _BETWEEN
         breaks |= self.offsets[1:] == MISSING
-        self._runs = np.concatenate([[0], np.cumsum(breaks)])
+        self._run_of = np.concatenate([[0], np.cumsum(breaks)])
+        self._runs = self._run_of.tolist()
 
     def read(
         self,
@@ -107,30 +118,58 @@ class RawShard:
             ValueError: A checksum is wrong.
             OSError: The file ends early.
         """
+        if 0 in self.verified:
+            self._verify_pages(file, starts, stops)
+        plan = self._plan_few if len(starts) < _FEW else self._plan_many
+        quick, rest = plan(starts, stops, places)
+        for start, place, end in rest:
+            self._read_checked(file, start, out[place:end])
+        _read_parts(file, self.chunk_bytes, quick, out.data)
+
+    def _plan_few(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+        """Parts that one call reads, and those to be read chunk by chunk."""
+        size, row_bytes, offsets = self.chunk_bytes, self.row_bytes, self._offsets
+        quick: list[Part] = []
+        rest: list[Slow] = []
+        for start, stop, place in zip(
+            starts.tolist(), stops.tolist(), places.tolist(), strict=True
+        ):
+            chunk, inside = divmod(start * row_bytes, size)
+            last = (stop * row_bytes - 1) // size
+            end = place + (stop - start) * row_bytes
+            if (
+                last < min(len(offsets), chunk + _MOST_CHUNKS)
+                and offsets[chunk] != MISSING
+                and self._runs[chunk] == self._runs[last]
+                and 0 not in self.verified[chunk : last + 1]
+            ):
+                cut = place + size - inside
+                quick.append((offsets[chunk] + inside, place, cut, end, last - chunk))
+            else:
+                rest.append((start, place, end))
+        return quick, rest
+
+    def _plan_many(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+        """`_plan_few` for all parts at once: one by one it takes longer than reading them."""
         size = self.chunk_bytes
         begins, ends = starts * self.row_bytes, stops * self.row_bytes
         chunks, lasts = begins // size, (ends - 1) // size
-        if 0 in self.verified:
-            small = ends - begins < _MAPPED
-            self._verify_pages(file, chunks[small], lasts[small])
         quick = self._in_one_call(chunks, lasts)
-        for k in np.flatnonzero(~quick).tolist():
-            place = int(places[k])
-            self._read_checked(file, int(starts[k]), out[place : place + int(ends[k] - begins[k])])
-        if quick.any():
-            # Worked out for all parts at once: one by one it takes longer than reading them.
-            chunks, begins, places = chunks[quick], begins[quick], places[quick]
-            inside = begins - chunks * size
-            _read_parts(
-                file,
-                size,
-                (self.offsets[chunks] + inside).tolist(),
-                places.tolist(),
-                (places + size - inside).tolist(),
-                (places + ends[quick] - begins).tolist(),
-                (lasts[quick] - chunks).tolist(),
-                out.data,
-            )
+        slow = ~quick
+        rest = (starts[slow], places[slow], (places + ends - begins)[slow])
+        chunks, begins, places = chunks[quick], begins[quick], places[quick]
+        inside = begins - chunks * size
+        parts = (
+            self.offsets[chunks] + inside,
+            places,
+            places + size - inside,
+            places + ends[quick] - begins,
+            lasts[quick] - chunks,
+        )
+        return (
+            list(zip(*(values.tolist() for values in parts), strict=True)),
+            list(zip(*(values.tolist() for values in rest), strict=True)),
+        )
 
     def _in_one_call(
         self, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
@@ -140,7 +179,7 @@ class RawShard:
         ends = np.minimum(lasts, known - 1)
         begins = np.minimum(chunks, ends)
         quick = (lasts < known) & (lasts - chunks < _MOST_CHUNKS)
-        quick &= (self._runs[begins] == self._runs[ends]) & (self.offsets[begins] != MISSING)
+        quick &= (self._run_of[begins] == self._run_of[ends]) & (self.offsets[begins] != MISSING)
         if 0 in self.verified:
             before = np.zeros(known + 1, np.int64)
             np.cumsum(np.frombuffer(self.verified, np.uint8) == 0, out=before[1:])
@@ -167,12 +206,13 @@ class RawShard:
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
 
-    def _verify_pages(
-        self, file: OpenFile, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
-    ) -> None:
-        """Verify the small chunks of some runs where they lie, before parts of them are copied."""
-        if not len(chunks) or self.chunk_bytes >= _MAPPED:
+    def _verify_pages(self, file: OpenFile, starts: Rows, stops: Rows) -> None:
+        """Verify the small chunks of small parts where they lie, before these are copied."""
+        if self.chunk_bytes >= _MAPPED:
             return
+        small = (stops - starts) * self.row_bytes < _MAPPED
+        chunks = starts[small] * self.row_bytes // self.chunk_bytes
+        lasts = (stops[small] * self.row_bytes - 1) // self.chunk_bytes
         touched = np.zeros(len(self._offsets) + 1, np.int64)
         np.add.at(touched, np.minimum(chunks, len(self._offsets)), 1)
         np.add.at(touched, np.minimum(lasts + 1, len(self._offsets)), -1)
@@ -205,24 +245,11 @@ class RawShard:
         self.verified[chunk] = 1
 
 
-def _read_parts(
-    file: OpenFile,
-    size: int,
-    offsets: list[int],
-    starts: list[int],
-    cuts: list[int],
-    stops: list[int],
-    more: list[int],
-    out: memoryview,
-) -> None:
-    """Bytes `starts` to `stops` of `out` from `offsets` on.
-
-    `more` is how many chunks follow the first one, which ends at `cuts`; each has `size` bytes,
-    with a checksum before it.
-    """
+def _read_parts(file: OpenFile, size: int, parts: list[Part], out: memoryview) -> None:
+    """Read parts whose chunks of `size` bytes follow each other, with a checksum between them."""
     checksum = bytearray(_BETWEEN)
     descriptor, preadv, pages = file.descriptor, os.preadv, file.pages()
-    for offset, start, cut, stop, count in zip(offsets, starts, cuts, stops, more, strict=True):
+    for offset, start, cut, stop, count in parts:
         if stop - start < _MAPPED:
             if not count:
                 out[start:stop] = pages[offset : offset + stop - start]

@@ -43,16 +43,18 @@ def no_library(_self: object, start: int, stop: int) -> None:
 @FORMATS
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("verified", [False, True])
-@pytest.mark.parametrize("mapped", [0, 30, 1 << 17])
+@pytest.mark.parametrize(("mapped", "few"), [(0, 0), (0, 99), (30, 3), (1 << 17, 0), (1 << 17, 99)])
 def test_any_rows_equal_the_library_s(
     tmp_path: Path,
     form: str,
     name: str,
     verified: bool,
     mapped: int,
+    few: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # From the file's pages, by calls to the system, or some this way and some that.
+    monkeypatch.setattr("hada.extract.store.raw._FEW", few)
     monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
     make(tmp_path / "s", form, rows_per_shard={"image": 3, "caption": 4})
     array = source(tmp_path / "s", form, name)
