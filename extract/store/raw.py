@@ -89,7 +89,8 @@ class RawShard:
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
-        self.verified = bytearray(len(self.offsets))
+        # Where nothing was written there is nothing to verify.
+        self.verified = bytearray((self.offsets == MISSING).tobytes())
         self._offsets = self.offsets.tolist()
         # Chunks of the same number lie one after the other, with a checksum between them.
         breaks = np.diff(self.offsets) != self.chunk_bytes + _BETWEEN
