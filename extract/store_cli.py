@@ -55,6 +55,8 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
     tokens, shards = facts["spec"]["model"][side], facts["shards"][side]
     count = "varying" if tokens and tokens["count"] is None else tokens and tokens["count"]
     parts = [f"{count} tokens of width {tokens['width']}" if tokens else "no tokens"]
+    if tokens and tokens.get("pooled"):
+        parts.append(f"averaged to {tokens['pooled']}")
     parts.append(f"{shards['done']} of {shards['total']} shards")
     parts += [f"{shards['damaged']} damaged"] * bool(shards["damaged"])
     parts += [f"{facts['failed'][side]} failed"] * bool(facts["failed"][side])
@@ -127,11 +129,22 @@ def repair(path: Path, fast: bool) -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--format", "store_format", type=click.Choice(STORE_FORMATS), help="[default: same]")
 @click.option("--dtype", type=click.Choice(STORE_DTYPES), help="[default: same]")
+@click.option(
+    "--tokens",
+    default="all",
+    metavar="all|pool:K|none",
+    help="Which of the tokens to keep; see hada-extract --tokens. [default: all that are there]",
+)
 @click.option("--force", is_flag=True, help="Begin even where the disk is too small.")
 def convert(
-    source: Path, target: Path, store_format: str | None, dtype: str | None, force: bool
+    source: Path,
+    target: Path,
+    store_format: str | None,
+    dtype: str | None,
+    tokens: str,
+    force: bool,
 ) -> None:
-    r"""Write a store again at TARGET, in another format or dtype.
+    r"""Write a store again at TARGET, in another format or dtype, or with fewer tokens.
 
     SOURCE stays as it is. The same command continues after an interruption.
 
@@ -142,9 +155,9 @@ def convert(
     from hada.extract.progress import progress
     from hada.extract.store import maintain
 
-    plan = maintain.conversion_size(source, target, dtype)
+    plan = maintain.conversion_size(source, target, dtype, tokens)
     plan.check(force=force)
     with progress(f"{source} -> {target}", sum(plan.shards.values()), "shards") as advance:
-        for _ in maintain.convert(source, target, format=store_format, dtype=dtype):
+        for _ in maintain.convert(source, target, format=store_format, dtype=dtype, tokens=tokens):
             advance()
     click.echo(f"{target}: complete")

@@ -134,8 +134,11 @@ def train_run(plan: Plan, *, device: str = "auto", fresh: bool = False) -> RunFo
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import checkpoint, trainer
-    from hada.fuse.embed import features_of
+    from hada.fuse.embed import check_features, features_of
 
+    features = {s.spec.model.name: features_of(s) for s in train_part.stores}
+    for store in (store for part in splits.values() for store in part.stores):
+        check_features(features[store.spec.model.name], store, plan.folder)
     image, caption = trainer.branches(plan.recipe, train_part)
     return {
         **plan.request(),
@@ -144,7 +147,7 @@ def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[s
             "image": checkpoint.branch_to_json(image),
             "caption": checkpoint.branch_to_json(caption),
         },
-        "features": {s.spec.model.name: features_of(s) for s in train_part.stores},
+        "features": features,
         "stores": {split: _identity(part) for split, part in splits.items()},
     }
 

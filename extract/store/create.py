@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,23 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
                 shard_rows=capacity,
                 dimensions=("row", "feature"),
             )
+        if tokens is not None and spec.dtype == "int8":
+            codes = plans[f"{side}/tokens"]
+            plans[f"{side}/steps"] = replace(
+                codes,
+                shape=(*codes.shape[:-1], 1),
+                dtype="float32",
+                fill=np.nan,
+                # Steps are small: a file of them is one chunk.
+                chunk_rows=codes.shard_rows,
+                dimensions=(*codes.dimensions[:-1], "one"),
+            )
         if width is not None:
+            stored = dtypes.of_embeddings(spec.dtype)
             plans[f"{side}/embeddings"] = ArrayPlan(
                 shape=(n, width),
-                dtype=dtypes.on_disk(spec.dtype),
-                fill=dtypes.fill_value(spec.dtype),
+                dtype=dtypes.on_disk(stored),
+                fill=dtypes.fill_value(stored),
                 chunk_rows=size,
                 shard_rows=size,
                 dimensions=(side, "feature"),

@@ -27,7 +27,7 @@ _FORMATS = {
 }
 NAMES = tuple(_FORMATS)
 # The arrays of a side that lie in shards.
-SHARDED = ("tokens", "embeddings")
+SHARDED = ("tokens", "steps", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,8 @@ class SideReader:
         if self.tokens_spec is None:
             raise StoreError(f"{self._features.parent}: keeps no {self.side} tokens")
         items = self._rows(rows)
+        if self._dtype == "int8":
+            return self._dequantized(items, out)
         if self.tokens_spec.count is None:
             return self._read(self._token_rows, self._spans[items], out)
         spans = np.stack([items, items + 1], axis=1)
@@ -76,9 +78,18 @@ class SideReader:
         items = self._rows(slice(None) if rows is None else rows)
         return self._read(self._embedding_rows, np.stack([items, items + 1], axis=1), None)
 
+    def _dequantized(self, items: NDArray[np.int64], out: NDArray[Any] | None) -> NDArray[Any]:
+        """Codes times steps; see `dtypes`."""
+        assert self.tokens_spec is not None
+        one = np.stack([items, items + 1], axis=1)
+        spans = self._spans[items] if self.tokens_spec.count is None else one
+        codes = self._token_rows.ranges(spans).reshape(-1, self.tokens_spec.width)
+        steps = self._step_rows.ranges(spans).reshape(-1, 1)
+        return np.multiply(codes, steps, out=out, dtype=np.float32)
+
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What `tokens` and `embeddings` return; bfloat16 is widened to float32."""
+        """What `tokens` returns: as stored, but bfloat16 and int8 are widened to float32."""
         return dtypes.in_memory(self._dtype)
 
     def _rows(self, rows: Rows) -> NDArray[np.int64]:
@@ -89,7 +100,7 @@ class SideReader:
     ) -> NDArray[Any]:
         if reader.dtype == self.dtype:
             return reader.ranges(spans, out)
-        values = dtypes.decode(reader.ranges(spans), self._dtype)
+        values = dtypes.decode(reader.ranges(spans), dtypes.of_embeddings(self._dtype))
         if out is None:
             return values
         out[...] = values
@@ -122,18 +133,29 @@ class SideReader:
         assert self.tokens_spec is not None
         count, width = self.tokens_spec.count, self.tokens_spec.width
         shape = (width,) if count is None else (count, width)
-        return self._array("tokens", shape, None if count is None else len(self.ids))
+        stored = dtypes.on_disk(self._dtype)
+        return self._array("tokens", shape, None if count is None else len(self.ids), stored)
+
+    @functools.cached_property
+    def _step_rows(self) -> RowReader:
+        """int8's steps, one for each token row."""
+        assert self.tokens_spec is not None
+        count = self.tokens_spec.count
+        shape = (1,) if count is None else (count, 1)
+        rows = self._token_rows.shape[0]
+        return self._array("steps", shape, rows, "float32")
 
     @functools.cached_property
     def _embedding_rows(self) -> RowReader | None:
         if self._width is None or not self._form.has(self._features, f"{self.side}/embeddings"):
             return None
-        return self._array("embeddings", (self._width,), len(self.ids))
+        stored = dtypes.on_disk(dtypes.of_embeddings(self._dtype))
+        return self._array("embeddings", (self._width,), len(self.ids), stored)
 
-    def _array(self, name: str, row: tuple[int, ...], rows: int | None) -> RowReader:
+    def _array(self, name: str, row: tuple[int, ...], rows: int | None, stored: str) -> RowReader:
         """An array, whose shape must be what the spec says: its own metadata has no checksum."""
         reader = RowReader(self._form.source(self._features, f"{self.side}/{name}"))
-        dtype = np.dtype(dtypes.on_disk(self._dtype))
+        dtype = np.dtype(stored)
         fits = reader.shape[1:] == row and rows in (None, reader.shape[0]) and reader.dtype == dtype
         if not fits:
             raise StoreError(

@@ -121,10 +121,13 @@ class StoreWriter:
         arrays = {}
         if self.spec.model.tokens(side) is not None and block.values is not None:
             plan = self._plans[f"{side}/tokens"]
-            values = self._cast(block.values, side, rows, block.failed, per_token=True)
+            values, steps = self._cast(block.values, side, rows, block.failed, per_token=True)
             arrays[f"{side}/tokens"] = plan, values.reshape(-1, *plan.shape[1:])
+            if steps is not None:
+                plan = self._plans[f"{side}/steps"]
+                arrays[f"{side}/steps"] = plan, steps.reshape(-1, *plan.shape[1:])
         if block.embeddings is not None:
-            values = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
+            values, _ = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
             arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
         layout.write_marker(
             self.folder,
@@ -181,17 +184,29 @@ class StoreWriter:
         failed: Mapping[int, str],
         *,
         per_token: bool,
-    ) -> NDArray[Any]:
-        """`values` in the store's dtype; NaN is allowed in items that failed, and nowhere else."""
-        stored = dtypes.encode(values, self.spec.dtype)
-        if dtypes.all_finite(stored, self.spec.dtype):
-            return stored
-        bad = ~np.isfinite(dtypes.decode(stored, self.spec.dtype))
-        overflow = int((bad & np.isfinite(values)).sum())
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """`values` in the store's dtype, with their steps if they have some.
+
+        NaN is allowed in items that failed, and nowhere else.
+        """
+        dtype = self.spec.dtype if per_token else dtypes.of_embeddings(self.spec.dtype)
+        steps = None
+        if dtype == "int8":
+            stored, steps = dtypes.quantize(values)
+            if dtypes.all_finite(steps, "float32"):
+                return stored, steps
+            bad = np.broadcast_to(~np.isfinite(steps), values.shape)
+            overflow = int((np.isinf(steps) & np.isfinite(values).all(axis=1, keepdims=True)).sum())
+        else:
+            stored = dtypes.encode(values, dtype)
+            if dtypes.all_finite(stored, dtype):
+                return stored, None
+            bad = ~np.isfinite(dtypes.decode(stored, dtype))
+            overflow = int((bad & np.isfinite(values)).sum())
         if overflow:
             raise StoreError(
                 f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
-                f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
+                f"{rows.stop - 1} do not fit {dtype}. Use --store-dtype float32."
             )
         n = len(rows)
         items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
@@ -204,7 +219,7 @@ class StoreWriter:
                 f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
                 "Are the weights whole? With --precision fp16, try bf16 or fp32."
             )
-        return stored
+        return stored, steps
 
 
 def write_store(
