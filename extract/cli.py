@@ -222,10 +222,10 @@ def extract(
 def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
     for plan in plans:
         click.echo(plan.text())
-    free = min(plan.free for plan in plans)
+    free = min((plan.free for plan in plans if plan.free is not None), default=None)
     needed = sum(plan.needed for plan in plans)
     click.echo(f"together {size(needed)}, nothing was written")
-    if needed > free and not force:
+    if free is not None and needed > free and not force:
         raise StoreError(
             f"{size(needed)} are to be written, but the disk has {size(free)} left. "
             "Free some space, or choose another place: --root stores=FOLDER"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.encoders import CaptionEncoder, ImageEncoder
@@ -175,7 +175,7 @@ def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> Non
             f"{report.store}: none of {len(failures)} pictures could be read; "
             f"the first, {first[0]!r}: {first[1]}"
         )
-    report.bytes = sum(file.stat().st_size for file in report.store.rglob("*") if file.is_file())
+    report.bytes = sum(remote.file_sizes(report.store).values())
 
 
 def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str]) -> None:

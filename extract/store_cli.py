@@ -8,11 +8,24 @@ from typing import Any
 
 import click
 
+from hada.extract import remote
 from hada.extract.console import HadaGroup
 from hada.extract.errors import StoreError
 from hada.extract.manifest import STORE_FORMATS
 from hada.extract.progress import size
 from hada.extract.spec import STORE_DTYPES
+
+
+class _Place(click.ParamType):
+    """A store's folder or URL."""
+
+    name = "path"
+
+    def convert(self, value: Any, *_context: Any) -> Path:
+        return remote.place(value)
+
+
+PLACE = _Place()
 
 
 @click.group(cls=HadaGroup)
@@ -21,12 +34,12 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def info(path: Path, as_json: bool) -> None:
     """What a store holds: model, shapes, progress, bytes, provenance.
 
-    PATH is the store's folder, e.g. stores/flickr8k/val/blip.
+    PATH is the store's folder, e.g. stores/flickr8k/val/blip, or its URL.
     """
     from hada.extract.store.maintain import describe
 
@@ -64,7 +77,7 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
 
 
 @store.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=PLACE)
 @click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
 def verify(paths: tuple[Path, ...], deep: bool) -> None:
     """Check that stores are complete and undamaged. Exit code 1 where one is not.
@@ -100,7 +113,7 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
 
 
 @store.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PLACE)
 @click.option("--fast", is_flag=True, help="Look at markers and sizes alone, not at checksums.")
 def repair(path: Path, fast: bool) -> None:
     """Remove damaged shards, so that extracting again writes them anew.
@@ -125,8 +138,8 @@ def repair(path: Path, fast: bool) -> None:
 
 
 @store.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("source", type=PLACE)
+@click.argument("target", type=PLACE)
 @click.option("--format", "store_format", type=click.Choice(STORE_FORMATS), help="[default: same]")
 @click.option("--dtype", type=click.Choice(STORE_DTYPES), help="[default: same]")
 @click.option(

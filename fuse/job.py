@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hada.extract import remote
 from hada.extract.console import say
 from hada.fuse.recipes import Recipe
 
@@ -64,7 +65,7 @@ def plan_training(
         entry.split(split)
     for name in models:
         # A model that was named on hada-extract's command line has a store and no entry.
-        if not Path(manifest.store_path(entry.name, train_split, name)).exists():
+        if not remote.place(manifest.store_path(entry.name, train_split, name)).exists():
             manifest.model(name)
     default = Path(manifest.runs) / entry.name / f"{'+'.join(models)}-{recipe.name}-s{seed}"
     return Plan(

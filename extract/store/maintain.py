@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import layout
@@ -63,7 +63,7 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
             }
             for side, shards in status.items()
         },
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": sum(remote.file_sizes(folder).values()),
         "allowed_mismatches": form.attributes(features).get(ALLOWED, []),
         "provenance": provenance,
     }
@@ -71,6 +71,8 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Files of killed writers that no shard's marker counts: `*.tmp-*` anywhere in the store."""
+    if remote.is_remote(folder):
+        return []
     return sorted(path for path in folder.rglob(f"*{atomic.TEMPORARY}*") if path.is_file())
 
 
@@ -129,7 +131,8 @@ def convert(
         StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
         StoreMismatchError: `target` holds something else.
     """
-    if source.resolve() == target.resolve():
+    source, target = remote.place(source), remote.place(target)
+    if str(source.resolve()) == str(target.resolve()):
         raise StoreError(f"{target}: a store cannot be converted in place; name another folder")
     store = open_store(source)
     spec, index = _wanted(store, dtype, tokens)

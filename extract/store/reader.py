@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import remote
 from hada.extract.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import dtypes, formats, layout
 from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, decode_ids, shard_count
+from hada.extract.store.remote_rows import row_reader
 from hada.extract.store.rows import RowReader
 
 Rows = slice | NDArray[np.int64]
@@ -154,7 +156,7 @@ class SideReader:
 
     def _array(self, name: str, row: tuple[int, ...], rows: int | None, stored: str) -> RowReader:
         """An array, whose shape must be what the spec says: its own metadata has no checksum."""
-        reader = RowReader(self._form.source(self._features, f"{self.side}/{name}"))
+        reader = row_reader(self._form.source(self._features, f"{self.side}/{name}"))
         dtype = np.dtype(stored)
         fits = reader.shape[1:] == row and rows in (None, reader.shape[0]) and reader.dtype == dtype
         if not fits:
@@ -212,10 +214,11 @@ def open_store(path: str | Path) -> StoreReader:
     Raises:
         StoreError: There is none, it is incomplete or damaged; the message says what to do.
     """
-    folder = layout.local_folder(path)
+    folder = remote.place(path)
     form, features = locate(folder)
     spec = read_spec(folder)
-    status = shard_status(folder, spec)
+    markers = _markers(form, folder, features, spec)
+    status = _status(features, spec, markers)
     missing = {side: [k for k, state in status[side].items() if state] for side in SIDES}
     if any(missing.values()):
         total = sum(len(status[side]) for side in SIDES)
@@ -228,10 +231,9 @@ def open_store(path: str | Path) -> StoreReader:
             f"--dataset {spec.dataset} --split {spec.split} --model {spec.model.name}"
         )
     failed: dict[SideName, set[int]] = {side: set() for side in SIDES}
-    for side in SIDES:
-        for shard in status[side]:
-            marker = layout.read_marker(folder, side, shard)
-            failed[side].update(marker.failed if marker else {})
+    for (side, _), marker in markers.items():
+        if isinstance(marker, layout.Marker):
+            failed[side].update(marker.failed)
     return StoreReader(folder, spec, form, features, failed)
 
 
@@ -261,25 +263,29 @@ def shard_status(
 ) -> dict[SideName, dict[int, str | None]]:
     """For every shard of both sides: what is wrong with it, None where nothing is."""
     form, features = locate(folder)
+    return _status(features, spec, _markers(form, folder, features, spec), deep=deep)
+
+
+Markers = dict[tuple[SideName, int], layout.Marker | StoreError | None]
+
+
+def _markers(form: Format, folder: Path, features: Path, spec: StoreSpec) -> Markers:
     ids = {side: decode_ids(form.whole(features, f"{side}/ids")) for side in SIDES}
     empty = StoreIndex(ids=ids, caption_to_image=np.zeros(0, np.int64), lengths={})
+    shards = [(side, shard) for side in SIDES for shard in range(shard_count(spec, empty, side))]
+    return layout.read_markers(folder, shards)
+
+
+def _status(
+    features: Path, spec: StoreSpec, markers: Markers, *, deep: bool = False
+) -> dict[SideName, dict[int, str | None]]:
     digest = spec.digest()
-    return {
-        side: {
-            shard: _state(folder, features, side, shard, digest, deep)
-            for shard in range(shard_count(spec, empty, side))
-        }
-        for side in SIDES
-    }
-
-
-def _state(
-    folder: Path, features: Path, side: SideName, shard: int, digest: str, deep: bool
-) -> str | None:
-    try:
-        marker = layout.read_marker(folder, side, shard)
-    except StoreError as error:
-        return str(error)
-    if marker is None:
-        return "not written yet"
-    return layout.damage(features, marker, digest, deep=deep)
+    status: dict[SideName, dict[int, str | None]] = {side: {} for side in SIDES}
+    for (side, shard), marker in markers.items():
+        if isinstance(marker, StoreError):
+            status[side][shard] = str(marker)
+        elif marker is None:
+            status[side][shard] = "not written yet"
+        else:
+            status[side][shard] = layout.damage(features, marker, digest, deep=deep)
+    return status

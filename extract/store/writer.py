@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import remote
 from hada.extract.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import dtypes, formats, layout
@@ -72,8 +73,8 @@ class StoreWriter:
             StoreError: The path holds something else, or ids and spec contradict each other.
         """
         index.check(spec)
-        folder = layout.local_folder(path)
-        if not folder.exists():
+        folder = remote.place(path)
+        if (formats.find(folder) is None) if remote.is_remote(folder) else not folder.exists():
             create(folder, spec, index, format or formats.DEFAULT)
         stored, form, features = check_same(folder, spec, index, format, allow_mismatch)
         return cls(folder, stored, index, form, features)
@@ -88,22 +89,25 @@ class StoreWriter:
 
     def pending(self, side: SideName) -> list[int]:
         """The shards that are not committed, or whose files do not match their marker."""
-        return [shard for shard in range(self.shards(side)) if not self.is_done(side, shard)]
+        markers = layout.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
+        return [shard for (_, shard), marker in markers.items() if not self._is_whole(marker)]
 
     def is_done(self, side: SideName, shard: int) -> bool:
         """Whether a shard is committed and its files have the recorded sizes."""
-        try:
-            marker = layout.read_marker(self.folder, side, shard)
-        except StoreError:
+        return self._is_whole(layout.read_markers(self.folder, [(side, shard)])[side, shard])
+
+    def _is_whole(self, marker: layout.Marker | StoreError | None) -> bool:
+        if marker is None or isinstance(marker, StoreError):
             return False
-        return marker is not None and layout.damage(self._features, marker, self._digest) is None
+        return layout.damage(self._features, marker, self._digest) is None
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
         """Yield whether this process may write the shard now: pending, and nobody else does."""
         with layout.shard_lock(self.folder, side, shard) as mine:
             mine = mine and not self.is_done(side, shard)
-            if mine:
+            # Behind a URL there are no leftovers: what is there is replaced whole.
+            if mine and not remote.is_remote(self.folder):
                 for path in self._form.files(self._features, side, shard):
                     path.unlink(missing_ok=True)
                 layout.remove_leftovers(self.folder, side, shard)
@@ -148,8 +152,10 @@ class StoreWriter:
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""
         found: dict[int, str] = {}
-        for shard in range(self.shards(side)):
-            marker = layout.read_marker(self.folder, side, shard)
+        shards = [(side, shard) for shard in range(self.shards(side))]
+        for marker in layout.read_markers(self.folder, shards).values():
+            if isinstance(marker, StoreError):
+                raise marker
             found.update(marker.failed if marker else {})
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.errors import StoreError
 from hada.extract.store import zarr_shard
 from hada.extract.store.formats import SHARDED, ArrayPlan
@@ -135,9 +135,14 @@ class ZarrSource:
             self.shard_rows, self.fill = self._layout.shard_rows, self._layout.fill
 
     def raw(self, shard: int) -> RawShard | None:
-        if self._layout is None:
+        if self._layout is None or remote.is_remote(self._folder):
             return None
         return zarr_shard.open_shard(self._folder / self._layout.key(shard), self._layout)
+
+    def remote(self) -> tuple[Path, zarr_shard.Layout] | None:
+        """The array's folder and layout where its chunks are ranges of remote files."""
+        there = self._layout is not None and remote.is_remote(self._folder)
+        return (self._folder, self._layout) if there and self._layout else None
 
     def library(self, start: int, stop: int) -> NDArray[Any]:
         array = _library_array(self._folder)
@@ -165,7 +170,7 @@ def _is_sharded(plan: ArrayPlan) -> bool:
 
 def _read_group(features: Path) -> dict[str, Any]:
     """The group's zarr.json; raises FileNotFoundError, ValueError or TypeError."""
-    group = json.loads((features / _META).read_bytes())
+    group = json.loads(remote.read_bytes(features / _META))
     if not isinstance(group, dict) or group.get("node_type") != "group":
         raise ValueError("it does not describe a group")
     return group
@@ -175,6 +180,10 @@ def _library_array(folder: Path) -> Any:
     import zarr
 
     try:
-        return zarr.open_array(folder, mode="r", zarr_format=3)
+        place: Any = folder
+        if remote.is_remote(folder):
+            options = dict(place.storage_options)
+            place = zarr.storage.FsspecStore.from_url(str(folder), options, read_only=True)
+        return zarr.open_array(place, mode="r", zarr_format=3)
     except _ZARR_ERRORS as error:
         raise StoreError(f"{folder}: cannot be opened ({error})") from error

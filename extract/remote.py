@@ -1,0 +1,165 @@
+"""Stores that lie behind a URL (s3://, gs://, memory://, any fsspec scheme), not in a folder.
+
+A remote place is a `upath.UPath`: it answers the questions a `pathlib.Path` answers, so most of
+the store knows no difference. Here is what does differ. Nothing is renamed, appended to or locked
+there: an object is put whole or not at all, and the last writer of two wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hada.extract.errors import StoreError, UsageError
+
+# What one request takes where a whole object is read piece by piece.
+BLOCK_BYTES = 1 << 26
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
+
+
+def place(text: str | Path) -> Path:
+    """A local folder, or a `UPath` for a URL other than `file://`.
+
+    Raises:
+        UsageError: Nobody knows the URL's scheme, or its package is not installed.
+        StoreError: The place cannot be reached.
+    """
+    if is_remote(text) or "://" not in str(text):
+        return cast("Path", text) if is_remote(text) else Path(text)
+    text = str(text)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    scheme = text.partition("://")[0]
+    try:
+        from upath import UPath
+
+        remote = UPath(text.rstrip("/"))
+        system = remote.fs
+    except ImportError as error:
+        package = _PACKAGES.get(scheme, f"the fsspec package of {scheme}://")
+        raise UsageError(
+            f"{text}: {error}. Install what it needs: pip install universal-pathlib {package}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"{text}: expected a folder or a URL that fsspec knows ({error})"
+        ) from error
+    try:
+        # What this process saw there before may have changed since.
+        system.invalidate_cache()
+        system.find(remote.path)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # each scheme raises its own: no credentials, no such host, ...
+        reason = str(error) or type(error).__name__
+        raise StoreError(
+            f"{text}: cannot be reached ({reason}). Are address and credentials right?"
+        ) from error
+    return cast("Path", remote)
+
+
+def is_remote(path: object) -> bool:
+    """Whether a path is a `UPath` on something other than the local file system."""
+    return not isinstance(path, str | Path)
+
+
+def _of(path: Path) -> tuple[Any, str]:
+    """The fsspec file system of a remote path, and the path there."""
+    remote: Any = path
+    return remote.fs, remote.path
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file; one request where it is remote."""
+    if not is_remote(path):
+        return path.read_bytes()
+    system, name = _of(path)
+    return bytes(system.cat_file(name))
+
+
+def read_many(paths: Sequence[Path]) -> list[bytes | Exception]:
+    """Whole files, or the error of each; remote ones are asked for at once."""
+    if paths and is_remote(paths[0]):
+        system, names = _of(paths[0])[0], [_of(path)[1] for path in paths]
+        found = system.cat(names, on_error="return")
+        # One that is missing may be left out, or named without the scheme's leading slash.
+        answers = found if isinstance(found, dict) else {names[0]: found}
+        by_name = {key.lstrip("/"): value for key, value in answers.items()}
+        return [by_name.get(name.lstrip("/"), FileNotFoundError(name)) for name in names]
+    result: list[bytes | Exception] = []
+    for path in paths:
+        try:
+            result.append(path.read_bytes())
+        except OSError as error:
+            result.append(error)
+    return result
+
+
+def read_ranges(pieces: Sequence[tuple[Path, int, int]]) -> list[bytes]:
+    """Bytes start..stop-1 of remote files, all asked for at once.
+
+    Raises OSError where one cannot be read.
+    """
+    if not pieces:
+        return []
+    system = _of(pieces[0][0])[0]
+    names, starts, stops = zip(*((_of(p)[1], a, b) for p, a, b in pieces), strict=True)
+    found = system.cat_ranges(list(names), list(starts), list(stops), on_error="return")
+    for value in found:
+        if isinstance(value, Exception):
+            raise OSError(str(value) or type(value).__name__) from value
+    return [bytes(value) for value in found]
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """A remote file, `BLOCK_BYTES` at a time."""
+    system, name = _of(path)
+    size = int(path.stat().st_size)
+    for start in range(0, size, BLOCK_BYTES):
+        yield bytes(system.cat_file(name, start=start, end=min(size, start + BLOCK_BYTES)))
+
+
+def put_bytes(path: Path, data: bytes) -> None:
+    """Write an object whole."""
+    system, name = _of(path)
+    system.pipe_file(name, data)
+
+
+@contextlib.contextmanager
+def uploading(path: Path) -> Iterator[Path]:
+    """Yield a local temporary path; on success its file is put to the remote `path`."""
+    with tempfile.TemporaryDirectory(prefix="hada-") as folder:
+        local = Path(folder) / path.name
+        yield local
+        system, name = _of(path)
+        system.put_file(str(local), name)
+
+
+def upload_folder(local: Path, target: Path, last: str) -> None:
+    """Put every file below `local`; the one called `last` only when all others are there."""
+    files = sorted(path for path in local.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: str(path.relative_to(local)) == last):
+        system, name = _of(target / str(file.relative_to(local)))
+        system.put_file(str(file), name)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Path below `folder` -> bytes of every file; remote, it is one listing of the whole store."""
+    if not is_remote(folder):
+        return {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+    system, root = _of(folder)
+    found = system.find(root, detail=True)
+    return {name.removeprefix(root).lstrip("/"): int(info["size"]) for name, info in found.items()}
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete everything below a remote place."""
+    system, name = _of(folder)
+    system.rm(name, recursive=True)
