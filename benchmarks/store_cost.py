@@ -8,8 +8,10 @@ default recipe on its train split and measures RSum of each model's own embeddin
 the test split. A variant is a dtype, a `--tokens`, or both: `pool:5+int8`. What is finished is
 kept in --work, so the same command continues, and more seeds or variants may follow.
 
-The table's `mean` is over seeds, `low` and `high` are the worst and best of them; how far those
-of one line lie apart is the noise that the others have to be judged by.
+HADA's score is a weighted mean of the fused cosine and the models' own, and those hardly change
+with a store; so the network is shown alone too (`fused`). Of several seeds the mean is shown, and
+in brackets the lowest and the highest: how far those lie apart is the noise that the other lines
+have to be judged by.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from hada.extract.manifest import Manifest, load_manifest
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
+from hada.fuse.embed import embed_split
 from hada.fuse.job import plan_training, train_run
+from hada.fuse.ranking import rank_positives, recalls
 from hada.fuse.recipes import DEFAULT_RECIPE, recipe
 
 
@@ -88,8 +92,13 @@ def measure(
     }
     fused = next(rung for rung in result["rungs"] if rung["kind"] == "hada")
     facts = [describe(Path(manifest.store_path(dataset, train, model))) for model in models]
+    stores = [open_store(manifest.store_path(dataset, test, model)) for model in models]
+    embedded = embed_split(run, stores)
+    pair = embedded.fused_image, embedded.fused_caption
+    alone = recalls(rank_positives(*pair, embedded.caption_to_image))
     row = {
         "models": rsums,
+        "fused": alone["rsum"],
         "hada": fused["metrics"]["rsum"],
         "half_width": fused["rsum_interval"]["half_width"],
         "bytes": sum(fact["bytes"] for fact in facts),
@@ -101,15 +110,7 @@ def measure(
 
 def table(rows: dict[str, list[dict[str, Any]]], models: list[str]) -> str:
     """Markdown; the first variant is what the others are compared with."""
-    head = [
-        "stored",
-        "kB an image",
-        *(f"{m} alone" for m in models),
-        "HADA mean",
-        "low",
-        "high",
-        "cost",
-    ]
+    head = ["stored", "kB an image", *models, "fused", "HADA", "cost"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     base = None
     for variant, results in rows.items():
@@ -118,9 +119,15 @@ def table(rows: dict[str, list[dict[str, Any]]], models: list[str]) -> str:
         base = mean if base is None else base
         kilobytes = results[0]["bytes"] / results[0]["items"] / 1e3
         own = [f"{next(v for k, v in results[0]['models'].items() if m in k):.1f}" for m in models]
-        numbers = [f"{value:.1f}" for value in (mean, min(rsums), max(rsums))]
-        lines.append([f"`{variant}`", f"{kilobytes:.1f}", *own, *numbers, f"{mean - base:+.1f}"])
+        both = [spread([row[key] for row in results]) for key in ("fused", "hada")]
+        lines.append([f"`{variant}`", f"{kilobytes:.1f}", *own, *both, f"{mean - base:+.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and the ends where there are several."""
+    ends = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{ends}"
 
 
 def main() -> None:

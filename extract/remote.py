@@ -17,6 +17,9 @@ from hada.extract.errors import StoreError, UsageError
 
 # What one request takes where a whole object is read piece by piece.
 BLOCK_BYTES = 1 << 26
+# Asked for "up to its end", s3fs first asks where that is; asked for more than there is, S3 gives
+# what it has.
+_ENDLESS = 1 << 40
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
 
 
@@ -36,7 +39,8 @@ def place(text: str | Path) -> Path:
     try:
         from upath import UPath
 
-        remote = UPath(text.rstrip("/"))
+        # No cached listings: another process may write there while this one looks.
+        remote = UPath(text.rstrip("/"), use_listings_cache=False)
         system = remote.fs
     except ImportError as error:
         package = _PACKAGES.get(scheme, f"the fsspec package of {scheme}://")
@@ -48,9 +52,7 @@ def place(text: str | Path) -> Path:
             f"{text}: expected a folder or a URL that fsspec knows ({error})"
         ) from error
     try:
-        # What this process saw there before may have changed since.
-        system.invalidate_cache()
-        system.find(remote.path)
+        system.info(remote.path)
     except FileNotFoundError:
         pass
     except Exception as error:  # each scheme raises its own: no credentials, no such host, ...
@@ -77,18 +79,15 @@ def read_bytes(path: Path) -> bytes:
     if not is_remote(path):
         return path.read_bytes()
     system, name = _of(path)
-    return bytes(system.cat_file(name))
+    return bytes(system.cat_file(name, start=0, end=_ENDLESS))
 
 
 def read_many(paths: Sequence[Path]) -> list[bytes | Exception]:
     """Whole files, or the error of each; remote ones are asked for at once."""
     if paths and is_remote(paths[0]):
         system, names = _of(paths[0])[0], [_of(path)[1] for path in paths]
-        found = system.cat(names, on_error="return")
-        # One that is missing may be left out, or named without the scheme's leading slash.
-        answers = found if isinstance(found, dict) else {names[0]: found}
-        by_name = {key.lstrip("/"): value for key, value in answers.items()}
-        return [by_name.get(name.lstrip("/"), FileNotFoundError(name)) for name in names]
+        count = len(names)
+        return list(system.cat_ranges(names, [0] * count, [_ENDLESS] * count, on_error="return"))
     result: list[bytes | Exception] = []
     for path in paths:
         try:
@@ -99,15 +98,17 @@ def read_many(paths: Sequence[Path]) -> list[bytes | Exception]:
 
 
 def read_ranges(pieces: Sequence[tuple[Path, int, int]]) -> list[bytes]:
-    """Bytes start..stop-1 of remote files, all asked for at once.
+    """Bytes start..stop-1 of remote files, all asked for at once; start -n is the last n.
 
     Raises OSError where one cannot be read.
     """
     if not pieces:
         return []
     system = _of(pieces[0][0])[0]
-    names, starts, stops = zip(*((_of(p)[1], a, b) for p, a, b in pieces), strict=True)
-    found = system.cat_ranges(list(names), list(starts), list(stops), on_error="return")
+    names = [_of(path)[1] for path, _, _ in pieces]
+    starts = [start for _, start, _ in pieces]
+    stops = [None if start < 0 else stop for _, start, stop in pieces]
+    found = system.cat_ranges(names, starts, stops, on_error="return")
     for value in found:
         if isinstance(value, Exception):
             raise OSError(str(value) or type(value).__name__) from value

@@ -16,25 +16,13 @@ from hada.extract.progress import size
 from hada.extract.spec import STORE_DTYPES
 
 
-class _Place(click.ParamType):
-    """A store's folder or URL."""
-
-    name = "path"
-
-    def convert(self, value: Any, *_context: Any) -> Path:
-        return remote.place(value)
-
-
-PLACE = _Place()
-
-
 @click.group(cls=HadaGroup)
 def store() -> None:
     """Look into feature stores, check, mend and convert them."""
 
 
 @store.command()
-@click.argument("path", type=PLACE)
+@click.argument("path", type=remote.place)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def info(path: Path, as_json: bool) -> None:
     """What a store holds: model, shapes, progress, bytes, provenance.
@@ -77,7 +65,7 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
 
 
 @store.command()
-@click.argument("paths", nargs=-1, required=True, type=PLACE)
+@click.argument("paths", nargs=-1, required=True, type=remote.place)
 @click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
 def verify(paths: tuple[Path, ...], deep: bool) -> None:
     """Check that stores are complete and undamaged. Exit code 1 where one is not.
@@ -113,7 +101,7 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
 
 
 @store.command()
-@click.argument("path", type=PLACE)
+@click.argument("path", type=remote.place)
 @click.option("--fast", is_flag=True, help="Look at markers and sizes alone, not at checksums.")
 def repair(path: Path, fast: bool) -> None:
     """Remove damaged shards, so that extracting again writes them anew.
@@ -138,8 +126,8 @@ def repair(path: Path, fast: bool) -> None:
 
 
 @store.command()
-@click.argument("source", type=PLACE)
-@click.argument("target", type=PLACE)
+@click.argument("source", type=remote.place)
+@click.argument("target", type=remote.place)
 @click.option("--format", "store_format", type=click.Choice(STORE_FORMATS), help="[default: same]")
 @click.option("--dtype", type=click.Choice(STORE_DTYPES), help="[default: same]")
 @click.option(

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,18 @@ def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = False) -> str | None:
+def damage(
+    features: Path,
+    marker: Marker,
+    spec_digest: str,
+    *,
+    deep: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> str | None:
     """What is wrong with a committed shard, or None; its files lie below `features`.
 
     Looks at presence and size of its files; `deep` reads them and compares checksums too.
+    `sizes` are those of all files there, where they have been listed (`listed_sizes`).
     """
     if marker.spec_digest != spec_digest:
         return "it was written for another spec"
@@ -132,7 +140,9 @@ def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = Fal
         try:
             if not path.resolve().is_relative_to(features):
                 return f"its marker names a file outside the store: {name!r}"
-            found = path.stat().st_size
+            found = path.stat().st_size if sizes is None else sizes.get(name)
+            if found is None:
+                return f"{name} is missing"
             if found != n_bytes:
                 return f"{name} has {found} bytes, expected {n_bytes}"
             if deep and checksum(path) != crc:
@@ -142,6 +152,11 @@ def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = Fal
         except (OSError, ValueError, RuntimeError) as error:
             return f"{name!r} cannot be read ({error})"
     return None
+
+
+def listed_sizes(features: Path) -> dict[str, int] | None:
+    """Name -> bytes of all files, where that is one request and each alone would be one too."""
+    return remote.file_sizes(features) if remote.is_remote(features) else None
 
 
 def checksum(path: Path) -> int:

@@ -87,7 +87,8 @@ class SideReader:
         spans = self._spans[items] if self.tokens_spec.count is None else one
         codes = self._token_rows.ranges(spans).reshape(-1, self.tokens_spec.width)
         steps = self._step_rows.ranges(spans).reshape(-1, 1)
-        return np.multiply(codes, steps, out=out, dtype=np.float32)
+        values: NDArray[np.float32] = np.multiply(codes, steps, out=out, dtype=np.float32)
+        return values
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -279,7 +280,7 @@ def _markers(form: Format, folder: Path, features: Path, spec: StoreSpec) -> Mar
 def _status(
     features: Path, spec: StoreSpec, markers: Markers, *, deep: bool = False
 ) -> dict[SideName, dict[int, str | None]]:
-    digest = spec.digest()
+    digest, sizes = spec.digest(), layout.listed_sizes(features)
     status: dict[SideName, dict[int, str | None]] = {side: {} for side in SIDES}
     for (side, shard), marker in markers.items():
         if isinstance(marker, StoreError):
@@ -287,5 +288,5 @@ def _status(
         elif marker is None:
             status[side][shard] = "not written yet"
         else:
-            status[side][shard] = layout.damage(features, marker, digest, deep=deep)
+            status[side][shard] = layout.damage(features, marker, digest, deep=deep, sizes=sizes)
     return status

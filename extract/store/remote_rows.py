@@ -28,6 +28,7 @@ MOST_BETWEEN = 1 << 20
 MOST_IN_RANGE = 1 << 26
 MOST_IN_FLIGHT = 1 << 28
 _CRC = 4
+_UNKNOWN_BYTES = 1 << 62
 
 
 def row_reader(source: ArraySource) -> RowReader:
@@ -102,13 +103,12 @@ class RemoteRows(RowReader):
         else:
             chunks = self._layout.shard_rows // self._layout.chunk_rows
             size = zarr_shard.index_bytes(chunks)
-            ends = [int(self._file(shard).stat().st_size) for shard in new]
-            raws = remote.read_ranges(
-                [(self._file(k), max(0, end - size), end) for k, end in zip(new, ends, strict=True)]
-            )
+            raws = remote.read_ranges([(self._file(shard), -size, 0) for shard in new])
             found = {}
-            for shard, end, raw in zip(new, ends, raws, strict=True):
-                offsets = zarr_shard.parse_index(raw, end, chunks, stored)
+            for shard, raw in zip(new, raws, strict=True):
+                # Asking how long the file is would be a request more; what lies beyond its end
+                # is refused by whoever is asked for it.
+                offsets = zarr_shard.parse_index(raw, _UNKNOWN_BYTES, chunks, stored)
                 if offsets is None:
                     raise ValueError("its chunks are not of the size that its metadata says")
                 found[shard] = offsets

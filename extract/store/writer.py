@@ -90,16 +90,19 @@ class StoreWriter:
     def pending(self, side: SideName) -> list[int]:
         """The shards that are not committed, or whose files do not match their marker."""
         markers = layout.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
-        return [shard for (_, shard), marker in markers.items() if not self._is_whole(marker)]
+        sizes = layout.listed_sizes(self._features)
+        return [k for (_, k), marker in markers.items() if not self._is_whole(marker, sizes)]
 
     def is_done(self, side: SideName, shard: int) -> bool:
         """Whether a shard is committed and its files have the recorded sizes."""
         return self._is_whole(layout.read_markers(self.folder, [(side, shard)])[side, shard])
 
-    def _is_whole(self, marker: layout.Marker | StoreError | None) -> bool:
+    def _is_whole(
+        self, marker: layout.Marker | StoreError | None, sizes: Mapping[str, int] | None = None
+    ) -> bool:
         if marker is None or isinstance(marker, StoreError):
             return False
-        return layout.damage(self._features, marker, self._digest) is None
+        return layout.damage(self._features, marker, self._digest, sizes=sizes) is None
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
