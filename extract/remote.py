@@ -115,10 +115,9 @@ def read_ranges(pieces: Sequence[tuple[Path, int, int]]) -> list[bytes]:
     return [bytes(value) for value in found]
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """A remote file, `BLOCK_BYTES` at a time."""
+def blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The `size` bytes of a remote file, `BLOCK_BYTES` at a time."""
     system, name = _of(path)
-    size = int(path.stat().st_size)
     for start in range(0, size, BLOCK_BYTES):
         yield bytes(system.cat_file(name, start=start, end=min(size, start + BLOCK_BYTES)))
 

@@ -20,6 +20,7 @@ from hada.extract.errors import StoreError
 from hada.extract.store import zarr_shard
 from hada.extract.store.formats import SHARDED, ArrayPlan
 from hada.extract.store.raw import RawShard
+from hada.extract.store.remote_rows import row_reader
 
 _META = "zarr.json"
 # What zarr-python raises where metadata is not what it expects.
@@ -97,8 +98,11 @@ class ZarrFormat:
 
     def whole(self, features: Path, name: str) -> NDArray[Any]:
         try:
+            source = ZarrSource(features / name) if remote.is_remote(features) else None
+            if source is not None and source.remote() is not None:
+                return row_reader(source).slice(0, source.shape[0])
             return np.asarray(_library_array(features / name)[...])
-        except (*_ZARR_ERRORS, RuntimeError) as error:
+        except (*_ZARR_ERRORS, RuntimeError, StoreError) as error:
             raise StoreError(
                 f"{features / name}: cannot be read ({error}). What a store knows before its "
                 "first feature cannot be mended: start it again with --fresh."
