@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract import remote
-from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
+from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity, number_type
 
 _CRC = 4
 _NO_CHUNK = 2**64 - 1
@@ -62,7 +62,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
     """
     try:
         shape = tuple(int(n) for n in metadata["shape"])
-        dtype = np.dtype(str(metadata["data_type"]))
+        dtype = number_type(metadata["data_type"])
         outer = tuple(int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"])
         fill = float(metadata["fill_value"])
         codecs = [_normal(codec) for codec in metadata["codecs"]]
@@ -73,7 +73,6 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
             == {"name": "default", "configuration": {"separator": "/"}}
             and not metadata.get("storage_transformers")
             and sys.byteorder == "little"
-            and dtype.kind in "fiu"
             and outer[1:] == shape[1:]
         )
         inner = outer
