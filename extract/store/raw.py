@@ -159,7 +159,8 @@ def number_type(name: Any) -> np.dtype[Any]:
     """
     if name not in _NUMBERS:
         raise ValueError(f"dtype {name!r}")
-    return np.dtype(name)
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 def fill_bytes(fill: float, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
