@@ -51,21 +51,29 @@ def place(text: str | Path) -> Path:
         raise UsageError(
             f"{text}: expected a folder or a URL that fsspec knows ({error})"
         ) from error
-    try:
+    with contextlib.suppress(FileNotFoundError), _told(cast("Path", remote)):
         system.info(remote.path)
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # each scheme raises its own: no credentials, no such host, ...
-        reason = str(error) or type(error).__name__
-        raise StoreError(
-            f"{text}: cannot be reached ({reason}). Are address and credentials right?"
-        ) from error
     return cast("Path", remote)
 
 
 def is_remote(path: object) -> bool:
     """Whether a path is a `UPath` on something other than the local file system."""
     return not isinstance(path, str | Path)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What each scheme raises in its own way (no credentials, no such host) as a `StoreError`."""
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise StoreError(
+            f"{path}: cannot be reached ({reason}). Are address and credentials right? "
+            "The same command continues."
+        ) from error
 
 
 def _of(path: Path) -> tuple[Any, str]:
@@ -79,7 +87,8 @@ def read_bytes(path: Path) -> bytes:
     if not is_remote(path):
         return path.read_bytes()
     system, name = _of(path)
-    return bytes(system.cat_file(name, start=0, end=_ENDLESS))
+    with _told(path):
+        return bytes(system.cat_file(name, start=0, end=_ENDLESS))
 
 
 def read_many(paths: Sequence[Path]) -> list[bytes | Exception]:
@@ -125,7 +134,8 @@ def blocks(path: Path, size: int) -> Iterator[bytes]:
 def put_bytes(path: Path, data: bytes) -> None:
     """Write an object whole."""
     system, name = _of(path)
-    system.pipe_file(name, data)
+    with _told(path):
+        system.pipe_file(name, data)
 
 
 @contextlib.contextmanager
@@ -135,7 +145,8 @@ def uploading(path: Path) -> Iterator[Path]:
         local = Path(folder) / path.name
         yield local
         system, name = _of(path)
-        system.put_file(str(local), name)
+        with _told(path):
+            system.put_file(str(local), name)
 
 
 def upload_folder(local: Path, target: Path, last: str) -> None:
@@ -155,7 +166,8 @@ def file_sizes(folder: Path) -> dict[str, int]:
             if path.is_file()
         }
     system, root = _of(folder)
-    found = system.find(root, detail=True)
+    with _told(folder):
+        found = system.find(root, detail=True)
     return {name.removeprefix(root).lstrip("/"): int(info["size"]) for name, info in found.items()}
 
 

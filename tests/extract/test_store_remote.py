@@ -380,6 +380,31 @@ def test_a_place_that_cannot_be_reached_is_told(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_an_endpoint_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers with errors from the middle of a write on."""
+    pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
+    import boto3
+    import s3fs
+
+    server = CountingServer()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    boto3.client("s3").create_bucket(Bucket="going")
+    s3fs.S3FileSystem.clear_instance_cache()
+    content = Content(makers.make_spec())
+    writer = content.open("s3://going/s")  # type: ignore[arg-type]
+    writer.write("image", 0, content.block(writer, "image", 0))
+    server.server.shutdown()
+    server.server.server_close()
+    with pytest.raises(StoreError, match=r"cannot be reached.*The same command continues"):
+        writer.write("image", 1, content.block(writer, "image", 1))
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
     with pytest.raises(UsageError, match="pip install universal-pathlib s3fs"):
