@@ -62,6 +62,14 @@ stop the run.
     "--store-dtype", type=click.Choice(STORE_DTYPES), help="What is stored. [default: float16]"
 )
 @click.option(
+    "--tokens",
+    default="all",
+    show_default=True,
+    metavar="all|pool:K|none",
+    help="What to keep of the models' tokens: all; of each image its global token and K - 1 "
+    "averages of the others; or embeddings alone. docs/store.md says what each costs.",
+)
+@click.option(
     "--format",
     "store_format",
     type=click.Choice(STORE_FORMATS),
@@ -142,6 +150,7 @@ def extract(
     device: str,
     precision: str | None,
     store_dtype: str | None,
+    tokens: str,
     store_format: str | None,
     batch_size: int,
     decoders: int,
@@ -160,7 +169,9 @@ def extract(
     from hada.extract.allocator import reuse_freed_memory
     from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
+    from hada.extract.tokens import pool_size
 
+    pool_size(tokens)  # an unusable --tokens is told before a model is loaded
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
@@ -174,6 +185,7 @@ def extract(
             "device": device,
             "precision": precision or model.precision or manifest.defaults.precision,
             "dtype": store_dtype or manifest.defaults.store_dtype,
+            "tokens": tokens,
             "rows_per_shard": rows,
         }
         if dry_run:
@@ -210,10 +222,10 @@ def extract(
 def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
     for plan in plans:
         click.echo(plan.text())
-    free = min(plan.free for plan in plans)
+    free = min((plan.free for plan in plans if plan.free is not None), default=None)
     needed = sum(plan.needed for plan in plans)
     click.echo(f"together {size(needed)}, nothing was written")
-    if needed > free and not force:
+    if free is not None and needed > free and not force:
         raise StoreError(
             f"{size(needed)} are to be written, but the disk has {size(free)} left. "
             "Free some space, or choose another place: --root stores=FOLDER"

@@ -18,6 +18,7 @@ from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.errors import DatasetError
 from hada.extract.regions import open_regions
+from hada.extract.tokens import pooled_lengths
 
 if TYPE_CHECKING:
     from hada.extract.views import View
@@ -85,22 +86,24 @@ class RegionItems:
         self._backbone, self._ids = backbone, dataset.image_ids
         self._source = open_regions(backbone.regions, dataset.name, dataset.split)
         self._unreadable: dict[int, DatasetError] = {}
-        # One row beyond the regions: CLS, or the pooled vector that stands in for it.
-        self.lengths = np.ones(len(self._ids), np.int64)
+        self._counted = np.zeros(len(self._ids), np.int64)
         for row, image_id in enumerate(self._ids):
             try:
-                self.lengths[row] += self._source.count(image_id)
+                self._counted[row] = self._source.count(image_id)
             except DatasetError as error:
                 self._unreadable[row] = error
+        # One row beyond the regions: CLS, or the pooled vector that stands in for it.
+        tokens = backbone.spec.image
+        self.lengths = pooled_lengths(self._counted + 1, tokens.pooled if tokens else None)
 
     def read(self, row: int) -> Any:
         if row in self._unreadable:
             raise self._unreadable[row]
         regions = self._source.read(self._ids[row])
-        if len(regions) + 1 != self.lengths[row]:
+        if len(regions) != self._counted[row]:
             raise DatasetError(
                 f"regions of {self._ids[row]!r}: {len(regions)}, though "
-                f"{self.lengths[row] - 1} were counted; is the file being written?"
+                f"{self._counted[row]} were counted; is the file being written?"
             )
         return regions
 

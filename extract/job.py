@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from hada.extract import remote
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
 from hada.extract.captions import CaptionDataset
@@ -15,7 +16,7 @@ from hada.extract.planning import plan
 from hada.extract.progress import duration, size
 from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
-from hada.extract.store.layout import COMMIT, local_folder
+from hada.extract.store.layout import COMMIT
 from hada.extract.store.space import SizePlan
 
 MOST_NAMED = 10
@@ -70,7 +71,7 @@ def extract_model(
         if fresh:
             _remove_store(path)
         cut_before = getattr(backbone, "truncated", 0)
-        new = not local_folder(path).exists()
+        new = not remote.place(path).exists()
         chosen = format or (manifest.defaults.store_format if new else None)
         report = run(backbone, dataset, path, format=chosen, **options)
         _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
@@ -168,7 +169,7 @@ def pick_device(device: str) -> str:
 
 
 def _remove_store(path: str) -> None:
-    folder = local_folder(path)
+    folder = remote.place(path)
     if not folder.exists():
         return
     strangers = {item.name for item in folder.iterdir()} - {COMMIT, ERRORS, *formats.folders()}
@@ -176,7 +177,10 @@ def _remove_store(path: str) -> None:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
         )
-    shutil.rmtree(folder)
+    if remote.is_remote(folder):
+        remote.remove_folder(folder)
+    else:
+        shutil.rmtree(folder)
 
 
 def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:

@@ -14,6 +14,7 @@ from hada.extract.items import ImageItems, image_items
 from hada.extract.spec import SideName, StoreSpec
 from hada.extract.store import StoreIndex
 from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.tokens import ALL, reduced
 
 
 def store_spec(
@@ -60,9 +61,11 @@ def plan(
     path: str | Path,
     *,
     dtype: str = "float16",
+    tokens: str = ALL,
     rows_per_shard: dict[SideName, int] | None = None,
 ) -> SizePlan:
     """What `run` with the same arguments would write; nothing is written."""
+    backbone = reduced(backbone, tokens)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     return plan_size(
         path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))

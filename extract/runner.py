@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.encoders import CaptionEncoder, ImageEncoder
@@ -26,6 +26,7 @@ from hada.extract.progress import progress
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreWriter
 from hada.extract.store.space import plan_size
+from hada.extract.tokens import ALL, reduced
 
 if TYPE_CHECKING:
     from hada.extract.views import View
@@ -66,6 +67,7 @@ def run(
     path: str | Path,
     *,
     dtype: str = "float16",
+    tokens: str = ALL,
     batch_size: int = 32,
     decoders: int = 2,
     rows_per_shard: dict[SideName, int] | None = None,
@@ -81,7 +83,8 @@ def run(
         backbone: The frozen model.
         dataset: One split.
         path: The store's folder; created, or continued where it fits.
-        dtype: What the disk holds: "float16", "float32" or "bfloat16".
+        dtype: What the disk holds: "float16", "float32", "bfloat16" or "int8".
+        tokens: Which tokens are kept: "all", "pool:K" or "none"; see `hada.extract.tokens`.
         batch_size: Items per forward pass.
         decoders: Threads that decode and preprocess pictures.
         rows_per_shard: Items per shard for both sides; the defaults suit real models.
@@ -98,6 +101,7 @@ def run(
         HadaError: Not one picture could be read, or one could not and `on_error` is "fail".
     """
     started = time.monotonic()
+    backbone = reduced(backbone, tokens)
     ids = backbone.tokenize(dataset.captions)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
     items = image_items(backbone, dataset, view)
@@ -171,7 +175,7 @@ def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> Non
             f"{report.store}: none of {len(failures)} pictures could be read; "
             f"the first, {first[0]!r}: {first[1]}"
         )
-    report.bytes = sum(file.stat().st_size for file in report.store.rglob("*") if file.is_file())
+    report.bytes = sum(remote.file_sizes(report.store).values())
 
 
 def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str]) -> None:

@@ -144,7 +144,7 @@ def embed(
             for model in config["models"]
         ]
         found = embed_split(run, stores, device=device)
-        path = output or Path(manifest.store_path(config["dataset"], split, run.name))
+        path = output or manifest.store_path(config["dataset"], split, run.name)
         write_embedded(path, run.name, run, found, stores[0])
         say(
             f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "

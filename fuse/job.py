@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hada.extract import remote
 from hada.extract.console import say
 from hada.fuse.recipes import Recipe
 
@@ -65,7 +66,7 @@ def plan_training(
         entry.split(split)
     for name in models:
         # A model that was named on hada-extract's command line has a store and no entry.
-        if not Path(manifest.store_path(entry.name, train_split, name)).exists():
+        if not remote.place(manifest.store_path(entry.name, train_split, name)).exists():
             manifest.model(name)
     default = Path(manifest.runs) / entry.name / f"{'+'.join(models)}-{recipe.name}-s{seed}"
     return Plan(
@@ -167,8 +168,11 @@ def train_run(
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import checkpoint, trainer
-    from hada.fuse.embed import features_of
+    from hada.fuse.embed import check_features, features_of
 
+    features = {s.spec.model.name: features_of(s) for s in train_part.stores}
+    for store in (store for part in splits.values() for store in part.stores):
+        check_features(features[store.spec.model.name], store, plan.folder)
     image, caption = trainer.branches(plan.recipe, train_part)
     return {
         **plan.request(),
@@ -177,7 +181,7 @@ def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[s
             "image": checkpoint.branch_to_json(image),
             "caption": checkpoint.branch_to_json(caption),
         },
-        "features": {s.spec.model.name: features_of(s) for s in train_part.stores},
+        "features": features,
         "stores": {split: _identity(part) for split, part in splits.items()},
     }
 

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = -1
+_NUMBERS = tuple(f"{kind}{8 * size}" for size in (1, 2, 4, 8) for kind in ("int", "uint"))
+_NUMBERS += ("float16", "float32", "float64")
 # Bytes between two chunks: a crc32c, or HDF5's fletcher32.
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
@@ -283,6 +285,17 @@ def _read_pieces(file: OpenFile, pieces: list[Any], offset: int) -> None:
         if more == 0:
             raise OSError(f"the file ends {wanted - got} bytes early")
         got += more
+
+
+def number_type(name: Any) -> np.dtype[Any]:
+    """The type of a plain number by NumPy's and Zarr's name; raises ValueError for other texts.
+
+    `np.dtype` itself takes much more: it runs a parser of Python over what it does not know.
+    """
+    if name not in _NUMBERS:
+        raise ValueError(f"dtype {name!r}")
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 def fill_bytes(fill: float, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
