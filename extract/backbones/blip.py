@@ -19,16 +19,14 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from hada.extract.backbones import blip_official, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    MEAN,
-    STD,
     TEXT_HEADS,
     VISION_HEADS,
     bert_tokenizer,
     check_vocabulary,
     choose_heads,
     clean_caption,
-    squash,
 )
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
 from hada.extract.errors import CheckpointError
@@ -61,6 +59,7 @@ class BlipBackbone(TorchBackbone):
         vision, text = model.config.vision_config, model.config.text_config
         options = read_options(request, OPTIONS)
         self.image_size = int(vision.image_size)
+        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or 30
         self.max_tokens = min(options["max_tokens"] or 35, text.max_position_embeddings)
         self.tokenizer = tokenizer
@@ -108,7 +107,7 @@ class BlipBackbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return squash(image, self.image_size)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""

@@ -27,15 +27,13 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from hada.extract.backbones import weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    MEAN,
-    STD,
     TEXT_HEADS,
     bert_tokenizer,
     check_vocabulary,
     choose_heads,
     clean_caption,
-    squash,
 )
 from hada.extract.backbones.torch_base import (
     TorchBackbone,
@@ -78,6 +76,7 @@ class Blip2Backbone(TorchBackbone):
         vision, text = config.vision_config, config.qformer_config
         self.projected = options["image_tokens"] == "embeddings"
         self.image_size = int(vision.image_size)
+        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or 50
         self.max_tokens = min(options["max_tokens"] or 32, text.max_position_embeddings)
         self.tokenizer = tokenizer
@@ -130,7 +129,7 @@ class Blip2Backbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return squash(image, self.image_size)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> the mean row and the queries' rows, and the unit embedding."""

@@ -1,4 +1,4 @@
-"""What ALBEF, BLIP and BLIP-2 share: the squashed square, caption cleaning, BERT files and heads.
+"""What ALBEF, BLIP and BLIP-2 share: caption cleaning, BERT files and heads.
 
 Numbers of attention heads cannot be read off tensors. They come from an option, from the configs
 beside a checkpoint, or from the published sizes; they are never guessed, because a wrong number
@@ -13,27 +13,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
 from transformers import AutoTokenizer, BertTokenizer
 
 from hada.extract.backbones import weights
 from hada.extract.errors import CheckpointError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 # Width -> heads of the published models: BERT-base; ViT-B/16 and ViT-L/16.
 TEXT_HEADS = {768: 12}
 VISION_HEADS = {768: 12, 1024: 16}
-
-
-def squash(image: PIL.Image.Image, size: int) -> NDArray[np.float32]:
-    """(3, S, S): squashed to a square, not cropped, as the official evaluation transforms do."""
-    resized = image.convert("RGB").resize((size, size), PIL.Image.Resampling.BICUBIC)
-    mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
-    values = (np.asarray(resized, dtype=np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
 def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
