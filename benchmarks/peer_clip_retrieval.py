@@ -42,7 +42,7 @@ def main(folder: str, model: str, batch_size: int, workers: int) -> None:
                 sampler, preprocess, tokenizer, folder, batch_size, workers, enable_text=False
             ),
             lambda: mapper,
-            lambda part, out=out: NumpyWriter(part, out, True, False, False, 1),
+            lambda part, out=out: NumpyWriter(part, out, False, True, False, 1),
             lambda part: _NoLog(),
             1,
         )

@@ -68,7 +68,7 @@ class DualBackbone(TorchBackbone):
         # SigLIP was trained with every caption padded to the full length and pads attended.
         self.full_length = str(config.model_type).startswith("siglip")
         self.pad_id = dual_load.pad_id(tokenizer, config.text_config)
-        self.max_tokens = dual_load.max_tokens(tokenizer, config.text_config, self.pad_id)
+        self.max_tokens = dual_load.max_tokens(tokenizer, model, self.pad_id)
         asked = read_options(request, OPTIONS)["max_tokens"]
         if asked is not None and not self.full_length:
             self.max_tokens = min(asked, self.max_tokens)
