@@ -39,7 +39,7 @@ import open_clip
 import PIL.Image
 import torch
 
-from hada.extract import job
+from hada.extract import job, scenes
 from hada.extract.allocator import reuse_freed_memory
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.captions import CaptionDataset
@@ -97,7 +97,8 @@ def make_dataset(paths: list[Path]) -> CaptionDataset:
 def make_model(folder: Path, name: str) -> tuple[str, str]:
     """Family and weights: built-in ones, or random ones saved into a folder."""
     if name.startswith("builtin:"):
-        return ("blip" if name.endswith("blip") else "clip"), name
+        place = Path(scenes.__file__).parent / "weights" / name.rpartition("/")[2]
+        return place.name, str(place)
     if name == "blip-base-384":
         from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
