@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import Any
 
@@ -14,6 +13,7 @@ from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.planning import plan
 from hada.extract.progress import duration, size
+from hada.extract.reading import cores
 from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
 from hada.extract.store.layout import COMMIT, local_folder
@@ -239,13 +239,6 @@ def _remedy(binding: str, report: Report) -> str:
         "transfer": "to speed up: keep fewer tokens, or a larger --batch-size",
         "write": "to speed up: a faster disk for the stores, --store-dtype float16",
     }[binding]
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_workers(device: str) -> int:

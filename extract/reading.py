@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 # Batches that wait for the model, decoded: enough to never wait, little memory.
 BATCHES_AHEAD = 2
-# Where there are no worker processes.
-THREADS = 2
+MOST_THREADS = 8
 # Pictures a worker process is given at once: few, so that a batch spreads over all of them.
 MOST_AT_ONCE = 8
 
@@ -38,7 +38,12 @@ class Pending(Protocol):
 
 
 class Reader(Protocol):
-    """Where images come from. Batches must be taken in the order in which they were begun."""
+    """Where images come from. Batches must be taken in the order in which they were begun.
+
+    ahead: batches to begin before they are needed.
+    """
+
+    ahead: int
 
     def begin(self, rows: range) -> Pending: ...
     def close(self) -> None: ...
@@ -47,8 +52,8 @@ class Reader(Protocol):
 class ThreadReader:
     """Threads of this process: no start-up, any kind of item, limited by the interpreter's lock."""
 
-    def __init__(self, items: ImageItems, threads: int = THREADS) -> None:
-        self._items = items
+    def __init__(self, items: ImageItems, threads: int, ahead: int) -> None:
+        self._items, self.ahead = items, ahead
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def begin(self, rows: range) -> Pending:
@@ -66,6 +71,8 @@ class ThreadReader:
 
 class ProcessReader:
     """Worker processes that fill a ring of shared memory, one block of slots a batch."""
+
+    ahead = BATCHES_AHEAD
 
     def __init__(self, items: PictureItems, workers: int, batch_size: int) -> None:
         self._items, self._batch_size = items, batch_size
@@ -87,11 +94,24 @@ class ProcessReader:
         self._workers.close()
 
 
-def make_reader(items: ImageItems, workers: int, batch_size: int) -> Reader:
-    """Worker processes where they were asked for and the model's transform can travel."""
+def make_reader(items: ImageItems, workers: int, batch_size: int, *, on_gpu: bool) -> Reader:
+    """Worker processes where they were asked for and the model's transform can travel.
+
+    Threads beside a model that computes on the same cores do not read ahead: both would only hold
+    each other up, the model most of all, whose threads wait for the slowest of them at every
+    layer. All cores decode a batch, then all of them run the model.
+    """
     if workers and isinstance(items, PictureItems) and items.portable:
         return ProcessReader(items, workers, batch_size)
-    return ThreadReader(items, max(workers, THREADS))
+    threads = max(1, min(MOST_THREADS, max(workers, cores())))
+    return ThreadReader(items, threads, BATCHES_AHEAD if on_gpu else 0)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_ahead(
@@ -103,7 +123,7 @@ def read_ahead(
     """
     waiting: deque[tuple[BatchT, range, Pending]] = deque()
     while True:
-        while len(waiting) <= BATCHES_AHEAD and (found := next(batches, None)) is not None:
+        while len(waiting) <= reader.ahead and (found := next(batches, None)) is not None:
             waiting.append((*found, reader.begin(found[1])))
         if not waiting:
             return

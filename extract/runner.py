@@ -220,7 +220,8 @@ class _Job:
                 self.backbone, self.ids, shards, batch_size, self.report, check, lengths
             )
             return
-        with closing(make_reader(self.items, self.workers, batch_size)) as reader:
+        reader = make_reader(self.items, self.workers, batch_size, on_gpu=self.report.on_gpu)
+        with closing(reader):
             yield from encode_images(
                 self.backbone,
                 self.items,
