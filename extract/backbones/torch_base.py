@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -53,8 +55,11 @@ class TorchBackbone:
     def compile(self) -> None:
         """Compile the repeated blocks of the towers: one compilation serves all of a kind.
 
-        Raises `UsageError` where there are none.
+        Raises `UsageError` where there are none, or nothing to compile with.
         """
+        compilers = ("g++", "clang++", os.environ.get("CXX") or "g++")
+        if self.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+            raise UsageError("--compile on a CPU needs a C++ compiler: install g++, or set CXX")
         blocks = [block for stack in _stacks(self.model) for block in stack.children()]
         if not blocks:
             raise UsageError(f"--compile: {type(self.model).__name__} has no repeated blocks")

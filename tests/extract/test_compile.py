@@ -19,6 +19,7 @@ from torch import nn
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.backbones.torch_base import _stacks, encoded
 from hada.extract.cli import extract
+from hada.extract.errors import UsageError
 from hada.extract.store import open_store
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -67,6 +68,14 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     result = CliRunner().invoke(extract, ["--split", "val", "--compile"])
     assert result.exit_code == 2
     assert "--compile: family 'fake' is no PyTorch model of ours" in result.output
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = clip(tmp_path / "m")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
+        backbone.compile()
 
 
 @needs_gpu
