@@ -22,7 +22,7 @@ from hada.extract.items import ImageItems, PictureItems
 from hada.extract.spec import SideName
 from hada.extract.store import StoreWriter, layout
 
-# On a CPU larger batches are no faster (`benchmarks/extract.py batch`).
+# `benchmarks/extract.py batch` measures what other sizes would give.
 CPU_BATCH = 32
 MOST = 1024
 # Of the memory that is free before the first batch.
