@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options
+from hada.extract.console import (
+    HadaCommand,
+    manifest_options,
+    number_or_auto,
+    stopping_on_sigterm,
+)
 from hada.extract.errors import HadaError, StoreError
 from hada.extract.import_cli import import_command
 from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest
@@ -77,18 +82,20 @@ stop the run.
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
+    callback=number_or_auto,
+    metavar="N|auto",
+    default="auto",
     show_default=True,
-    help="Items per forward pass.",
+    help="Items per forward pass. auto: as the store has it, else 32 on a CPU and on a GPU what "
+    "nearly fills its memory.",
 )
 @click.option(
-    "--decoders",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Threads that decode pictures.",
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode pictures; 0 decodes in threads. [default: 0 on a CPU, beside a "
+    "GPU one a core but one, at most 16]",
 )
+@click.option("--compile", is_flag=True, help="Run the model through torch.compile.")
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -152,8 +159,9 @@ def extract(
     store_dtype: str | None,
     tokens: str,
     store_format: str | None,
-    batch_size: int,
-    decoders: int,
+    batch_size: int | None,
+    workers: int | None,
+    compile: bool,  # noqa: A002
     shard_size: int,
     max_errors: int,
     on_error: str,
@@ -191,21 +199,23 @@ def extract(
         if dry_run:
             plans += job.plan_model(manifest, model, data, **shared)
             continue
-        reports = job.extract_model(
-            manifest,
-            model,
-            data,
-            **shared,
-            batch_size=batch_size,
-            decoders=decoders,
-            format=store_format,
-            allow_mismatch=allow,
-            force=force,
-            on_error=on_error,
-            views=views,
-            view_seed=view_seed,
-            fresh=fresh,
-        )
+        with stopping_on_sigterm():
+            reports = job.extract_model(
+                manifest,
+                model,
+                data,
+                **shared,
+                batch_size=batch_size,
+                workers=workers,
+                compile=compile,
+                format=store_format,
+                allow_mismatch=allow,
+                force=force,
+                on_error=on_error,
+                views=views,
+                view_seed=view_seed,
+                fresh=fresh,
+            )
         for report in reports:
             click.echo(job.summary(model.name, report))
             failures = max(failures, len(report.failures))
