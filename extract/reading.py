@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -54,13 +55,28 @@ class ThreadReader:
 
     def __init__(self, items: ImageItems, threads: int, ahead: int) -> None:
         self._items, self.ahead = items, ahead
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._torch = sys.modules.get("torch")
+        self._torch_threads = self._torch.get_num_threads() if self._torch else 0
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="decode", initializer=self._compute_alone
+        )
 
     def begin(self, rows: range) -> Pending:
         return _Futures([self._pool.submit(self._read, row) for row in rows])
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._torch:
+            self._torch.set_num_threads(self._torch_threads)
+
+    def _compute_alone(self) -> None:
+        """Transforms in PyTorch must not give each decoding thread helpers of its own.
+
+        With more threads than cores OpenMP puts all of them to sleep between two layers, and the
+        model runs at a third of its speed. This counts for threads that have not computed yet.
+        """
+        if self._torch:
+            self._torch.set_num_threads(1)
 
     def _read(self, row: int) -> list[Any]:
         try:

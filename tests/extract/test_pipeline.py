@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import makers
 import numpy as np
 import pytest
+import torch
 
 from hada.extract import job, token_ids
 from hada.extract.backbones import load_backbone
@@ -125,6 +127,23 @@ def test_what_is_read_ahead_is_bounded(tmp_path: Path, ahead: int) -> None:
     finally:
         reader.close()
     assert sorted(read) == list(range(40))
+
+
+def test_decoding_threads_compute_alone(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    items = PictureItems(fake(), data())
+    items.read = lambda row: torch.get_num_threads()  # type: ignore[method-assign,assignment]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        reader = ThreadReader(items, 2, 0)
+        assert list(reader.begin(range(6)).result()) == [1] * 6
+        assert torch.get_num_threads() == 2
+        reader.close()
+        with ThreadPoolExecutor(1) as pool:  # a thread that begins later
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_token_ids_are_those_of_the_tokenizer(
