@@ -1,16 +1,22 @@
 """How much of a model's own speed an extraction keeps, and that its memory does not grow.
 
     python benchmarks/extract.py speed --model ViT-B-32 --images 256
+    python benchmarks/extract.py speed --model builtin:scenes/blip --pictures data/scenes/images
+    python benchmarks/extract.py speed --model blip-base-384 --device cuda --precision bf16
+    python benchmarks/extract.py batch --model ViT-B-32
     python benchmarks/extract.py memory --images 1000 10000
 
-`speed` runs three things on the same pictures and weights, in turns, and prints the medians:
+`speed` runs these on the same pictures and weights, in turns, and prints the medians:
 
-    bare        the model's forward pass on batches that are tensors in memory already
-    plain loop  open_clip driven by hand: open, preprocess, stack, encode, one after the other
-    hada        `runner.run`: decode, forward, write a verified store
+    bare            the model's forward pass on batches that are tensors in memory already
+    plain loop      the model driven by hand: open, preprocess, stack, encode, one after the other
+    hada            `runner.run`: decode, forward, write a verified store with all tokens
+    clip-retrieval  its own reader, mapper and writer, where `--peer` names an interpreter that has
+                    it (`python -m venv E; E/bin/pip install clip-retrieval 'setuptools<81'`)
 
-`memory` extracts different numbers of pictures, each in a process of its own, and compares their
-largest resident sets. Weights are random: they cost the same time as trained ones.
+`batch` runs the bare forward pass with batches of several sizes. `memory` extracts different
+numbers of pictures, each in a process of its own, and compares their largest resident sets.
+Weights other than the built-in ones are random: they cost the same time as trained ones.
 """
 
 from __future__ import annotations
@@ -33,6 +39,8 @@ import open_clip
 import PIL.Image
 import torch
 
+from hada.extract import job, scenes
+from hada.extract.allocator import reuse_freed_memory
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.runner import run
@@ -63,6 +71,16 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> list[Path]
     return paths
 
 
+def find_pictures(source: Path, folder: Path, count: int) -> list[Path]:
+    """The first pictures of a folder, linked into one that holds nothing else."""
+    folder.mkdir(parents=True)
+    paths = []
+    for path in sorted(source.iterdir())[:count]:
+        paths.append(folder / path.name)
+        paths[-1].symlink_to(path.resolve())
+    return paths
+
+
 def make_dataset(paths: list[Path]) -> CaptionDataset:
     """The pictures with one short caption each."""
     return CaptionDataset(
@@ -76,15 +94,54 @@ def make_dataset(paths: list[Path]) -> CaptionDataset:
     )
 
 
-def make_model(folder: Path, name: str) -> Path:
-    """A `local-dir:` folder of a CLIP with random weights."""
+def make_model(folder: Path, name: str) -> tuple[str, str]:
+    """Family and weights: built-in ones, or random ones saved into a folder."""
+    if name.startswith("builtin:"):
+        place = Path(scenes.__file__).parent / "weights" / name.rpartition("/")[2]
+        return place.name, str(place)
+    if name == "blip-base-384":
+        from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+
+        config = BlipConfig(
+            text_config={"num_attention_heads": 12}, vision_config={"image_size": 384}
+        )
+        BlipForImageTextRetrieval(config).save_pretrained(folder)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photograph"]
+        (folder / "vocab.txt").write_text("\n".join(words))
+        BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+        return "blip", str(folder)
     config = TINY if name == "tiny" else open_clip.get_model_config(name)
     folder.mkdir()
     document = {"model_cfg": config, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(document))
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return folder
+    return "clip", str(folder)
+
+
+def load(arguments: argparse.Namespace, work: Path) -> Any:
+    """The backbone that the command line asks for, as `hada-extract` has it."""
+    reuse_freed_memory()
+    family, weights = make_model(work / "model", arguments.model)
+    return load_backbone(
+        BackboneRequest(
+            name="bench",
+            family=family,
+            weights=weights,
+            device=arguments.device,
+            precision=arguments.precision,
+            options={},
+        )
+    )
+
+
+def forward_pass(backbone: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The bare model: (B, 3, H, W) -> (B, E)."""
+    model = backbone.model
+    if backbone.spec.family == "clip":
+        forward: Callable[[torch.Tensor], torch.Tensor] = model.encode_image
+        return forward
+    return lambda pixels: model.vision_proj(model.vision_model(pixels).last_hidden_state[:, 0])
 
 
 def wait(device: str) -> None:
@@ -94,27 +151,23 @@ def wait(device: str) -> None:
 
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of the three ways, and what bound the store's."""
+    """Images per second of all ways, and what bound the store's."""
     work = Path(tempfile.mkdtemp(prefix="hada-bench-"))
-    paths = make_pictures(work / "images", arguments.images, tuple(arguments.size))
-    backbone: Any = load_backbone(
-        BackboneRequest(
-            name="bench",
-            family="clip",
-            weights=str(make_model(work / "model", arguments.model)),
-            device=arguments.device,
-            precision=arguments.precision,
-            options={},
-        )
-    )
-    batch = arguments.batch_size
+    if arguments.pictures:
+        paths = find_pictures(arguments.pictures, work / "images", arguments.images)
+    else:
+        paths = make_pictures(work / "images", arguments.images, tuple(arguments.size))
+    backbone = load(arguments, work)
+    forward, batch = forward_pass(backbone), arguments.batch_size
+    workers = arguments.workers
+    workers = job.default_workers(arguments.device) if workers is None else workers
     pixels = np.stack([backbone.preprocess(PIL.Image.open(path)) for path in paths[:batch]])
     tensor = torch.from_numpy(pixels).to(arguments.device)
 
     def bare() -> float:
         with backbone.running():
             for start in range(0, len(paths), batch):
-                backbone.model.encode_image(tensor[: min(batch, len(paths) - start)])
+                forward(tensor[: min(batch, len(paths) - start)])
             wait(arguments.device)
         return 0.0
 
@@ -124,7 +177,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             for start in range(0, len(paths), batch):
                 pictures = [PIL.Image.open(path) for path in paths[start : start + batch]]
                 stacked = torch.from_numpy(np.stack([backbone.preprocess(p) for p in pictures]))
-                kept.append(backbone.model.encode_image(stacked.to(arguments.device)).cpu())
+                kept.append(forward(stacked.to(arguments.device)).cpu())
         return 0.0
 
     runs = iter(range(1000))
@@ -136,45 +189,108 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             make_dataset(paths),
             work / f"store-{next(runs)}",
             batch_size=batch,
-            decoders=arguments.decoders,
+            workers=workers,
+            **({"tokens": arguments.tokens} if arguments.tokens else {}),
         )
         reports.append(report)
         return report.side_seconds["image"]
 
-    rates = measure({"bare": bare, "plain loop": plain_loop, "hada": hada}, arguments)
-    binding = {key: sum(report.seconds[key] for report in reports) for key in reports[0].seconds}
+    ways = {"bare": bare, "plain loop": plain_loop, "hada": hada}
+    if arguments.peer:
+        ways["clip-retrieval"] = peer(arguments, work, batch)
+    rates, ratios = measure(ways, len(paths), arguments.repeat)
+    counted = reports[1:]
+    binding = {key: sum(report.seconds[key] for report in counted) for key in counted[0].seconds}
     return {
         "model": arguments.model,
         "device": arguments.device,
         "precision": arguments.precision,
+        "images": len(paths),
+        "batch": batch,
+        "workers": workers,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "images_per_second": rates,
-        "hada_of_bare": round(rates["hada"] / rates["bare"], 3),
-        "plain_loop_of_bare": round(rates["plain loop"] / rates["bare"], 3),
+        "of_bare": ratios,
         "hada_seconds": {key: round(value, 2) for key, value in binding.items()},
     }
 
 
-def measure(
-    ways: dict[str, Callable[[], float]], arguments: argparse.Namespace
-) -> dict[str, float]:
-    """Median images per second of each way, taken in turns; the first turn is not counted.
+def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Callable[[], float]:
+    """clip-retrieval in its own environment, loaded once; it must know the architecture."""
+    file = work / "model" / "open_clip_pytorch_model.bin"
+    model = f"open_clip:{arguments.model}/{file}"
+    script = Path(__file__).with_name("peer_clip_retrieval.py")
+    process = subprocess.Popen(
+        [arguments.peer, str(script), str(work / "images"), model, str(batch), "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ask, answer = process.stdin, process.stdout
+    if answer.readline() != "ready\n":
+        raise SystemExit("clip-retrieval does not run there: try the script by hand")
 
-    A way returns the seconds that count, or 0 where all of its time does.
+    def once() -> float:
+        ask.write("\n")
+        ask.flush()
+        return float(answer.readline())
+
+    return once
+
+
+def measure(
+    ways: dict[str, Callable[[], float]], images: int, repeat: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median images per second of each way, and the median ratio to `bare` of the same turn.
+
+    Ways are taken in turns; the first turn is not counted. A way returns the seconds that count,
+    or 0 where all of its time does.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(arguments.repeat + 1):
+    for turn in range(repeat + 1):
         for name, way in ways.items():
             began = time.perf_counter()
             own = way()
             if turn:
                 seconds[name].append(own or time.perf_counter() - began)
-    return {
-        name: round(arguments.images / statistics.median(taken), 2)
+    rates = {name: round(images / statistics.median(taken), 2) for name, taken in seconds.items()}
+    ratios = {
+        name: round(
+            statistics.median(b / s for b, s in zip(seconds["bare"], taken, strict=True)), 3
+        )
         for name, taken in seconds.items()
     }
+    return rates, ratios
+
+
+def batch_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of the bare forward pass by the size of its batches."""
+    work = Path(tempfile.mkdtemp(prefix="hada-bench-"))
+    backbone = load(arguments, work)
+    forward = forward_pass(backbone)
+    shape = backbone.preprocess(PIL.Image.new("RGB", (64, 64))).shape
+    tensor = torch.randn(max(arguments.sizes), *shape, device=arguments.device)
+
+    def way(size: int) -> Callable[[], float]:
+        def once() -> float:
+            with backbone.running():
+                for _ in range(arguments.images // size):
+                    forward(tensor[:size])
+                wait(arguments.device)
+            return 0.0
+
+        return once
+
+    ways = {str(size): way(size) for size in arguments.sizes}
+    rates, _ = measure(
+        {"bare": way(arguments.sizes[0]), **ways}, arguments.images, arguments.repeat
+    )
+    return {"model": arguments.model, "threads": torch.get_num_threads(), "by_batch": rates}
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,6 +298,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     peaks = {}
     for count in arguments.images:
         command = [sys.executable, __file__, "one", "--images", str(count)]
+        command += ["--workers", str(arguments.workers)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[count] = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
     values = list(peaks.values())
@@ -197,11 +314,11 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
     paths = [files[number % len(files)] for number in range(arguments.images)]
     dataset = make_dataset([Path(name) for name in names])
     dataset = CaptionDataset(**{**vars(dataset), "image_paths": tuple(paths)})
-    weights = str(make_model(work / "model", "tiny"))
+    family, weights = make_model(work / "model", "tiny")
     backbone = load_backbone(
-        BackboneRequest(name="bench", family="clip", weights=weights, options={})
+        BackboneRequest(name="bench", family=family, weights=weights, options={})
     )
-    run(backbone, dataset, work / "store")
+    run(backbone, dataset, work / "store", workers=arguments.workers)
     return {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
 
@@ -209,22 +326,35 @@ def main() -> None:
     """Read the command line and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     ways = parser.add_subparsers(required=True)
-    part = ways.add_parser("speed")
-    part.set_defaults(way=speed)
-    part.add_argument("--model", default="tiny", help="tiny, or a model name of open_clip")
-    part.add_argument("--images", type=int, default=128)
-    part.add_argument("--size", type=int, nargs=2, default=(500, 375))
-    part.add_argument("--batch-size", type=int, default=32)
-    part.add_argument("--decoders", type=int, default=2)
-    part.add_argument("--repeat", type=int, default=3)
-    part.add_argument("--device", default="cpu")
-    part.add_argument("--precision", default="fp32")
+    for way, name in ((speed, "speed"), (batch_sizes, "batch")):
+        part = ways.add_parser(name)
+        part.set_defaults(way=way)
+        part.add_argument(
+            "--model",
+            default="tiny",
+            help="tiny, a model name of open_clip, blip-base-384, or builtin:scenes/blip or clip",
+        )
+        part.add_argument("--images", type=int, default=128)
+        part.add_argument("--repeat", type=int, default=3)
+        part.add_argument("--device", default="cpu")
+        part.add_argument("--precision", default="fp32")
+        if way is batch_sizes:
+            part.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128])
+            continue
+        part.add_argument("--size", type=int, nargs=2, default=(500, 375))
+        part.add_argument("--pictures", type=Path, help="a folder of pictures instead of noise")
+        part.add_argument("--batch-size", type=int, default=32)
+        part.add_argument("--workers", type=int, help="as hada-extract's; by default, too")
+        part.add_argument("--tokens", help="as hada-extract's")
+        part.add_argument("--peer", help="a Python interpreter that has clip-retrieval")
     part = ways.add_parser("memory")
     part.set_defaults(way=memory)
     part.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
+    part.add_argument("--workers", type=int, default=0)
     part = ways.add_parser("one")
     part.set_defaults(way=one)
     part.add_argument("--images", type=int, default=1000)
+    part.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     print(json.dumps(arguments.way(arguments), indent=None if arguments.way is one else 2))
 

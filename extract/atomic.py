@@ -1,7 +1,8 @@
 """Files that exist whole or not at all: written beside, synced, renamed.
 
 A process that dies at any moment leaves either the old file or the new one, and at worst a
-`*.tmp-<pid>` file, which `remove_leftovers` clears away.
+`*.tmp-<pid>` file, which `remove_leftovers` clears away. Behind a URL a file is written locally
+and put there in one piece, which object stores show whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hada.extract import remote
+
 TEMPORARY = ".tmp-"
 
 
@@ -22,6 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     On any exception the temporary file is deleted and `path` stays as it was.
     """
+    if remote.is_remote(path):
+        with remote.uploading(path) as temporary:
+            yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
@@ -37,6 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
+    if remote.is_remote(path):
+        remote.put_bytes(path, data)
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -47,7 +57,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's data, or a folder's entries, to the disk."""
+    """Flush a file's data, or a folder's entries, to the disk; behind a URL there is none."""
+    if remote.is_remote(path):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options
+from hada.extract.console import (
+    HadaCommand,
+    manifest_options,
+    number_or_auto,
+    stopping_on_sigterm,
+)
 from hada.extract.errors import HadaError, StoreError
 from hada.extract.import_cli import import_command
 from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest
@@ -62,6 +67,14 @@ stop the run.
     "--store-dtype", type=click.Choice(STORE_DTYPES), help="What is stored. [default: float16]"
 )
 @click.option(
+    "--tokens",
+    default="all",
+    show_default=True,
+    metavar="all|pool:K|none",
+    help="What to keep of the models' tokens: all; of each image its global token and K - 1 "
+    "averages of the others; or embeddings alone. docs/store.md says what each costs.",
+)
+@click.option(
     "--format",
     "store_format",
     type=click.Choice(STORE_FORMATS),
@@ -69,18 +82,20 @@ stop the run.
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
+    callback=number_or_auto,
+    metavar="N|auto",
+    default="auto",
     show_default=True,
-    help="Items per forward pass.",
+    help="Items per forward pass. auto: as the store has it, else 32 on a CPU and on a GPU what "
+    "nearly fills its memory.",
 )
 @click.option(
-    "--decoders",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Threads that decode pictures.",
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode pictures; 0 decodes in threads. [default: 0 on a CPU, beside a "
+    "GPU one a core but one, at most 16]",
 )
+@click.option("--compile", is_flag=True, help="Run the model through torch.compile.")
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -142,9 +157,11 @@ def extract(
     device: str,
     precision: str | None,
     store_dtype: str | None,
+    tokens: str,
     store_format: str | None,
-    batch_size: int,
-    decoders: int,
+    batch_size: int | None,
+    workers: int | None,
+    compile: bool,  # noqa: A002
     shard_size: int,
     max_errors: int,
     on_error: str,
@@ -160,7 +177,9 @@ def extract(
     from hada.extract.allocator import reuse_freed_memory
     from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
+    from hada.extract.tokens import pool_size
 
+    pool_size(tokens)  # an unusable --tokens is told before a model is loaded
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
@@ -174,26 +193,29 @@ def extract(
             "device": device,
             "precision": precision or model.precision or manifest.defaults.precision,
             "dtype": store_dtype or manifest.defaults.store_dtype,
+            "tokens": tokens,
             "rows_per_shard": rows,
         }
         if dry_run:
             plans += job.plan_model(manifest, model, data, **shared)
             continue
-        reports = job.extract_model(
-            manifest,
-            model,
-            data,
-            **shared,
-            batch_size=batch_size,
-            decoders=decoders,
-            format=store_format,
-            allow_mismatch=allow,
-            force=force,
-            on_error=on_error,
-            views=views,
-            view_seed=view_seed,
-            fresh=fresh,
-        )
+        with stopping_on_sigterm():
+            reports = job.extract_model(
+                manifest,
+                model,
+                data,
+                **shared,
+                batch_size=batch_size,
+                workers=workers,
+                compile=compile,
+                format=store_format,
+                allow_mismatch=allow,
+                force=force,
+                on_error=on_error,
+                views=views,
+                view_seed=view_seed,
+                fresh=fresh,
+            )
         for report in reports:
             click.echo(job.summary(model.name, report))
             failures = max(failures, len(report.failures))
@@ -210,10 +232,10 @@ def extract(
 def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
     for plan in plans:
         click.echo(plan.text())
-    free = min(plan.free for plan in plans)
+    free = min((plan.free for plan in plans if plan.free is not None), default=None)
     needed = sum(plan.needed for plan in plans)
     click.echo(f"together {size(needed)}, nothing was written")
-    if needed > free and not force:
+    if free is not None and needed > free and not force:
         raise StoreError(
             f"{size(needed)} are to be written, but the disk has {size(free)} left. "
             "Free some space, or choose another place: --root stores=FOLDER"

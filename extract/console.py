@@ -6,12 +6,15 @@ failed, 130 after Ctrl-C. `--debug` shows the traceback. No heavy import happens
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -144,6 +147,36 @@ class HadaGroup(_FriendlyMain, click.Group):
         super().__init__(*args, **kwargs)
         self.help = _keep_lines(self.help)
         self.params.extend(_shared_parameters())
+
+
+def number_or_auto(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
+    """Callback of an option: a whole number from 1, or `auto`, which becomes None."""
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a whole number from 1 nor 'auto'")
+    return int(value)
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """End with exit code 143 on SIGTERM, cleanly: what is being written is finished first.
+
+    Does nothing outside the main thread, where Python allows no handlers.
+    """
+
+    def stop(_number: int, _frame: Any) -> NoReturn:
+        say("terminated. What is done is kept; the same command continues.")
+        sys.exit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def manifest_options(command: Decorated) -> Decorated:

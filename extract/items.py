@@ -13,18 +13,19 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from hada.extract import images
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.errors import DatasetError
+from hada.extract.pictures import PictureReader
 from hada.extract.regions import open_regions
+from hada.extract.tokens import pooled_lengths
 
 if TYPE_CHECKING:
     from hada.extract.views import View
 
-# A model that resizes the shorter side to S makes S * S times this many pixels of such a picture:
-# 340 MB in each decoding thread at S = 336. The same for all models, so that all fail alike.
-MAX_ASPECT = 1000
+
+# What `read` gave of several images, one after the other.
+Inputs = Sequence[Any] | NDArray[np.float32]
 
 
 class ImageItems(Protocol):
@@ -40,42 +41,42 @@ class ImageItems(Protocol):
         """The input of one image; raises `DatasetError`. Called from worker threads."""
         ...
 
-    def encode(self, items: Sequence[Any]) -> Encoded:
+    def encode(self, items: Inputs) -> Encoded:
         """A batch of what `read` gave."""
         ...
 
 
 class PictureItems:
-    """Picture files, decoded and preprocessed."""
+    """Picture files, decoded and preprocessed.
+
+    shape: (3, H, W), what the model takes of a picture.
+    portable: whether `reader` can be sent to another process; a backbone says so by having its
+        transform as a value of its own, `preprocessor`.
+    """
 
     def __init__(
         self, backbone: Backbone, dataset: CaptionDataset, view: View | None = None
     ) -> None:
         self._backbone, self._paths, self._ids = backbone, dataset.image_paths, dataset.image_ids
-        self._view, self._size = view, (0, 0)
-        if view is not None:
-            blank = backbone.preprocess(PIL.Image.new("RGB", (64, 64)))
-            self._size = blank.shape[1], blank.shape[2]
+        preprocessor = getattr(backbone, "preprocessor", None)
+        self.portable = preprocessor is not None
+        preprocess = preprocessor or backbone.preprocess
+        self.shape = preprocess(PIL.Image.new("RGB", (64, 64))).shape
+        self.reader = PictureReader(preprocess, view, (self.shape[1], self.shape[2]))
         tokens = backbone.spec.image
         count = tokens.count if tokens and tokens.count is not None else 0
         self.lengths = np.full(len(self._paths), count, np.int64)
 
-    def read(self, row: int) -> NDArray[np.float32]:
-        path = str(self._paths[row])
-        picture = images.open_image(path)
-        if max(picture.size) > MAX_ASPECT * min(picture.size):
-            sides = f"{picture.width} x {picture.height}"
-            raise images.ImageError(path, f"too elongated ({sides}, at most {MAX_ASPECT} to 1)")
-        try:
-            if self._view is not None:
-                picture = self._view.render(picture, self._ids[row], self._size)
-            return self._backbone.preprocess(picture)
-        except (OSError, ValueError, ArithmeticError, MemoryError) as error:
-            reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
-            raise images.ImageError(path, reason) from error
+    def source(self, row: int) -> tuple[str, str]:
+        """The path and the id of an image: what `reader` needs."""
+        return str(self._paths[row]), self._ids[row]
 
-    def encode(self, items: Sequence[NDArray[np.float32]]) -> Encoded:
-        return self._backbone.encode_images(np.stack(items))
+    def read(self, row: int) -> NDArray[np.float32]:
+        return self.reader.read(*self.source(row))
+
+    def encode(self, items: Inputs) -> Encoded:
+        pixels = items if isinstance(items, np.ndarray) else np.stack(items)
+        return self._backbone.encode_images(pixels)
 
 
 class RegionItems:
@@ -85,27 +86,29 @@ class RegionItems:
         self._backbone, self._ids = backbone, dataset.image_ids
         self._source = open_regions(backbone.regions, dataset.name, dataset.split)
         self._unreadable: dict[int, DatasetError] = {}
-        # One row beyond the regions: CLS, or the pooled vector that stands in for it.
-        self.lengths = np.ones(len(self._ids), np.int64)
+        self._counted = np.zeros(len(self._ids), np.int64)
         for row, image_id in enumerate(self._ids):
             try:
-                self.lengths[row] += self._source.count(image_id)
+                self._counted[row] = self._source.count(image_id)
             except DatasetError as error:
                 self._unreadable[row] = error
+        # One row beyond the regions: CLS, or the pooled vector that stands in for it.
+        tokens = backbone.spec.image
+        self.lengths = pooled_lengths(self._counted + 1, tokens.pooled if tokens else None)
 
     def read(self, row: int) -> Any:
         if row in self._unreadable:
             raise self._unreadable[row]
         regions = self._source.read(self._ids[row])
-        if len(regions) + 1 != self.lengths[row]:
+        if len(regions) != self._counted[row]:
             raise DatasetError(
                 f"regions of {self._ids[row]!r}: {len(regions)}, though "
-                f"{self.lengths[row] - 1} were counted; is the file being written?"
+                f"{self._counted[row]} were counted; is the file being written?"
             )
         return regions
 
-    def encode(self, items: Sequence[Any]) -> Encoded:
-        return self._backbone.encode_regions(items)
+    def encode(self, items: Inputs) -> Encoded:
+        return self._backbone.encode_regions(list(items))
 
 
 def image_items(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from hada.extract import remote
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
 from hada.extract.captions import CaptionDataset
@@ -13,18 +14,15 @@ from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.planning import plan
 from hada.extract.progress import duration, size
+from hada.extract.reading import cores
 from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
-from hada.extract.store.layout import COMMIT, local_folder
+from hada.extract.store.layout import COMMIT
 from hada.extract.store.space import SizePlan
 
 MOST_NAMED = 10
-# What bound a run -> what makes it faster.
-_REMEDIES = {
-    "decode": "to speed up: more --decoders, or smaller pictures",
-    "encode": "to speed up: a GPU, a larger --batch-size, --precision bf16",
-    "write": "to speed up: a faster disk for the stores, --store-dtype float16",
-}
+# A GPU computes faster than one thread decodes; more processes than this only cost memory.
+MOST_WORKERS = 16
 
 
 def model_entry(manifest: Manifest, text: str) -> ModelEntry:
@@ -51,26 +49,34 @@ def extract_model(
     format: str | None = None,  # noqa: A002
     views: int = 0,
     view_seed: int = 0,
+    workers: int | None = None,
+    compile: bool = False,  # noqa: A002
     **options: Any,
 ) -> list[Report]:
     """One model over several splits: loaded once, then shard after shard.
 
     `format` is that of new stores, by default the manifest's; a store that is there keeps its
     own. `views` augmented views of the pictures follow view 0, each in a store of its own.
+    `workers` None takes what suits the device, `compile` runs the model through `torch.compile`.
     `options` are those of `runner.run`. Pictures that failed and captions that were cut are
     told on stderr.
 
     Raises:
         StoreError: Another process is writing some of the shards.
+        UsageError: The model or this machine has nothing to compile with.
     """
     backbone = _load(model, data, device, precision)
+    options["workers"] = default_workers(pick_device(device)) if workers is None else workers
+    if compile:
+        _compile(backbone)
+        options["provenance"] = {"compiled": True}
     reports = []
     for dataset in data:
         path = manifest.store_path(dataset.name, dataset.split, model.name)
         if fresh:
             _remove_store(path)
         cut_before = getattr(backbone, "truncated", 0)
-        new = not local_folder(path).exists()
+        new = not remote.place(path).exists()
         chosen = format or (manifest.defaults.store_format if new else None)
         report = run(backbone, dataset, path, format=chosen, **options)
         _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
@@ -152,6 +158,14 @@ def _load(
     )
 
 
+def _compile(backbone: Backbone | RegionBackbone) -> None:
+    from hada.extract.backbones.torch_base import TorchBackbone
+
+    if not isinstance(backbone, TorchBackbone):
+        raise UsageError(f"--compile: family {backbone.spec.family!r} is no PyTorch model of ours")
+    backbone.compile()
+
+
 def pick_device(device: str) -> str:
     """`auto` to what this machine has; anything else as it is, if torch knows it."""
     import torch
@@ -168,7 +182,7 @@ def pick_device(device: str) -> str:
 
 
 def _remove_store(path: str) -> None:
-    folder = local_folder(path)
+    folder = remote.place(path)
     if not folder.exists():
         return
     strangers = {item.name for item in folder.iterdir()} - {COMMIT, ERRORS, *formats.folders()}
@@ -176,7 +190,10 @@ def _remove_store(path: str) -> None:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
         )
-    shutil.rmtree(folder)
+    if remote.is_remote(folder):
+        remote.remove_folder(folder)
+    else:
+        shutil.rmtree(folder)
 
 
 def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:
@@ -204,10 +221,30 @@ def summary(model: str, report: Report) -> str:
         parts.append(f"{report.captions / report.side_seconds['caption']:.0f} captions/s")
     if report.images or report.captions:
         binding = max(report.seconds, key=report.seconds.__getitem__)
-        share = report.seconds[binding] / max(sum(report.seconds.values()), 1e-9)
+        share = report.seconds[binding] / max(report.wall_seconds, 1e-9)
         parts.append(
-            f"{duration(report.wall_seconds)}, {share:.0%} of it {binding} ({_REMEDIES[binding]})"
+            f"{duration(report.wall_seconds)}, {share:.0%} of it {binding} "
+            f"({_remedy(binding, report)})"
         )
     else:
         parts.append("complete already")
     return f"{model}: {'; '.join(parts)}; {size(report.bytes)} in {report.store}"
+
+
+def _remedy(binding: str, report: Report) -> str:
+    """What to change where the loop mostly waited for `binding`."""
+    if binding == "decode":
+        more = "more --workers" if report.workers else f"--workers {max(2, cores())}"
+        return f"to speed up: {more}, or smaller pictures"
+    if binding == "forward" and not report.on_gpu:
+        return "to speed up: a GPU, or --compile"
+    return {
+        "forward": "to speed up: --precision bf16, --compile, or a larger --batch-size",
+        "transfer": "to speed up: keep fewer tokens, or a larger --batch-size",
+        "write": "to speed up: a faster disk for the stores, --store-dtype float16",
+    }[binding]
+
+
+def default_workers(device: str) -> int:
+    """Worker processes where nothing is asked: none beside a model that computes on the cores."""
+    return min(MOST_WORKERS, cores() - 1) if device.startswith("cuda") else 0

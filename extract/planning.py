@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from hada.extract.items import ImageItems, image_items
 from hada.extract.spec import SideName, StoreSpec
 from hada.extract.store import StoreIndex
 from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.token_ids import TokenIds, tokenize
+from hada.extract.tokens import ALL, reduced
 
 
 def store_spec(
@@ -37,19 +38,19 @@ def store_spec(
 def store_index(
     backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
-    ids: Sequence[Sequence[int]],
+    ids: TokenIds,
     items: ImageItems | None = None,
 ) -> StoreIndex:
     """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
     model = backbone.spec
     extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
-    caption_lengths = [len(row) + extra if model.caption else 0 for row in ids]
+    caption_lengths = ids.lengths + extra if model.caption else np.zeros_like(ids.lengths)
     return StoreIndex(
         ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
         caption_to_image=dataset.caption_to_image,
         lengths={
             "image": (items or image_items(backbone, dataset)).lengths,
-            "caption": np.array(caption_lengths, np.int64),
+            "caption": caption_lengths,
         },
     )
 
@@ -60,10 +61,11 @@ def plan(
     path: str | Path,
     *,
     dtype: str = "float16",
+    tokens: str = ALL,
     rows_per_shard: dict[SideName, int] | None = None,
 ) -> SizePlan:
     """What `run` with the same arguments would write; nothing is written."""
+    backbone = reduced(backbone, tokens)
     spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
-    return plan_size(
-        path, spec, store_index(backbone, dataset, backbone.tokenize(dataset.captions))
-    )
+    ids = tokenize(backbone, dataset.captions)
+    return plan_size(path, spec, store_index(backbone, dataset, ids))

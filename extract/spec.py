@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from hada.extract.errors import StoreError
 
 SCHEMA_VERSION = 1
-STORE_DTYPES = ("float16", "float32", "bfloat16")
+STORE_DTYPES = ("float16", "float32", "bfloat16", "int8")
 
 SideName = Literal["image", "caption"]
 SIDES: tuple[SideName, SideName] = ("image", "caption")
@@ -31,13 +31,15 @@ class TokenSpec:
     `count` is N where every item has the same number of tokens and None where it varies.
     The global token stands for the whole item: it is the `first` (CLS) or the `last` (EOT) row.
     A backbone without such a token puts its pooled vector, unprojected and as wide as a token,
-    in front of the others; `global_source` then says "pooled".
+    in front of the others; `global_source` then says "pooled". `pooled` is K where an item's
+    tokens were averaged to at most K rows (`hada.extract.tokens`), None where all are kept.
     """
 
     width: int
     count: int | None
     global_token: Literal["first", "last"] = "first"
     global_source: Literal["token", "pooled"] = "token"
+    pooled: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,13 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        for side in SIDES:
+            # A store of all tokens says what it said before there were others.
+            tokens = value["model"][side]
+            if tokens is not None and tokens["pooled"] is None:
+                del tokens["pooled"]
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -123,7 +131,8 @@ def _check_types(spec: StoreSpec) -> None:
     kinds = set()
     for tokens in (model.image, model.caption):
         if tokens is not None:
-            sizes += [tokens.width] + ([] if tokens.count is None else [tokens.count])
+            sizes += [tokens.width]
+            sizes += [size for size in (tokens.count, tokens.pooled) if size is not None]
             kinds |= {tokens.global_token, tokens.global_source}
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("names and digests must be texts")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hada.extract import remote
 from hada.extract.console import HadaGroup
 from hada.extract.errors import StoreError
 from hada.extract.manifest import STORE_FORMATS
@@ -21,12 +22,12 @@ def store() -> None:
 
 
 @store.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=remote.place)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def info(path: Path, as_json: bool) -> None:
     """What a store holds: model, shapes, progress, bytes, provenance.
 
-    PATH is the store's folder, e.g. stores/flickr8k/val/blip.
+    PATH is the store's folder, e.g. stores/flickr8k/val/blip, or its URL.
     """
     from hada.extract.store.maintain import describe
 
@@ -55,6 +56,8 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
     tokens, shards = facts["spec"]["model"][side], facts["shards"][side]
     count = "varying" if tokens and tokens["count"] is None else tokens and tokens["count"]
     parts = [f"{count} tokens of width {tokens['width']}" if tokens else "no tokens"]
+    if tokens and tokens.get("pooled"):
+        parts.append(f"averaged to {tokens['pooled']}")
     parts.append(f"{shards['done']} of {shards['total']} shards")
     parts += [f"{shards['damaged']} damaged"] * bool(shards["damaged"])
     parts += [f"{facts['failed'][side]} failed"] * bool(facts["failed"][side])
@@ -62,7 +65,7 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
 
 
 @store.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=remote.place)
 @click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
 def verify(paths: tuple[Path, ...], deep: bool) -> None:
     """Check that stores are complete and undamaged. Exit code 1 where one is not.
@@ -98,7 +101,7 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
 
 
 @store.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=remote.place)
 @click.option("--fast", is_flag=True, help="Look at markers and sizes alone, not at checksums.")
 def repair(path: Path, fast: bool) -> None:
     """Remove damaged shards, so that extracting again writes them anew.
@@ -123,15 +126,26 @@ def repair(path: Path, fast: bool) -> None:
 
 
 @store.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("source", type=remote.place)
+@click.argument("target", type=remote.place)
 @click.option("--format", "store_format", type=click.Choice(STORE_FORMATS), help="[default: same]")
 @click.option("--dtype", type=click.Choice(STORE_DTYPES), help="[default: same]")
+@click.option(
+    "--tokens",
+    default="all",
+    metavar="all|pool:K|none",
+    help="Which of the tokens to keep; see hada-extract --tokens. [default: all that are there]",
+)
 @click.option("--force", is_flag=True, help="Begin even where the disk is too small.")
 def convert(
-    source: Path, target: Path, store_format: str | None, dtype: str | None, force: bool
+    source: Path,
+    target: Path,
+    store_format: str | None,
+    dtype: str | None,
+    tokens: str,
+    force: bool,
 ) -> None:
-    r"""Write a store again at TARGET, in another format or dtype.
+    r"""Write a store again at TARGET, in another format or dtype, or with fewer tokens.
 
     SOURCE stays as it is. The same command continues after an interruption.
 
@@ -142,9 +156,9 @@ def convert(
     from hada.extract.progress import progress
     from hada.extract.store import maintain
 
-    plan = maintain.conversion_size(source, target, dtype)
+    plan = maintain.conversion_size(source, target, dtype, tokens)
     plan.check(force=force)
     with progress(f"{source} -> {target}", sum(plan.shards.values()), "shards") as advance:
-        for _ in maintain.convert(source, target, format=store_format, dtype=dtype):
+        for _ in maintain.convert(source, target, format=store_format, dtype=dtype, tokens=tokens):
             advance()
     click.echo(f"{target}: complete")

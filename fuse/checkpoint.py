@@ -78,6 +78,10 @@ class RunFolder:
         result: dict[str, Any] = values
         return result
 
+    def window_shards(self) -> int | None:
+        """Shards of the windows that a run shuffles, 0 for the whole split; None without a run."""
+        return int(self.config().get("window_shards", 0)) if (self.path / CONFIG).exists() else None
+
     def claim(self, config: dict[str, Any], *, fresh: bool = False) -> None:
         """Make the folder this run's, or find that it already is.
 

@@ -19,6 +19,7 @@ from hada.fuse.recipes import recipe as named_recipe
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
+    from hada.fuse.reading import Mode
 
 DEVICE_HELP = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
 
@@ -67,6 +68,12 @@ def fuse() -> None:
 @click.option("--seeds", metavar="N,N,...", help="Train once with each seed and print mean and "
               "deviation, e.g. --seeds 0,1,2.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@click.option("--reading", default="auto", show_default=True,
+              type=click.Choice(["auto", "memory", "mapped", "window"]),
+              help="Where tokens come from: all in memory, the files as they are needed, or "
+              "windows of some shards. auto says which it chose and why.")  # fmt: skip
+@click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
+              help="Memory that tokens may take. [default: half of what is free]")  # fmt: skip
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
               help="The run's folder. [default: RUNS/DATASET/MODELS-RECIPE-sSEED]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
@@ -87,6 +94,8 @@ def train(
     seed: int,
     seeds: str | None,
     device: str,
+    reading: Mode,
+    memory: float | None,
     run_path: Path | None,
     fresh: bool,
     print_config: bool,
@@ -132,7 +141,15 @@ def train(
     from hada.fuse.reports import parse
 
     names = parse(report_to)
-    _, table = job.train_seeds(plans, device=device, fresh=fresh, report_to=names, init=init_path)
+    _, table = job.train_seeds(
+        plans,
+        device=device,
+        fresh=fresh,
+        reading=reading,
+        memory=None if memory is None else memory * 2**30,
+        report_to=names,
+        init=init_path,
+    )
     for plan in plans:
         click.echo(str(plan.folder))
     if seeds is not None:
@@ -183,7 +200,7 @@ def embed(
             for model in config["models"]
         ]
         found = embed_split(run, stores, device=device)
-        path = output or Path(manifest.store_path(config["dataset"], split, run.name))
+        path = output or manifest.store_path(config["dataset"], split, run.name)
         write_embedded(path, run.name, run, found, stores[0])
         say(
             f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "

@@ -5,10 +5,8 @@ Shape letters: I images, T captions, M models, D token width, B images of a batc
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,71 +16,24 @@ from torch import Tensor
 from hada.extract.errors import StoreError, StoreMismatchError
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
+from hada.fuse.batches import (
+    Epoch,
+    Order,
+    ahead,
+    ahead_in_windows,
+    reading_threads,
+    shuffle_all,
+    shuffle_windows,
+)
 from hada.fuse.graph import Layout
+from hada.fuse.memory import free_memory
 from hada.fuse.model import Features, ModelShape
 from hada.fuse.objective import Batch
+from hada.fuse.sources import Source
+from hada.fuse.windows import Window, Windows
 
-Order = Literal["images", "pairs"]
-Item = TypeVar("Item")
 # Of the memory that is free, tokens may take this share; the rest is for the training itself.
 MEMORY_SHARE = 0.5
-ITEMS_PER_READ = 2048
-
-
-class Source:
-    """The nodes and embeddings of one model on one side, by store row.
-
-    Without `tokens` each item is one node, its embedding, even where the store keeps tokens.
-    """
-
-    def __init__(self, store: StoreReader, side: SideName, *, tokens: bool = True) -> None:
-        self._reader = store.image if side == "image" else store.caption
-        spec = store.spec.model.tokens(side) if tokens else None
-        self.embeddings = self._reader.embeddings()
-        self.has_tokens = spec is not None
-        self._tokens: NDArray[Any] | None = None
-        if spec is not None:
-            self.lengths = np.asarray(self._reader.lengths, dtype=np.int64)
-            width, self.global_last = spec.width, spec.global_token == "last"
-        elif self.embeddings is not None:
-            self.lengths = np.ones(len(self._reader.ids), dtype=np.int64)
-            width, self.global_last = self.embeddings.shape[1], False
-        else:
-            raise StoreError(
-                f"{store.path}: keeps neither tokens nor embeddings of the {side} side, so there "
-                "is nothing to fuse; leave this model out"
-            )
-        self._starts = np.cumsum(self.lengths) - self.lengths
-        self.bytes = int(self.lengths.sum()) * width * self._reader.dtype.itemsize
-        self.shape = ModelShape(
-            node_width=width,
-            embedding_width=None if self.embeddings is None else self.embeddings.shape[1],
-            has_tokens=self.has_tokens,
-            global_last=self.global_last,
-        )
-
-    def load(self) -> None:
-        """Take all tokens into memory, in the type they are stored in."""
-        if not self.has_tokens or self._tokens is not None:
-            return
-        total = int(self.lengths.sum())
-        for first in range(0, len(self.lengths), ITEMS_PER_READ):
-            some = self._reader.tokens(slice(first, first + ITEMS_PER_READ))
-            if self._tokens is None:
-                self._tokens = np.empty((total, some.shape[1]), some.dtype)
-            start = int(self._starts[first])
-            self._tokens[start : start + len(some)] = some
-
-    def nodes(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """(sum of lengths[rows], D) nodes, item after item."""
-        if not self.has_tokens:
-            assert self.embeddings is not None
-            return self.embeddings[rows]
-        if self._tokens is None:
-            return self._reader.tokens(rows)
-        lengths = self.lengths[rows]
-        shift = self._starts[rows] - (np.cumsum(lengths) - lengths)
-        return self._tokens.take(np.repeat(shift, lengths) + np.arange(int(lengths.sum())), axis=0)
 
 
 class Split:
@@ -91,6 +42,10 @@ class Split:
     Images and captions are counted anew without the failed ones: entry j of `owner` is the image
     of caption j in that count, `image_rows` and `caption_rows` lead back to rows of the stores.
     An image that lost all its captions is left out too.
+
+    bytes: of all tokens in memory. blocks: (I,) which block of shards each image lies in.
+    shards: Blocks of a window; 0 where the whole split is shuffled. pinned: Whether batches are
+    put where a GPU fetches them by itself.
     """
 
     def __init__(
@@ -100,6 +55,10 @@ class Split:
         in_memory: bool | None = None,
         first_tokens_only: bool = False,
     ) -> None:
+        """Open a split; `in_memory` None takes its tokens into memory where they fit easily.
+
+        With `first_tokens_only` every model but the first is one node, its embedding.
+        """
         if not stores:
             raise StoreError("no stores: a fusion needs the store of one model at least")
         check_together(stores)
@@ -112,11 +71,21 @@ class Split:
             for side in SIDES
         }
         self._keep()
-        tokens = sum(source.bytes for side in SIDES for source in self.sources[side])
-        if tokens < MEMORY_SHARE * free_memory() if in_memory is None else in_memory:
-            for side in SIDES:
-                for source in self.sources[side]:
-                    source.load()
+        self.bytes = sum(source.bytes for side in SIDES for source in self.sources[side])
+        # Stores that agree on the rows of a shard have whole shards as blocks.
+        step = max(store.spec.rows_per_shard["image"] for store in stores)
+        self.blocks = self.image_rows // step
+        self.shards = 0
+        self.pinned = False
+        self._windows: Windows | None = None
+        if self.bytes < MEMORY_SHARE * free_memory() if in_memory is None else in_memory:
+            self.load()
+
+    def load(self) -> None:
+        """Take all tokens into memory."""
+        for side in SIDES:
+            for source in self.sources[side]:
+                source.load()
 
     def _keep(self) -> None:
         first = self.stores[0]
@@ -135,6 +104,11 @@ class Split:
         self.owner = renumbered[image_of[self.caption_rows]]
         self._by_image = np.argsort(self.owner, kind="stable")
         self._bounds = np.searchsorted(self.owner[self._by_image], np.arange(self.images + 1))
+
+    @property
+    def remote(self) -> bool:
+        """Whether any of the stores is reached over a network by its URL."""
+        return any("://" in str(store.path) for store in self.stores)
 
     @property
     def images(self) -> int:
@@ -156,12 +130,23 @@ class Split:
         total: NDArray[np.int64] = np.sum([s.lengths[rows] for s in self.sources[side]], axis=0)
         return total
 
-    def features(self, side: SideName, items: NDArray[np.int64]) -> Features:
+    def rows(self, side: SideName) -> NDArray[np.int64]:
+        """The rows of the stores that a side's items are."""
+        return self.image_rows if side == "image" else self.caption_rows
+
+    def features(
+        self, side: SideName, items: NDArray[np.int64], windows: Sequence[Window] = ()
+    ) -> Features:
         """The features of some images or captions, in the order asked for."""
-        rows = (self.image_rows if side == "image" else self.caption_rows)[items]
+        rows = self.rows(side)[items]
         sources = self.sources[side]
+        nodes = []
+        for model, source in enumerate(sources):
+            held = tuple(w[side][model] for w in windows)
+            some = tuple(h for h in held if h is not None)
+            nodes.append(source.nodes(rows, some, pinned=self.pinned))
         return Features(
-            tuple(torch.from_numpy(s.nodes(rows)) for s in sources),
+            tuple(nodes),
             tuple(Layout.build(s.lengths[rows], global_last=s.global_last) for s in sources),
             tuple(_tensor(s.embeddings, rows) for s in sources),
         )
@@ -172,31 +157,62 @@ class Split:
             [self._by_image[self._bounds[i] : self._bounds[i + 1]] for i in images]
         )
 
-    def batch(self, order: Order, items: NDArray[np.int64]) -> Batch:
-        """Images with all their captions, or (order "pairs") captions with their images."""
+    def batch(
+        self, order: Order, items: NDArray[np.int64], windows: Sequence[Window] = ()
+    ) -> Batch:
+        """Images with all their captions, or (order "pairs") captions with their images.
+
+        Where `windows` are given, the first of `items` are in the first one, and so on.
+        """
         if order == "pairs":
             images, captions, owner = self.owner[items], items, np.arange(len(items))
         else:
             images, captions = items, self.captions_of(items)
             owner = np.repeat(np.arange(len(items)), np.diff(self._bounds)[items])
         return Batch(
-            self.features("image", images),
-            self.features("caption", captions),
+            self.features("image", images, windows),
+            self.features("caption", captions, windows),
             torch.from_numpy(np.ascontiguousarray(images)),
             torch.from_numpy(owner),
         )
 
-    def steps(self, order: Order, batch_size: int, seed: int, epoch: int) -> list[Any]:
-        """The items of each step of an epoch; it depends on seed and epoch alone.
-
-        A last batch of one item joins the one before: BatchNorm and hard negatives need two.
-        """
+    def epoch(self, order: Order, batch_size: int, seed: int, epoch: int) -> Epoch:
+        """The steps of an epoch; they depend on seed, epoch and `shards` alone."""
+        if self.shards:
+            return shuffle_windows(
+                order, self.blocks, self.owner, self.shards, batch_size, seed, epoch
+            )
         count = self.images if order == "images" else self.captions
-        shuffled = np.random.default_rng([seed, epoch]).permutation(count)
-        parts = [shuffled[i : i + batch_size] for i in range(0, count, batch_size)]
-        if len(parts) > 1 and len(parts[-1]) == 1:
-            parts[-2:] = [np.concatenate(parts[-2:])]
-        return parts
+        return shuffle_all(order, count, batch_size, seed, epoch)
+
+    def batches(
+        self,
+        epoch: Epoch,
+        first: int = 0,
+        device: torch.device | str = "cpu",
+        *,
+        threads: int | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from step `first` on, made ahead by threads."""
+        threads = threads or reading_threads()
+
+        def make(items: NDArray[np.int64], windows: Sequence[Window] = ()) -> Batch:
+            return self.batch(epoch.order, items, windows).to(device)
+
+        windows = self._windows
+        if windows is None:
+            return ahead(make, epoch.steps[first:], threads=threads)
+
+        def read(number: int) -> Window:
+            return windows.read(number, epoch.windows[number])
+
+        return ahead_in_windows(read, make, epoch, first, threads=threads)
+
+    def hold_windows(self) -> None:
+        """Read batches from two windows in memory instead of item by item; needs `shards`."""
+        if not self.shards:
+            raise ValueError("hold_windows: the whole split is shuffled, not windows of it")
+        self._windows = Windows(self, self.shards)
 
 
 def check_together(stores: Sequence[StoreReader]) -> None:
@@ -234,27 +250,3 @@ def _mismatch(field: str, a: StoreReader, mine: Any, b: StoreReader, other: Any)
 
 def _tensor(values: NDArray[Any] | None, rows: NDArray[np.int64]) -> Tensor | None:
     return None if values is None else torch.from_numpy(values[rows])
-
-
-def free_memory() -> float:
-    """Bytes of memory that are free now; infinite where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return float("inf")
-
-
-def ahead(make: Callable[[Any], Item], items: Sequence[Any], depth: int = 2) -> Iterator[Item]:
-    """`make` of each item, in order, made by one thread up to `depth` items ahead."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="hada-batches") as pool:
-        waiting: list[Future[Item]] = []
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > depth:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()

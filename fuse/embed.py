@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from hada.extract.errors import RunError
 from hada.extract.spec import ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, write_store
+from hada.extract.tokens import ALL, describe
+from hada.fuse.batches import ahead, reading_threads
 from hada.fuse.checkpoint import BEST, RunFolder
-from hada.fuse.data import Split, ahead
+from hada.fuse.data import Split
 from hada.fuse.model import Fuser
 from hada.fuse.objective import ScoreMix, mixable_models
 
@@ -132,7 +134,7 @@ def encode_side(
     def load(items: NDArray[np.int64]) -> Any:
         return items, split.features(side, items).to(device)
 
-    for items, features in ahead(load, blocks):
+    for items, features in ahead(load, blocks, threads=reading_threads()):
         result[items] = fuser.encode(side, features).float().cpu().numpy()
     return result
 
@@ -186,17 +188,24 @@ def write_embedded(
 def features_of(store: StoreReader) -> dict[str, Any]:
     """What of a model must be the same wherever a run is used: recorded in its config."""
     spec = store.spec.model
-    return {"family": spec.family, "weights_digest": spec.weights_digest}
+    kept = describe(spec.image)
+    return {
+        "family": spec.family,
+        "weights_digest": spec.weights_digest,
+        # Not for all of them: runs made before there was a choice said nothing.
+        **({} if kept == ALL else {"tokens": kept}),
+    }
 
 
 def check_features(recorded: dict[str, Any], store: StoreReader, run: Path) -> None:
     """Raise `RunError` where a store holds another model's features than the run learned from."""
-    for field, value in features_of(store).items():
-        if recorded.get(field) != value:
+    held = features_of(store)
+    for field in dict.fromkeys([*held, *recorded]):
+        if recorded.get(field) != held.get(field):
             raise RunError(
                 f"{run}: model {store.spec.model.name!r}: {field}: the run was trained on "
-                f"{recorded.get(field)!r}, {store.path} holds {value!r}; extract with the same "
-                "weights or train again"
+                f"{recorded.get(field)!r}, {store.path} holds {held.get(field)!r}; extract with "
+                "the same weights and --tokens, or train again"
             )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hada.extract import remote
 from hada.extract.console import say
 from hada.fuse.recipes import Recipe
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
     from hada.fuse.checkpoint import RunFolder
     from hada.fuse.data import Split
+    from hada.fuse.reading import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def plan_training(
         entry.split(split)
     for name in models:
         # A model that was named on hada-extract's command line has a store and no entry.
-        if not Path(manifest.store_path(entry.name, train_split, name)).exists():
+        if not remote.place(manifest.store_path(entry.name, train_split, name)).exists():
             manifest.model(name)
     default = Path(manifest.runs) / entry.name / f"{'+'.join(models)}-{recipe.name}-s{seed}"
     return Plan(
@@ -88,15 +90,24 @@ def train_run(
     *,
     device: str = "auto",
     fresh: bool = False,
+    reading: Mode = "auto",
+    memory: float | None = None,
     report_to: Sequence[str] = (),
     init: Path | None = None,
 ) -> RunFolder:
     """Train, go on with, or just report the run of a plan.
 
-    `init` is a run whose weights a new one begins with: the second step of the published
-    trainings. `report_to` names trackers of `hada.fuse.reports`.
+    Args:
+        plan: What to train.
+        device: Where.
+        fresh: Whether to throw away what the run's folder holds.
+        reading: Where tokens come from, see `hada.fuse.reading`.
+        memory: Bytes that tokens may take; None for half of what is free.
+        report_to: Trackers of `hada.fuse.reports`.
+        init: A run whose weights a new one begins with: the published second step.
 
     Raises:
+        UsageError: The tokens do not fit `memory` in the way that was asked for.
         StoreError: A store is missing, incomplete or does not fit the others.
         RunError: The folder holds another run.
         NonFiniteError: The loss is not finite; the last good state is kept.
@@ -107,27 +118,44 @@ def train_run(
     from hada.fuse.data import Split
     from hada.fuse.embed import choose_device
     from hada.fuse.lock import only_trainer
+    from hada.fuse.reading import choose_reading
 
     reuse_freed_memory()
     chosen = choose_device(device)
     stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
     splits = {
-        split: Split(some, first_tokens_only=plan.recipe.first_tokens_only)
+        split: Split(some, in_memory=False, first_tokens_only=plan.recipe.first_tokens_only)
         for split, some in stores.items()
     }
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
+    run = checkpoint.RunFolder(plan.folder)
+    way = choose_reading(
+        train_part,
+        val_part,
+        plan.recipe.order,
+        plan.recipe.batch_size,
+        mode=reading,
+        memory=memory,
+        begun=None if fresh else run.window_shards(),
+    )
     config = _resolved(plan, train_part, splits)
     config |= {"paths": plan.paths, "environment": _environment(str(chosen))}
+    if way.shards:
+        # The order of an epoch depends on it, so the run keeps it.
+        config["window_shards"] = way.shards
     if init is not None:
         config["init"] = checkpoint.weights_digest(init)
     with only_trainer(plan.folder):
-        run = checkpoint.RunFolder(plan.folder)
         run.claim(config, fresh=fresh)
         position = run.position()
         if position.finished:
             say(f"already finished: {trainer.summary(run, position)}. --fresh trains it again")
             return run
+        say(f"reading from {way}")
+        way.apply(train_part, val_part)
+        for part in splits.values():
+            part.pinned = chosen.type == "cuda"
         objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
         if init is not None:
             checkpoint.RunFolder(init).start_from(objective)
@@ -174,8 +202,11 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import checkpoint, trainer
-    from hada.fuse.embed import features_of
+    from hada.fuse.embed import check_features, features_of
 
+    features = {s.spec.model.name: features_of(s) for s in train_part.stores}
+    for store in (store for part in splits.values() for store in part.stores):
+        check_features(features[store.spec.model.name], store, plan.folder)
     image, caption = trainer.branches(plan.recipe, train_part)
     return {
         **plan.request(),
@@ -184,7 +215,7 @@ def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[s
             "image": checkpoint.branch_to_json(image),
             "caption": checkpoint.branch_to_json(caption),
         },
-        "features": {s.spec.model.name: features_of(s) for s in train_part.stores},
+        "features": features,
         "stores": {split: _identity(part) for split, part in splits.items()},
     }
 

@@ -58,8 +58,10 @@ class Features:
 
     def to(self, device: torch.device | str) -> Self:
         """The same features on a device, as float32."""
+        # From pinned memory the GPU copies by itself; on its way back it must be waited for.
+        alone = torch.device(device).type == "cuda"
         return type(self)(
-            tuple(x.to(device).float() for x in self.nodes),
+            tuple(x.to(device, non_blocking=alone).float() for x in self.nodes),
             tuple(layout.to(device) for layout in self.layouts),
             tuple(None if x is None else x.to(device).float() for x in self.embeddings),
         )

@@ -75,8 +75,8 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
 
     Args:
         branches: Per side what `hada.fuse.checkpoint.branch_to_json` gives.
-        features: Per frozen model, in the order of its nodes, its family, weights digest and
-            licence.
+        features: Per frozen model, in the order of its nodes, what a store must hold of it.
+        licences: Of each frozen model.
         scores: `fused`, `first` or `all`, and
         score_weights: how many numbers that takes; their values are among the weights.
         recipe: The recipe's name.
@@ -87,14 +87,16 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         self,
         *,
         branches: dict[str, Any],
-        features: dict[str, dict[str, str]],
+        features: dict[str, dict[str, Any]],
+        licences: dict[str, str],
         scores: str,
         score_weights: list[float],
         recipe: str,
         dataset: str,
     ) -> None:
         super().__init__()
-        self.features, self.recipe, self.dataset = features, recipe, dataset
+        self.features, self.licences = features, licences
+        self.recipe, self.dataset = recipe, dataset
         self.fuser = Fuser(*(branch_from_json(branches[side]) for side in ("image", "caption")))
         count = len(mixable_models(self.fuser))
         self.mix = ScoreMix(scores, score_weights, count, False)  # type: ignore[arg-type]
@@ -117,13 +119,9 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         fuser, mix = folder.load_best()
         model = cls(
             branches=config["branches"],
-            features={
-                name: {
-                    **config["features"][name],
-                    "licence": licences.get(
-                        name, LICENCES.get(config["features"][name]["family"], UNKNOWN)
-                    ),
-                }
+            features={name: config["features"][name] for name in config["models"]},
+            licences={
+                name: licences.get(name, LICENCES.get(config["features"][name]["family"], UNKNOWN))
                 for name in config["models"]
             },
             scores=config["recipe"]["scores"],
@@ -160,7 +158,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card: what is fused, under which licences, and how to use it."""
         rows = [
-            f"| {name} | {x['family']} | `{x['weights_digest'][:16]}` | {x['licence']} |"
+            f"| {name} | {x['family']} | `{x['weights_digest'][:16]}` | {self.licences[name]} |"
             for name, x in self.features.items()
         ]
         fuser = self.fuser

@@ -64,7 +64,7 @@ def _fit(
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     weights_K = logs_K.detach().exp()
     return weights_K, float(matching_loss(weights_K, scores_KIT, owner_T))
 
@@ -79,4 +79,5 @@ def matching_loss(weights_K: Tensor, scores_KIT: Tensor, owner_T: Tensor) -> Ten
     count_I = torch.bincount(owner_T, minlength=len(logits_IT)).clamp(min=1)
     hits_I = torch.zeros(len(logits_IT)).index_add(0, owner_T, own_T) / count_I
     i2t = (logits_IT.logsumexp(1) - hits_I).mean()
-    return (i2t + F.cross_entropy(logits_IT.T, owner_T)) / 2
+    loss: Tensor = (i2t + F.cross_entropy(logits_IT.T, owner_T)) / 2
+    return loss

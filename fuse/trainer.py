@@ -1,7 +1,8 @@
 """Training: stores in, a run folder out. The loop is `train`; everything it needs is a `Job`.
 
 A run goes on where it stopped and, on a CPU with as many threads, ends bit for bit as if nothing
-had happened: the order of an epoch depends on seed and epoch alone, rates on the step alone, and
+had happened: the order of an epoch depends on seed and epoch (and on the run's windows, where it
+reads in windows), rates on the step alone, and
 `last.pt` holds everything else.
 """
 
@@ -15,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from hada.extract.errors import NonFiniteError
 from hada.extract.progress import duration, progress
 from hada.extract.spec import SIDES
 from hada.fuse.checkpoint import BEST, Position, RunFolder
-from hada.fuse.data import Split, ahead
+from hada.fuse.data import Split
 from hada.fuse.embed import embed
 from hada.fuse.graph import EdgeWeights
 from hada.fuse.losses import distillation_weight
@@ -91,19 +91,17 @@ def train(job: Job) -> Position:
 def train_epoch(job: Job, position: Position) -> None:
     """The rest of one epoch, with a checkpoint every few minutes."""
     recipe, run = job.recipe, job.run
-    steps = job.train.steps(recipe.order, recipe.batch_size, job.seed, position.epoch)
+    epoch = job.train.epoch(recipe.order, recipe.batch_size, job.seed, position.epoch)
+    steps = len(epoch)
     started = saved = time.monotonic()
     before = position.seconds
     job.objective.train()
 
-    def load(items: NDArray[Any]) -> Batch:
-        return job.train.batch(recipe.order, items).to(job.device)
-
     group = recipe.accumulate
     label = f"epoch {position.epoch + 1}/{recipe.epochs}"
-    with progress(label, len(steps), "steps", done=position.step) as advance:
-        for batch in ahead(load, steps[position.step :]):
-            for name, value in train_step(job, batch, position, len(steps)).items():
+    with progress(label, steps, "steps", done=position.step) as advance:
+        for batch in job.train.batches(epoch, position.step, job.device):
+            for name, value in train_step(job, batch, position, steps).items():
                 position.sums[name] = position.sums.get(name, 0.0) + value
             position.step += 1
             now = time.monotonic()
@@ -111,7 +109,7 @@ def train_epoch(job: Job, position: Position) -> None:
             advance(1, note=f"loss {position.sums['total'] / position.step:.3f}")
             whole = position.step % group == 0  # gradients of part of a group are not saved
             late = now - saved >= 60 * recipe.save_minutes
-            if late and whole and position.step < len(steps):
+            if late and whole and position.step < steps:
                 run.save_last(job.objective, job.optimizer, position)
                 saved = time.monotonic()
 

@@ -20,14 +20,12 @@ from hada.extract.backbones import weights
 from hada.extract.backbones.albef_official import CONFIG_FILES, AlbefModel, load_official
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    MEAN,
-    STD,
     bert_tokenizer,
     check_vocabulary,
     clean_albef,
     clean_caption,
-    squash,
 )
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
 from hada.extract.errors import CheckpointError
@@ -62,6 +60,7 @@ class AlbefBackbone(TorchBackbone):
         text, vision = model.text_encoder.config, model.visual_encoder
         self.tokenizer, self.lavis = tokenizer, lavis
         self.image_size = int(vision.patch_embed.img_size[0])
+        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or (50 if lavis else 30)
         self.max_tokens = min(
             options["max_tokens"] or (35 if lavis else 30), text.max_position_embeddings
@@ -108,7 +107,7 @@ class AlbefBackbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return squash(image, self.image_size)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""

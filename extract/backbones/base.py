@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,13 @@ class Encoded:
     lengths: NDArray[np.int64] | None
     embeddings: NDArray[np.float32] | None
 
+    # Whether the arrays are still on their way from a device: reading one waits for it.
+    arriving: ClassVar[bool] = False
+
+    def wait(self) -> float:
+        """Wait until the arrays are here; the seconds of that in which they only travelled."""
+        return 0.0
+
 
 class Backbone(Protocol):
     """A frozen vision-language model behind one small face."""
@@ -51,7 +58,11 @@ class Backbone(Protocol):
         ...
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
-        """One decoded picture to (3, H, W) float32, by the model's evaluation transform."""
+        """One decoded picture to (3, H, W) float32, by the model's evaluation transform.
+
+        A backbone that also has this transform as an attribute `preprocessor`, a callable that
+        can be pickled, lets `--workers` run it in other processes; else it runs in threads.
+        """
         ...
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:

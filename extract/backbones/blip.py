@@ -14,21 +14,18 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
-from transformers import BlipConfig, BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval
 
 from hada.extract.backbones import blip_official, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    MEAN,
-    STD,
-    TEXT_HEADS,
-    VISION_HEADS,
+    bert_rows,
     bert_tokenizer,
     check_vocabulary,
-    choose_heads,
     clean_caption,
-    squash,
+    load_folder,
 )
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
 from hada.extract.errors import CheckpointError
@@ -61,6 +58,7 @@ class BlipBackbone(TorchBackbone):
         vision, text = model.config.vision_config, model.config.text_config
         options = read_options(request, OPTIONS)
         self.image_size = int(vision.image_size)
+        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or 30
         self.max_tokens = min(options["max_tokens"] or 35, text.max_position_embeddings)
         self.tokenizer = tokenizer
@@ -94,21 +92,13 @@ class BlipBackbone(TorchBackbone):
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """[CLS] words [SEP], after BLIP's cleaning; long captions keep their [SEP]."""
         cleaned = [clean_caption(caption, self.max_words) for caption in captions]
-        if not cleaned:
-            return []
-        # Words first, special tokens by hand: the tokenizer's own truncation is state that it
-        # shares between threads.
-        rows = self.tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
-        limit = self.max_tokens - 2
-        self.count_truncated(
-            sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
-        )
-        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return [[first, *row[:limit], last] for row in rows]
+        rows, cut = bert_rows(self.tokenizer, cleaned, self.max_tokens)
+        self.count_truncated(cut)
+        return rows
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return squash(image, self.image_size)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
@@ -172,40 +162,13 @@ def load(request: BackboneRequest) -> BlipBackbone:
         tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "blip")
     else:
         folder = weights.resolve_folder(request.weights, options["revision"])
-        model = _load_folder(folder, options)
+        model = load_folder(
+            folder,
+            BlipForImageTextRetrieval,
+            options,
+            family="blip",
+            vision_eps=options["vision_layer_norm_eps"] or blip_official.VISION_EPS,
+        )
         files = weights.folder_files(folder)
         tokenizer = bert_tokenizer(options["tokenizer"], folder, "blip")
     return BlipBackbone(request, model, tokenizer, weights.digest(files))
-
-
-def _load_folder(folder: Path, options: dict[str, Any]) -> BlipForImageTextRetrieval:
-    """A `save_pretrained` folder, its heads checked and its vision epsilon set to the official."""
-    with weights.explained(folder, "blip"):
-        config = BlipConfig.from_pretrained(folder)
-        if config.model_type != "blip":
-            raise CheckpointError(f"{folder} holds a {config.model_type!r} model, expected 'blip'")
-        vision, text = config.vision_config, config.text_config
-        text.num_attention_heads = choose_heads(
-            "text",
-            text.hidden_size,
-            options["heads"],
-            text.num_attention_heads,
-            TEXT_HEADS,
-            folder,
-        )
-        vision.num_attention_heads = choose_heads(
-            "vision",
-            vision.hidden_size,
-            options["vision_heads"],
-            vision.num_attention_heads,
-            VISION_HEADS,
-            folder,
-        )
-        vision.layer_norm_eps = options["vision_layer_norm_eps"] or blip_official.VISION_EPS
-        with weights.no_loading_bar():
-            model, info = BlipForImageTextRetrieval.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
-            )
-    weights.check_loading_info(info, folder)
-    weights.check_finite(model, folder)
-    return model

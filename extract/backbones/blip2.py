@@ -14,7 +14,6 @@ embeddings themselves, and the official score is the largest of `tokens[1:] @ ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,18 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForImageTextRetrieval
+from transformers import Blip2ForImageTextRetrieval
 
 from hada.extract.backbones import weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    MEAN,
-    STD,
-    TEXT_HEADS,
+    bert_rows,
     bert_tokenizer,
     check_vocabulary,
-    choose_heads,
     clean_caption,
-    squash,
+    load_folder,
 )
 from hada.extract.backbones.torch_base import (
     TorchBackbone,
@@ -43,7 +40,7 @@ from hada.extract.backbones.torch_base import (
     library_versions,
     with_pooled,
 )
-from hada.extract.errors import CheckpointError, unknown
+from hada.extract.errors import unknown
 from hada.extract.spec import ModelSpec, TokenSpec
 
 OPTIONS: dict[str, type] = {
@@ -78,6 +75,7 @@ class Blip2Backbone(TorchBackbone):
         vision, text = config.vision_config, config.qformer_config
         self.projected = options["image_tokens"] == "embeddings"
         self.image_size = int(vision.image_size)
+        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or 50
         self.max_tokens = min(options["max_tokens"] or 32, text.max_position_embeddings)
         self.tokenizer = tokenizer
@@ -118,19 +116,13 @@ class Blip2Backbone(TorchBackbone):
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """[CLS] words [SEP], after BLIP's cleaning; long captions keep their [SEP]."""
         cleaned = [clean_caption(caption, self.max_words) for caption in captions]
-        if not cleaned:
-            return []
-        rows = self.tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
-        limit = self.max_tokens - 2
-        self.count_truncated(
-            sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
-        )
-        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return [[first, *row[:limit], last] for row in rows]
+        rows, cut = bert_rows(self.tokenizer, cleaned, self.max_tokens)
+        self.count_truncated(cut)
+        return rows
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return squash(image, self.image_size)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> the mean row and the queries' rows, and the unit embedding."""
@@ -205,42 +197,13 @@ def load(request: BackboneRequest) -> Blip2Backbone:
     if kept not in IMAGE_TOKENS:
         raise unknown("value of option image_tokens", kept, IMAGE_TOKENS)
     folder = weights.resolve_folder(request.weights, options["revision"])
-    model = _load_folder(folder, options)
+    model = load_folder(
+        folder,
+        Blip2ForImageTextRetrieval,
+        options,
+        family="blip2",
+        text_config="qformer_config",
+        vision_heads=VISION_HEADS,
+    )
     tokenizer = bert_tokenizer(options["tokenizer"], folder, "blip2")
     return Blip2Backbone(request, model, tokenizer, weights.digest(weights.folder_files(folder)))
-
-
-def _load_folder(folder: Path, options: dict[str, Any]) -> Blip2ForImageTextRetrieval:
-    """The folder's model, its heads checked against the published ones."""
-    with weights.explained(folder, "blip2"):
-        config = Blip2Config.from_pretrained(folder)
-        if config.model_type != "blip-2":
-            raise CheckpointError(
-                f"{folder} holds a {config.model_type!r} model, expected 'blip-2'"
-            )
-        vision, text = config.vision_config, config.qformer_config
-        text.num_attention_heads = choose_heads(
-            "text",
-            text.hidden_size,
-            options["heads"],
-            text.num_attention_heads,
-            TEXT_HEADS,
-            folder,
-            family="BLIP-2",
-        )
-        vision.num_attention_heads = choose_heads(
-            "vision",
-            vision.hidden_size,
-            options["vision_heads"],
-            vision.num_attention_heads,
-            VISION_HEADS,
-            folder,
-            family="BLIP-2",
-        )
-        with weights.no_loading_bar():
-            model, info = Blip2ForImageTextRetrieval.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
-            )
-    weights.check_loading_info(info, folder)
-    weights.check_finite(model, folder)
-    return model

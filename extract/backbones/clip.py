@@ -29,6 +29,7 @@ from hada.extract.backbones.clip_towers import (
     tokens_are_normed,
 )
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import Transform
 from hada.extract.backbones.torch_base import (
     TorchBackbone,
     encoded,
@@ -57,7 +58,7 @@ class ClipBackbone(TorchBackbone):
         self._inner: Any = getattr(tokenizer, "tokenizer", None)
         self.pad_id = int(getattr(self._inner, "pad_token_id", None) or 0)
         config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
-        self._transform = image_transform_v2(config, is_train=False)
+        self.preprocessor = Transform(image_transform_v2(config, is_train=False))
         height, width = config.input_size[1:]
         precision, self.dtype = self.dtype, None  # probe in float32 whatever is asked
         image, embedding_width = self._probe_images(height, width)
@@ -138,7 +139,7 @@ class ClipBackbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, H, W) by the evaluation transform that belongs to the weights."""
-        return np.ascontiguousarray(self._transform(image).numpy(), dtype=np.float32)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, H, W) -> tokens after the final norm, and the projected embedding."""

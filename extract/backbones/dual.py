@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hada.extract.backbones import dual_load, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
+from hada.extract.backbones.preprocessing import Processor
 from hada.extract.backbones.torch_base import (
     TorchBackbone,
     encoded,
@@ -62,12 +63,12 @@ class DualBackbone(TorchBackbone):
     ) -> None:
         super().__init__(request, model)
         self.tokenizer = tokenizer
-        self.processor = processor
+        self.preprocessor = Processor(processor)
         config: Any = model.config
         # SigLIP was trained with every caption padded to the full length and pads attended.
         self.full_length = str(config.model_type).startswith("siglip")
         self.pad_id = dual_load.pad_id(tokenizer, config.text_config)
-        self.max_tokens = dual_load.max_tokens(tokenizer, config.text_config, self.pad_id)
+        self.max_tokens = dual_load.max_tokens(tokenizer, model, self.pad_id)
         asked = read_options(request, OPTIONS)["max_tokens"]
         if asked is not None and not self.full_length:
             self.max_tokens = min(asked, self.max_tokens)
@@ -116,8 +117,7 @@ class DualBackbone(TorchBackbone):
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, H, W) by the checkpoint's own image processor, in its PIL form."""
-        pixels = self.processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"]
-        return np.ascontiguousarray(pixels[0], dtype=np.float32)
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, H, W) -> tokens after the tower's final norm, and the projected embedding."""

@@ -13,6 +13,9 @@ from hada.extract.errors import CheckpointError
 
 _INTERFACE = ("get_image_features", "get_text_features", "vision_model", "text_model")
 
+# What RoBERTa's kin have: their positions start behind the padding index.
+_AFTER_PADDING = "create_position_ids_from_input_ids"
+
 
 def read_folder(folder: Path) -> tuple[Any, Any, Any]:
     """The model in float32, its tokenizer and its image processor, all checked."""
@@ -60,11 +63,11 @@ def pad_id(tokenizer: Any, config: Any) -> int:
     return 0
 
 
-def max_tokens(tokenizer: Any, config: Any, pad_id: int) -> int:
+def max_tokens(tokenizer: Any, model: Any, pad_id: int) -> int:
     """The longest caption in tokens that the tokenizer and the position table both allow."""
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    if "roberta" in config.model_type or config.model_type == "camembert":
-        positions -= pad_id + 1  # their positions start behind the padding index
+    positions = int(getattr(model.config.text_config, "max_position_embeddings", 512))
+    if any(hasattr(part, _AFTER_PADDING) for part in model.text_model.modules()):
+        positions -= pad_id + 1
     return min(int(tokenizer.model_max_length), positions)
 
 

@@ -63,11 +63,25 @@ class FakeOptions:
     tokens: bool = True
 
 
+@dataclass(frozen=True)
+class Shrink:
+    """(3, S, S), centred around zero."""
+
+    size: int
+
+    def __call__(self, image: PIL.Image.Image) -> NDArray[np.float32]:
+        shape = (self.size, self.size)
+        small = image.convert("RGB").resize(shape, PIL.Image.Resampling.BILINEAR)
+        values = np.asarray(small, dtype=np.float32) / np.float32(255) - np.float32(0.5)
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
 class FakeBackbone:
     """See the module; `truncated` counts captions cut to `max_tokens`."""
 
     def __init__(self, request: BackboneRequest, options: FakeOptions) -> None:
         self.options = options
+        self.preprocessor = Shrink(options.image_size)
         self.truncated = 0
         self._lock = threading.Lock()
         seed = zlib.crc32(request.weights.encode())
@@ -127,10 +141,7 @@ class FakeBackbone:
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3, S, S), centred around zero."""
-        size = (self.options.image_size, self.options.image_size)
-        small = image.convert("RGB").resize(size, PIL.Image.Resampling.BILINEAR)
-        values = np.asarray(small, dtype=np.float32) / np.float32(255) - np.float32(0.5)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """The global token is the mean colour; token i the mean of the i-th stripe of rows."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.backbones.options import read_options
-from hada.extract.backbones.salesforce import check_vocabulary, clean_albef
+from hada.extract.backbones.salesforce import bert_rows, check_vocabulary, clean_albef
 from hada.extract.backbones.torch_base import TorchBackbone
 from hada.extract.errors import UsageError, unknown
 from hada.extract.regions import RegionRules
@@ -57,15 +57,9 @@ class RegionTextBackbone(TorchBackbone):
             cleaned = [clean_albef(caption, 30) for caption in captions]
         else:
             cleaned = [(caption, False) for caption in captions]
-        if not cleaned:
-            return []
-        rows = self.tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
-        limit = self.max_tokens - 2
-        self.count_truncated(
-            sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
-        )
-        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return [[first, *row[:limit], last] for row in rows]
+        rows, cut = bert_rows(self.tokenizer, cleaned, self.max_tokens)
+        self.count_truncated(cut)
+        return rows
 
     def text_settings(self) -> dict[str, Any]:
         """What of the preprocessing this class decides, for the spec."""

@@ -1,4 +1,4 @@
-"""What ALBEF, BLIP and BLIP-2 share: the squashed square, caption cleaning, BERT files and heads.
+"""What ALBEF, BLIP and BLIP-2 share: caption cleaning, BERT files, heads and folders.
 
 Numbers of attention heads cannot be read off tensors. They come from an option, from the configs
 beside a checkpoint, or from the published sizes; they are never guessed, because a wrong number
@@ -9,31 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
+import torch
 from transformers import AutoTokenizer, BertTokenizer
 
 from hada.extract.backbones import weights
 from hada.extract.errors import CheckpointError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 # Width -> heads of the published models: BERT-base; ViT-B/16 and ViT-L/16.
 TEXT_HEADS = {768: 12}
 VISION_HEADS = {768: 12, 1024: 16}
-
-
-def squash(image: PIL.Image.Image, size: int) -> NDArray[np.float32]:
-    """(3, S, S): squashed to a square, not cropped, as the official evaluation transforms do."""
-    resized = image.convert("RGB").resize((size, size), PIL.Image.Resampling.BICUBIC)
-    mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
-    values = (np.asarray(resized, dtype=np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
 def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
@@ -158,6 +146,72 @@ def bert_tokenizer(
             ) from error
     with weights.explained(place, family):
         return AutoTokenizer.from_pretrained(place)
+
+
+def bert_rows(
+    tokenizer: Any, cleaned: Sequence[tuple[str, bool]], max_tokens: int
+) -> tuple[list[list[int]], int]:
+    """[CLS] words [SEP] of each caption, and how many captions were cut.
+
+    `cleaned` are texts and whether words were cut off already; a caption that is too long keeps
+    its [SEP].
+    """
+    if not cleaned:
+        return [], 0
+    # Words first, special tokens by hand: the tokenizer's own truncation is state that it shares
+    # between threads.
+    rows = tokenizer([text for text, _ in cleaned], add_special_tokens=False)["input_ids"]
+    limit = max_tokens - 2
+    cut = sum(cut or len(row) > limit for row, (_, cut) in zip(rows, cleaned, strict=True))
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return [[first, *row[:limit], last] for row in rows], cut
+
+
+def load_folder(
+    folder: Path,
+    model_class: Any,
+    options: Mapping[str, Any],
+    *,
+    family: str,
+    text_config: str = "text_config",
+    vision_heads: Mapping[int, int] = VISION_HEADS,
+    vision_eps: float | None = None,
+) -> Any:
+    """The model of a `save_pretrained` folder, its heads checked against the published ones.
+
+    `text_config` names the part of the config that describes the text side; `vision_eps` replaces
+    the image encoder's epsilon. Raises `CheckpointError` where the folder holds another model.
+    """
+    wanted = model_class.config_class
+    with weights.explained(folder, family):
+        config = wanted.from_pretrained(folder)
+        if config.model_type != wanted.model_type:
+            raise CheckpointError(
+                f"{folder} holds a {config.model_type!r} model, expected {wanted.model_type!r}"
+            )
+        sides = (
+            ("text", getattr(config, text_config), options["heads"], TEXT_HEADS),
+            ("vision", config.vision_config, options["vision_heads"], vision_heads),
+        )
+        for which, part, option, published in sides:
+            part.num_attention_heads = choose_heads(
+                which,
+                part.hidden_size,
+                option,
+                part.num_attention_heads,
+                published,
+                folder,
+                family=wanted.model_type.upper(),
+            )
+        if vision_eps is not None:
+            config.vision_config.layer_norm_eps = vision_eps
+        with weights.no_loading_bar():
+            model, info = model_class.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    weights.check_loading_info(info, folder)
+    weights.check_finite(model, folder)
+    return model
 
 
 def check_vocabulary(name: str, tokenizer: Any, size: int) -> None:

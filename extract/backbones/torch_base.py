@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -27,6 +31,8 @@ class TorchBackbone:
     in float32. Features always leave as float32.
 
     truncated: captions that `tokenize` has cut so far because they were too long.
+    clock: seconds spent so far on bringing pictures to the device, under "transfer"; shared by
+        copies of the backbone.
     """
 
     spec: ModelSpec
@@ -38,12 +44,27 @@ class TorchBackbone:
         self.dtype = _AUTOCAST[request.precision]
         self.model: Any = model.float().eval().requires_grad_(False).to(self.device)
         self.truncated = 0
+        self.clock = {"transfer": 0.0}
         self._lock = threading.Lock()
 
     def count_truncated(self, number: int) -> None:
         """Add to `truncated`; captions may be tokenised from several threads."""
         with self._lock:
             self.truncated += number
+
+    def compile(self) -> None:
+        """Compile the repeated blocks of the towers: one compilation serves all of a kind.
+
+        Raises `UsageError` where there are none, or nothing to compile with.
+        """
+        compilers = ("g++", "clang++", os.environ.get("CXX") or "g++")
+        if self.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+            raise UsageError("--compile on a CPU needs a C++ compiler: install g++, or set CXX")
+        blocks = [block for stack in _stacks(self.model) for block in stack.children()]
+        if not blocks:
+            raise UsageError(f"--compile: {type(self.model).__name__} has no repeated blocks")
+        for block in blocks:
+            block.compile(dynamic=True)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -59,8 +80,18 @@ class TorchBackbone:
             yield
 
     def to_device(self, pixels: NDArray[np.float32]) -> Tensor:
-        """(B, 3, H, W) from NumPy to the device."""
-        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device)
+        """(B, 3, H, W) from NumPy to the device.
+
+        To a GPU it goes through pinned memory, in the background: `pixels` may be overwritten
+        when this returns, and the device still works on the batch before.
+        """
+        host = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+        if self.device.type != "cuda":
+            return host.to(self.device)
+        began = time.monotonic()
+        tensor = host.pin_memory().to(self.device, non_blocking=True)
+        self.clock["transfer"] += time.monotonic() - began
+        return tensor
 
     def pad(
         self, ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None
@@ -88,6 +119,8 @@ def check_device(name: str) -> torch.device:
 
 def encoded(tokens: Tensor | None, mask: Tensor | None, embeddings: Tensor | None) -> Encoded:
     """(B, N, D) tokens, those that count as (B, N) bool (None: all) and (B, E) as one `Encoded`."""
+    if any(part is not None and part.is_cuda for part in (tokens, embeddings)):
+        return Arriving(tokens, mask, embeddings)
     host = None if embeddings is None else embeddings.float().cpu().numpy()
     if tokens is None:
         return Encoded(values=None, lengths=None, embeddings=host)
@@ -98,6 +131,80 @@ def encoded(tokens: Tensor | None, mask: Tensor | None, embeddings: Tensor | Non
         lengths = mask.sum(dim=1).cpu().numpy().astype(np.int64)
         rows = tokens[mask]
     return Encoded(values=rows.float().cpu().numpy(), lengths=lengths, embeddings=host)
+
+
+class Arriving(Encoded):
+    """An `Encoded` on its way from a GPU, on a stream of its own beside the next batch's forward.
+
+    Padding comes along and is removed here: to know where it is, the device would have to stop.
+    """
+
+    arriving = True
+
+    def __init__(
+        self, tokens: Tensor | None, mask: Tensor | None, embeddings: Tensor | None
+    ) -> None:
+        parts = [
+            part.float() if part is not None and part.is_floating_point() else part
+            for part in (tokens, mask if tokens is not None else None, embeddings)
+        ]
+        device = next(part.device for part in parts if part is not None)
+        computing, sending = torch.cuda.current_stream(device), _sending_stream(device)
+        self._computed = computing.record_event()
+        sending.wait_stream(computing)
+        with torch.cuda.stream(sending):
+            self._host = [None if part is None else _send_home(part) for part in parts]
+        self._arrived = sending.record_event()
+        self._result: Encoded | None = None
+
+    def wait(self) -> float:
+        self._computed.synchronize()
+        began = time.monotonic()
+        self._arrived.synchronize()
+        return time.monotonic() - began
+
+    @property
+    def values(self) -> NDArray[np.float32] | None:
+        return self._here().values
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        return self._here().lengths
+
+    @property
+    def embeddings(self) -> NDArray[np.float32] | None:
+        return self._here().embeddings
+
+    def _here(self) -> Encoded:
+        if self._result is None:
+            self._arrived.synchronize()
+            self._result = encoded(*self._host)
+        return self._result
+
+
+def _stacks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost lists of two or more modules of one class: a transformer's layers."""
+    for child in model.children():
+        parts = list(child.children())
+        listed = isinstance(child, nn.ModuleList | nn.Sequential)
+        if listed and len(parts) > 1 and len({type(part) for part in parts}) == 1:
+            yield child
+        else:
+            yield from _stacks(child)
+
+
+@functools.cache
+def _sending_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _send_home(part: Tensor) -> Tensor:
+    """A copy in pinned memory, begun on the current stream."""
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    host.copy_(part, non_blocking=True)
+    # The block must not be handed to the next batch before this stream has read it.
+    part.record_stream(torch.cuda.current_stream(part.device))
+    return host
 
 
 MaskT = TypeVar("MaskT", Tensor, None, Tensor | None)

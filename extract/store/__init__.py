@@ -5,6 +5,7 @@ A store is a folder:
     <stores>/<dataset>/<split>/<model>/
         features.zarr/          a plain Zarr v3 group that zarr-python opens without HADA
             image/tokens        (I, N, D); or ragged rows (R, D) with image/spans
+            image/steps         (I, N, 1) float32 beside int8 tokens; see `dtypes`
             image/embeddings    (I, E)
             image/ids           (I, L) uint8: UTF-8, zero-padded
             caption/tokens      (R, D) rows of all captions; caption j owns rows spans[j]
@@ -23,7 +24,8 @@ or, in place of features.zarr, the same arrays as HDF5 files that h5py opens wit
 
 The attributes hold the `StoreSpec`. A shard counts when its marker exists and matches. Local
 shards are read by byte range, every chunk verified the first time; whatever we did not write
-that way is read through zarr-python or h5py.
+that way is read through zarr-python or h5py. A store may lie behind a URL, too: see
+`hada.extract.remote`. docs/store.md tells users all of it.
 """
 
 from hada.extract.store.index import StoreIndex

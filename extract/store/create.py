@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES, StoreSpec
 from hada.extract.store import dtypes, formats, layout
@@ -69,11 +71,23 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
                 shard_rows=capacity,
                 dimensions=("row", "feature"),
             )
+        if tokens is not None and spec.dtype == "int8":
+            codes = plans[f"{side}/tokens"]
+            plans[f"{side}/steps"] = replace(
+                codes,
+                shape=(*codes.shape[:-1], 1),
+                dtype="float32",
+                fill=np.nan,
+                # Steps are small: a file of them is one chunk.
+                chunk_rows=codes.shard_rows,
+                dimensions=(*codes.dimensions[:-1], "one"),
+            )
         if width is not None:
+            stored = dtypes.of_embeddings(spec.dtype)
             plans[f"{side}/embeddings"] = ArrayPlan(
                 shape=(n, width),
-                dtype=dtypes.on_disk(spec.dtype),
-                fill=dtypes.fill_value(spec.dtype),
+                dtype=dtypes.on_disk(stored),
+                fill=dtypes.fill_value(stored),
                 chunk_rows=size,
                 shard_rows=size,
                 dimensions=(side, "feature"),
@@ -82,7 +96,13 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
 
 
 def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -> None:
-    """Make the empty store beside its place and rename it there, so that it is whole or absent."""
+    """Make the empty store beside its place and rename it there, so that it is whole or absent.
+
+    Behind a URL it is made locally and put there, what makes it a store last.
+    """
+    if remote.is_remote(folder):
+        _create_remote(folder, spec, index, format_name)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     temporary = folder.with_name(f".{folder.name}{atomic.TEMPORARY}{os.getpid()}")
@@ -106,6 +126,19 @@ def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -
         atomic.sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _create_remote(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -> None:
+    if format_name != "zarr":
+        raise UsageError(
+            f"{folder}: a store behind a URL is Zarr; HDF5 needs a file system that it can seek "
+            "and lock in. Leave out --format, or choose a local place"
+        )
+    with tempfile.TemporaryDirectory(prefix="hada-") as temporary:
+        local = Path(temporary) / folder.name
+        create(local, spec, index, format_name)
+        name = formats.features_folder(format_name)
+        remote.upload_folder(local / name, folder / name, last="zarr.json")
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import remote
 from hada.extract.errors import StoreError, unknown
 from hada.extract.store.raw import RawShard
 
@@ -27,7 +28,7 @@ _FORMATS = {
 }
 NAMES = tuple(_FORMATS)
 # The arrays of a side that lie in shards.
-SHARDED = ("tokens", "embeddings")
+SHARDED = ("tokens", "steps", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +155,12 @@ def folders() -> set[str]:
 def find(folder: Path) -> tuple[Format, Path] | None:
     """The format of the store in `folder` and where its features lie, or None.
 
-    Raises `StoreError` where there are two: then nobody knows which one is meant.
+    Raises `StoreError` where there are two: then nobody knows which one is meant. Behind a URL
+    there are no folders and there is Zarr alone, whose root metadata is put there last.
     """
+    if remote.is_remote(folder):
+        features = folder / features_folder("zarr")
+        return (get("zarr"), features) if (features / "zarr.json").exists() else None
     present = [name for name in NAMES if (folder / features_folder(name)).is_dir()]
     if len(present) > 1:
         raise StoreError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hada.extract import atomic
 from hada.extract.errors import StoreError
 from hada.extract.store.formats import ArrayPlan
 from hada.extract.store.layout import checksum
-from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
+from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity, number_type
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"
@@ -75,7 +76,11 @@ class Hdf5Format:
                     _dataset(file, name, values, plan.chunk_rows, plan.fill)
                     crcs = _chunk_crcs(values, plan)
                     _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
-            written = os.stat(temporary).st_size, checksum(temporary)
+            # The disk is at work while the checksum is computed.
+            with ThreadPoolExecutor(1) as pool:
+                synced = pool.submit(atomic.sync, temporary)
+                written = os.stat(temporary).st_size, checksum(temporary)
+                synced.result()
         return {str(path.relative_to(features)): written}
 
     def attributes(self, features: Path) -> dict[str, Any]:
@@ -247,8 +252,7 @@ def _read_plan(value: Any) -> ArrayPlan:
         whole = all(type(size) is int and 0 <= size < _MOST_ROWS for size in sizes)
         if not whole or not plan.shape or min(plan.chunk_rows, plan.shard_rows) < 1:
             raise ValueError(f"sizes {sizes}")
-        if np.dtype(plan.dtype).kind not in "fiu":
-            raise ValueError(f"dtype {plan.dtype!r}")
+        number_type(plan.dtype)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise StoreError(f"{_INDEX}: the description of an array is damaged ({error})") from error
     return plan

@@ -6,28 +6,18 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
-from hada.extract import atomic
-from hada.extract.errors import StoreError, UsageError
+from hada.extract import atomic, remote
+from hada.extract.errors import StoreError
 from hada.extract.spec import SideName
 
 COMMIT = "commit"
-
-
-def local_folder(path: str | Path) -> Path:
-    """A store's path as a local folder; raises `UsageError` for a URL that is not `file://`."""
-    text = str(path)
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    if "://" in text:
-        raise UsageError(f"{text}: stores must lie on a local or mounted file system")
-    return Path(text)
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,34 @@ def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
     """The marker of a shard, or None where there is none. A broken one raises `StoreError`."""
     path = marker_path(folder, side, shard)
     try:
-        raw = json.loads(path.read_bytes())
+        return parse_marker(remote.read_bytes(path), path, side, shard)
+    except FileNotFoundError:
+        return None
+
+
+def read_markers(
+    folder: Path, shards: Sequence[tuple[SideName, int]]
+) -> dict[tuple[SideName, int], Marker | StoreError | None]:
+    """The markers of many shards at once: broken ones as their error, None where there is none."""
+    paths = [marker_path(folder, side, shard) for side, shard in shards]
+    found: dict[tuple[SideName, int], Marker | StoreError | None] = {}
+    for key, path, data in zip(shards, paths, remote.read_many(paths), strict=True):
+        try:
+            if isinstance(data, FileNotFoundError):
+                found[key] = None
+            elif isinstance(data, Exception):
+                found[key] = StoreError(f"{path}: cannot be read ({data})")
+            else:
+                found[key] = parse_marker(data, path, *key)
+        except StoreError as error:
+            found[key] = error
+    return found
+
+
+def parse_marker(data: bytes, path: Path, side: SideName, shard: int) -> Marker:
+    """A marker from its file's bytes; raises `StoreError` where they are none."""
+    try:
+        raw = json.loads(data)
         return Marker(
             side=side,
             shard=shard,
@@ -82,23 +99,38 @@ def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
             failed={int(row): str(reason) for row, reason in raw["failed"].items()},
             provenance=dict(raw["provenance"]),
         )
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise StoreError(f"{path}: not a commit marker ({error})") from error
 
 
 def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
-    """Delete half-written markers of a shard. Only its owner may."""
+    """Delete half-written markers of a shard. Only its owner may; behind a URL there are none."""
+    if remote.is_remote(folder):
+        return
     marker = marker_path(folder, side, shard)
     for path in marker.parent.glob(f"{marker.name}{atomic.TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
-def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = False) -> str | None:
+def damage(
+    features: Path,
+    marker: Marker,
+    spec_digest: str,
+    *,
+    deep: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> str | None:
     """What is wrong with a committed shard, or None; its files lie below `features`.
 
     Looks at presence and size of its files; `deep` reads them and compares checksums too.
+    `sizes` are those of all files there, where they have been listed (`listed_sizes`).
     """
     if marker.spec_digest != spec_digest:
         return "it was written for another spec"
@@ -108,16 +140,23 @@ def damage(features: Path, marker: Marker, spec_digest: str, *, deep: bool = Fal
         try:
             if not path.resolve().is_relative_to(features):
                 return f"its marker names a file outside the store: {name!r}"
-            found = path.stat().st_size
+            found = path.stat().st_size if sizes is None else sizes.get(name)
+            if found is None:
+                return f"{name} is missing"
             if found != n_bytes:
                 return f"{name} has {found} bytes, expected {n_bytes}"
-            if deep and checksum(path) != crc:
+            if deep and _file_checksum(path, n_bytes) != crc:
                 return f"{name} has another checksum than when it was written"
         except FileNotFoundError:
             return f"{name} is missing"
         except (OSError, ValueError, RuntimeError) as error:
             return f"{name!r} cannot be read ({error})"
     return None
+
+
+def listed_sizes(features: Path) -> dict[str, int] | None:
+    """Name -> bytes of all files, where that is one request and each alone would be one too."""
+    return remote.file_sizes(features) if remote.is_remote(features) else None
 
 
 def checksum(path: Path) -> int:
@@ -129,12 +168,25 @@ def checksum(path: Path) -> int:
     return crc
 
 
+def _file_checksum(path: Path, n_bytes: int) -> int:
+    if not remote.is_remote(path):
+        return checksum(path)
+    crc = 0
+    for data in remote.blocks(path, n_bytes):
+        crc = google_crc32c.extend(crc, data)
+    return crc
+
+
 @contextlib.contextmanager
 def shard_lock(folder: Path, side: SideName, shard: int) -> Iterator[bool]:
     """Yield whether this process now owns the shard; another writer's shard yields False.
 
-    The kernel drops the lock with its process, so a killed writer leaves none behind.
+    The kernel drops the lock with its process, so a killed writer leaves none behind. There are
+    no such locks behind a URL: two writers of a shard there both do the work, and the last wins.
     """
+    if remote.is_remote(folder):
+        yield True
+        return
     path = folder / COMMIT / f"{side}-{shard:06d}.lock"
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
@@ -160,6 +212,8 @@ def remove_stale_locks(folder: Path) -> None:
     Nobody claims a finished shard again, so nobody else would. Locks of unfinished shards stay:
     another process may be about to take them.
     """
+    if remote.is_remote(folder):
+        return
     for path in (folder / COMMIT).glob("*.lock"):
         if path.with_suffix(".json").exists():
             with contextlib.suppress(OSError), path.open() as file:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import layout
@@ -18,6 +19,7 @@ from hada.extract.store.index import StoreIndex
 from hada.extract.store.reader import StoreReader, locate, open_store, read_spec, shard_status
 from hada.extract.store.space import SizePlan, plan_size
 from hada.extract.store.writer import Block, StoreWriter
+from hada.extract.tokens import ALL, pool, pooled_lengths, reduced_spec
 
 UNWRITTEN = "not written yet"
 
@@ -61,7 +63,7 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
             }
             for side, shards in status.items()
         },
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": sum(remote.file_sizes(folder).values()),
         "allowed_mismatches": form.attributes(features).get(ALLOWED, []),
         "provenance": provenance,
     }
@@ -69,6 +71,8 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Files of killed writers that no shard's marker counts: `*.tmp-*` anywhere in the store."""
+    if remote.is_remote(folder):
+        return []
     return sorted(path for path in folder.rglob(f"*{atomic.TEMPORARY}*") if path.is_file())
 
 
@@ -112,10 +116,13 @@ def convert(
     *,
     format: str | None = None,  # noqa: A002
     dtype: str | None = None,
+    tokens: str = ALL,
 ) -> Iterator[tuple[SideName, int, int]]:
     """Write the store at `source` again at `target`, in another format or dtype.
 
     Shards that are there already are skipped, so the same call continues after an interruption.
+    Of tokens, `tokens` are kept: averages are of what `source` holds, so they may differ by its
+    rounding from those that an extraction takes before anything is rounded.
 
     Yields:
         (side, shards done, shards of that side), after each shard.
@@ -124,10 +131,11 @@ def convert(
         StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
         StoreMismatchError: `target` holds something else.
     """
-    if source.resolve() == target.resolve():
+    source, target = remote.place(source), remote.place(target)
+    if str(source.resolve()) == str(target.resolve()):
         raise StoreError(f"{target}: a store cannot be converted in place; name another folder")
     store = open_store(source)
-    spec, index = _wanted(store, dtype)
+    spec, index = _wanted(store, dtype, tokens)
     writer = StoreWriter.open(target, spec, index, format=format or store.format)
     for side in SIDES:
         total = writer.shards(side)
@@ -139,18 +147,26 @@ def convert(
     writer.finish()
 
 
-def conversion_size(source: Path, target: Path, dtype: str | None = None) -> SizePlan:
+def conversion_size(
+    source: Path, target: Path, dtype: str | None = None, tokens: str = ALL
+) -> SizePlan:
     """What `convert` would write at `target`."""
-    return plan_size(target, *_wanted(open_store(source), dtype))
+    return plan_size(target, *_wanted(open_store(source), dtype, tokens))
 
 
-def _wanted(store: StoreReader, dtype: str | None) -> tuple[StoreSpec, StoreIndex]:
+def _wanted(store: StoreReader, dtype: str | None, tokens: str) -> tuple[StoreSpec, StoreIndex]:
+    model = reduced_spec(store.spec.model, tokens)
+    spec = replace(store.spec, model=model, dtype=dtype or store.spec.dtype)
+    lengths: dict[SideName, NDArray[np.int64]] = {}
+    for side in SIDES:
+        kept, there = model.tokens(side), store.side(side).lengths
+        lengths[side] = pooled_lengths(there, kept.pooled) if kept else np.zeros_like(there)
     index = StoreIndex(
         ids={side: store.side(side).ids for side in SIDES},
         caption_to_image=store.caption_to_image,
-        lengths={side: store.side(side).lengths for side in SIDES},
+        lengths=lengths,
     )
-    return replace(store.spec, dtype=dtype or store.spec.dtype), index
+    return spec, index
 
 
 def _block(store: StoreReader, writer: StoreWriter, side: SideName, shard: int) -> Block:
@@ -160,8 +176,14 @@ def _block(store: StoreReader, writer: StoreWriter, side: SideName, shard: int) 
     reader = store.side(side)
     marker = layout.read_marker(store.path, side, shard)
     assert marker is not None
+    values, kept = None, writer.spec.model.tokens(side)
+    if reader.tokens_spec is not None and kept is not None:
+        values = reader.tokens(items)
+        if kept.pooled != reader.tokens_spec.pooled and kept.pooled is not None:
+            last = kept.global_token == "last"
+            values = pool(values, reader.lengths[items], kept.pooled, global_last=last)
     return Block(
-        values=reader.tokens(items) if reader.tokens_spec is not None else None,
+        values=values,
         embeddings=reader.embeddings(items),
         failed=marker.failed,
         provenance={

@@ -7,7 +7,7 @@ computed right after its chunk has been read, while that still lies in the proce
 
 from __future__ import annotations
 
-import itertools
+import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = -1
+_NUMBERS = tuple(f"{kind}{8 * size}" for size in (1, 2, 4, 8) for kind in ("int", "uint"))
+_NUMBERS += ("float16", "float32", "float64")
 # Bytes between two chunks: a crc32c, or HDF5's fletcher32.
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
 _MOST_CHUNKS = 500
+# Up to so many parts are planned one by one, more of them all at once.
+_FEW = 16
+# Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
+_MAPPED = 1 << 17
+
+Rows = NDArray[np.int64]
+# Bytes start..stop-1 of the result come from `offset` on; the first chunk ends at `cut`, and so
+# many follow it: (offset, start, cut, stop, count).
+Part = tuple[int, int, int, int, int]
+# From a row on, chunk by chunk: (row, start, stop).
+Slow = tuple[int, int, int]
 
 
 class OpenFile:
@@ -30,6 +43,19 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.identity = identity(os.fstat(self.descriptor))
+        self._pages: memoryview | None = None
+
+    def pages(self) -> memoryview:
+        """The file as memory. Raises `OSError` where it has been cut since it was opened.
+
+        Reading what is cut off would end the process, so this is asked before every batch.
+        """
+        size = os.fstat(self.descriptor).st_size
+        if size < self.identity[1]:
+            raise OSError(f"the file was cut to {size} bytes")
+        if self._pages is None:
+            self._pages = memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+        return self._pages
 
     def __del__(self) -> None:
         descriptor = getattr(self, "descriptor", None)
@@ -61,39 +87,120 @@ class RawShard:
     verified: bytearray = field(init=False)
     _offsets: list[int] = field(init=False)
     _runs: list[int] = field(init=False)
+    _run_of: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
-        self.verified = bytearray(len(self.offsets))
+        # Where nothing was written there is nothing to verify.
+        self.verified = bytearray((self.offsets == MISSING).tobytes())
         self._offsets = self.offsets.tolist()
         # Chunks of the same number lie one after the other, with a checksum between them.
         breaks = np.diff(self.offsets) != self.chunk_bytes + _BETWEEN
-        self._runs = [0, *np.cumsum(breaks | (self.offsets[1:] == MISSING)).tolist()]
+        breaks |= self.offsets[1:] == MISSING
+        self._run_of = np.concatenate([[0], np.cumsum(breaks)])
+        self._runs = self._run_of.tolist()
 
-    def read(self, file: OpenFile, first: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out`, the flat bytes of consecutive rows, from row `first` of this shard.
+    def read(
+        self,
+        file: OpenFile,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        places: NDArray[np.int64],
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Fill parts of `out` with rows of this shard.
 
-        Raises `ValueError` where a checksum is wrong and `OSError` where the file ends early.
+        Args:
+            file: The open shard.
+            starts: (n,) first row of each part.
+            stops: (n,) row after its last; no part is empty.
+            places: (n,) where each part begins in `out`, in bytes.
+            out: Flat bytes.
+
+        Raises:
+            ValueError: A checksum is wrong.
+            OSError: The file ends early.
         """
-        size, offsets, verified = self.chunk_bytes, self._offsets, self.verified
+        if 0 in self.verified:
+            self._verify_pages(file, starts, stops)
+        plan = self._plan_few if len(starts) < _FEW else self._plan_many
+        quick, rest = plan(starts, stops, places)
+        for start, place, end in rest:
+            self._read_checked(file, start, out[place:end])
+        _read_parts(file, self.chunk_bytes, quick, out.data)
+
+    def _plan_few(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+        """Parts that one call reads, and those to be read chunk by chunk."""
+        size, row_bytes, offsets = self.chunk_bytes, self.row_bytes, self._offsets
+        quick: list[Part] = []
+        rest: list[Slow] = []
+        for start, stop, place in zip(
+            starts.tolist(), stops.tolist(), places.tolist(), strict=True
+        ):
+            chunk, inside = divmod(start * row_bytes, size)
+            last = (stop * row_bytes - 1) // size
+            end = place + (stop - start) * row_bytes
+            if (
+                last < min(len(offsets), chunk + _MOST_CHUNKS)
+                and offsets[chunk] != MISSING
+                and self._runs[chunk] == self._runs[last]
+                and 0 not in self.verified[chunk : last + 1]
+            ):
+                cut = place + size - inside
+                quick.append((offsets[chunk] + inside, place, cut, end, last - chunk))
+            else:
+                rest.append((start, place, end))
+        return quick, rest
+
+    def _plan_many(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+        """`_plan_few` for all parts at once: one by one it takes longer than reading them."""
+        size = self.chunk_bytes
+        begins, ends = starts * self.row_bytes, stops * self.row_bytes
+        chunks, lasts = begins // size, (ends - 1) // size
+        quick = self._in_one_call(chunks, lasts)
+        slow = ~quick
+        rest = (starts[slow], places[slow], (places + ends - begins)[slow])
+        chunks, begins, places = chunks[quick], begins[quick], places[quick]
+        inside = begins - chunks * size
+        parts = (
+            self.offsets[chunks] + inside,
+            places,
+            places + size - inside,
+            places + ends[quick] - begins,
+            lasts[quick] - chunks,
+        )
+        return (
+            list(zip(*(values.tolist() for values in parts), strict=True)),
+            list(zip(*(values.tolist() for values in rest), strict=True)),
+        )
+
+    def _in_one_call(
+        self, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which runs of chunks are verified, lie one after the other and are not too many."""
+        known = len(self._offsets)
+        ends = np.minimum(lasts, known - 1)
+        begins = np.minimum(chunks, ends)
+        quick = (lasts < known) & (lasts - chunks < _MOST_CHUNKS)
+        quick &= (self._run_of[begins] == self._run_of[ends]) & (self.offsets[begins] != MISSING)
+        if 0 in self.verified:
+            before = np.zeros(known + 1, np.int64)
+            np.cumsum(np.frombuffer(self.verified, np.uint8) == 0, out=before[1:])
+            quick &= before[ends + 1] == before[begins]
+        return quick
+
+    def _read_checked(self, file: OpenFile, first: int, out: NDArray[np.uint8]) -> None:
+        """Rows from row `first` on, chunk by chunk, each verified if it is not yet."""
+        size, offsets = self.chunk_bytes, self._offsets
         position, wanted = 0, len(out)
         chunk, inside = divmod(first * self.row_bytes, size)
-        last = chunk + (inside + wanted - 1) // size
-        if (
-            0 < last - chunk < _MOST_CHUNKS
-            and last < len(offsets)
-            and self._runs[chunk] == self._runs[last]
-            and 0 not in verified[chunk : last + 1]
-        ):
-            self._read_run(file, offsets[chunk] + inside, size - inside, out)
-            return
         while position < wanted:
             take = min(size - inside, wanted - position)
             part = out[position : position + take]
             if chunk >= len(offsets) or offsets[chunk] == MISSING:
                 part.reshape(-1, len(self.fill))[:] = self.fill
-            elif verified[chunk]:
-                _read_into(file, part, offsets[chunk] + inside)
+            elif self.verified[chunk]:
+                _read_pieces(file, [part], offsets[chunk] + inside)
             elif take == size:
                 self._verify(file, chunk, part)
             else:
@@ -102,35 +209,65 @@ class RawShard:
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
 
-    def _read_run(self, file: OpenFile, offset: int, head: int, out: NDArray[np.uint8]) -> None:
-        """Chunks that lie one after the other, in one call; `head` bytes are of the first one."""
-        checksum = np.empty(_BETWEEN, np.uint8)
-        cuts = [0, *range(head, len(out), self.chunk_bytes), len(out)]
-        pieces: list[Any] = []
-        for start, stop in itertools.pairwise(cuts):
-            pieces += [out[start:stop], checksum]
-        _read_pieces(file, pieces[:-1], offset)
+    def _verify_pages(self, file: OpenFile, starts: Rows, stops: Rows) -> None:
+        """Verify the small chunks of small parts where they lie, before these are copied."""
+        if self.chunk_bytes >= _MAPPED:
+            return
+        small = (stops - starts) * self.row_bytes < _MAPPED
+        chunks = starts[small] * self.row_bytes // self.chunk_bytes
+        lasts = (stops[small] * self.row_bytes - 1) // self.chunk_bytes
+        touched = np.zeros(len(self._offsets) + 1, np.int64)
+        np.add.at(touched, np.minimum(chunks, len(self._offsets)), 1)
+        np.add.at(touched, np.minimum(lasts + 1, len(self._offsets)), -1)
+        wanted = np.cumsum(touched[:-1]) > 0
+        wanted &= (np.frombuffer(self.verified, np.uint8) == 0) & (self.offsets != MISSING)
+        pages = np.frombuffer(file.pages(), np.uint8)
+        for chunk in np.flatnonzero(wanted).tolist():
+            end = self._offsets[chunk] + self.chunk_bytes
+            stored = pages[end : end + _BETWEEN] if self.crcs is None else None
+            self._compare(chunk, google_crc32c.value(pages[self._offsets[chunk] : end]), stored)
 
     def _verify(self, file: OpenFile, chunk: int, out: NDArray[np.uint8]) -> None:
         """Read a whole chunk and compare its checksum; from then on it is trusted."""
-        offset = self._offsets[chunk]
+        pieces: list[Any] = [out]
+        stored = None
         if self.crcs is None:
-            stored = np.empty(4, np.uint8)
-            _read_pieces(file, [out, stored], offset)
-            expected = int(stored.view("<u4")[0])
-        else:
-            _read_into(file, out, offset)
+            stored = np.empty(_BETWEEN, np.uint8)
+            pieces.append(stored)
+        _read_pieces(file, pieces, self._offsets[chunk])
+        self._compare(chunk, google_crc32c.value(out), stored)
+
+    def _compare(self, chunk: int, found: int, stored: NDArray[np.uint8] | None) -> None:
+        if stored is None:
+            assert self.crcs is not None
             expected = int(self.crcs[chunk])
-        found = google_crc32c.value(out)
+        else:
+            expected = int.from_bytes(stored.tobytes(), "little")
         if found != expected:
             raise ValueError(f"chunk {chunk} has the crc32c {found:08x}, expected {expected:08x}")
         self.verified[chunk] = 1
 
 
-def _read_into(file: OpenFile, out: NDArray[np.uint8], offset: int) -> None:
-    pieces: list[Any] = [out]
-    if os.preadv(file.descriptor, pieces, offset) != len(out):
-        _read_pieces(file, pieces, offset)
+def _read_parts(file: OpenFile, size: int, parts: list[Part], out: memoryview) -> None:
+    """Read parts whose chunks of `size` bytes follow each other, with a checksum between them."""
+    checksum = bytearray(_BETWEEN)
+    descriptor, preadv, pages = file.descriptor, os.preadv, file.pages()
+    for offset, start, cut, stop, count in parts:
+        if stop - start < _MAPPED:
+            if not count:
+                out[start:stop] = pages[offset : offset + stop - start]
+                continue
+            while start < stop:
+                end = min(cut, stop)
+                after = offset + end - start
+                out[start:end] = pages[offset:after]
+                offset, start, cut = after + _BETWEEN, end, end + size
+            continue
+        pieces: list[Any] = [out[start : min(cut, stop)]]
+        for k in range(cut, stop, size):
+            pieces += [checksum, out[k : min(k + size, stop)]]
+        if preadv(descriptor, pieces, offset) != stop - start + _BETWEEN * count:
+            _read_pieces(file, pieces, offset)
 
 
 def _read_pieces(file: OpenFile, pieces: list[Any], offset: int) -> None:
@@ -148,6 +285,17 @@ def _read_pieces(file: OpenFile, pieces: list[Any], offset: int) -> None:
         if more == 0:
             raise OSError(f"the file ends {wanted - got} bytes early")
         got += more
+
+
+def number_type(name: Any) -> np.dtype[Any]:
+    """The type of a plain number by NumPy's and Zarr's name; raises ValueError for other texts.
+
+    `np.dtype` itself takes much more: it runs a parser of Python over what it does not know.
+    """
+    if name not in _NUMBERS:
+        raise ValueError(f"dtype {name!r}")
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 def fill_bytes(fill: float, dtype: np.dtype[Any]) -> NDArray[np.uint8]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import remote
 from hada.extract.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import dtypes, formats, layout
 from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, decode_ids, shard_count
+from hada.extract.store.remote_rows import row_reader
 from hada.extract.store.rows import RowReader
 
 Rows = slice | NDArray[np.int64]
@@ -62,6 +64,8 @@ class SideReader:
         if self.tokens_spec is None:
             raise StoreError(f"{self._features.parent}: keeps no {self.side} tokens")
         items = self._rows(rows)
+        if self._dtype == "int8":
+            return self._dequantized(items, out)
         if self.tokens_spec.count is None:
             return self._read(self._token_rows, self._spans[items], out)
         spans = np.stack([items, items + 1], axis=1)
@@ -76,9 +80,19 @@ class SideReader:
         items = self._rows(slice(None) if rows is None else rows)
         return self._read(self._embedding_rows, np.stack([items, items + 1], axis=1), None)
 
+    def _dequantized(self, items: NDArray[np.int64], out: NDArray[Any] | None) -> NDArray[Any]:
+        """Codes times steps; see `dtypes`."""
+        assert self.tokens_spec is not None
+        one = np.stack([items, items + 1], axis=1)
+        spans = self._spans[items] if self.tokens_spec.count is None else one
+        codes = self._token_rows.ranges(spans).reshape(-1, self.tokens_spec.width)
+        steps = self._step_rows.ranges(spans).reshape(-1, 1)
+        values: NDArray[np.float32] = np.multiply(codes, steps, out=out, dtype=np.float32)
+        return values
+
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What `tokens` and `embeddings` return; bfloat16 is widened to float32."""
+        """What `tokens` returns: as stored, but bfloat16 and int8 are widened to float32."""
         return dtypes.in_memory(self._dtype)
 
     def _rows(self, rows: Rows) -> NDArray[np.int64]:
@@ -89,7 +103,7 @@ class SideReader:
     ) -> NDArray[Any]:
         if reader.dtype == self.dtype:
             return reader.ranges(spans, out)
-        values = dtypes.decode(reader.ranges(spans), self._dtype)
+        values = dtypes.decode(reader.ranges(spans), dtypes.of_embeddings(self._dtype))
         if out is None:
             return values
         out[...] = values
@@ -122,18 +136,29 @@ class SideReader:
         assert self.tokens_spec is not None
         count, width = self.tokens_spec.count, self.tokens_spec.width
         shape = (width,) if count is None else (count, width)
-        return self._array("tokens", shape, None if count is None else len(self.ids))
+        stored = dtypes.on_disk(self._dtype)
+        return self._array("tokens", shape, None if count is None else len(self.ids), stored)
+
+    @functools.cached_property
+    def _step_rows(self) -> RowReader:
+        """int8's steps, one for each token row."""
+        assert self.tokens_spec is not None
+        count = self.tokens_spec.count
+        shape = (1,) if count is None else (count, 1)
+        rows = self._token_rows.shape[0]
+        return self._array("steps", shape, rows, "float32")
 
     @functools.cached_property
     def _embedding_rows(self) -> RowReader | None:
         if self._width is None or not self._form.has(self._features, f"{self.side}/embeddings"):
             return None
-        return self._array("embeddings", (self._width,), len(self.ids))
+        stored = dtypes.on_disk(dtypes.of_embeddings(self._dtype))
+        return self._array("embeddings", (self._width,), len(self.ids), stored)
 
-    def _array(self, name: str, row: tuple[int, ...], rows: int | None) -> RowReader:
+    def _array(self, name: str, row: tuple[int, ...], rows: int | None, stored: str) -> RowReader:
         """An array, whose shape must be what the spec says: its own metadata has no checksum."""
-        reader = RowReader(self._form.source(self._features, f"{self.side}/{name}"))
-        dtype = np.dtype(dtypes.on_disk(self._dtype))
+        reader = row_reader(self._form.source(self._features, f"{self.side}/{name}"))
+        dtype = np.dtype(stored)
         fits = reader.shape[1:] == row and rows in (None, reader.shape[0]) and reader.dtype == dtype
         if not fits:
             raise StoreError(
@@ -190,10 +215,11 @@ def open_store(path: str | Path) -> StoreReader:
     Raises:
         StoreError: There is none, it is incomplete or damaged; the message says what to do.
     """
-    folder = layout.local_folder(path)
+    folder = remote.place(path)
     form, features = locate(folder)
     spec = read_spec(folder)
-    status = shard_status(folder, spec)
+    markers = _markers(form, folder, features, spec)
+    status = _status(features, spec, markers)
     missing = {side: [k for k, state in status[side].items() if state] for side in SIDES}
     if any(missing.values()):
         total = sum(len(status[side]) for side in SIDES)
@@ -206,10 +232,9 @@ def open_store(path: str | Path) -> StoreReader:
             f"--dataset {spec.dataset} --split {spec.split} --model {spec.model.name}"
         )
     failed: dict[SideName, set[int]] = {side: set() for side in SIDES}
-    for side in SIDES:
-        for shard in status[side]:
-            marker = layout.read_marker(folder, side, shard)
-            failed[side].update(marker.failed if marker else {})
+    for (side, _), marker in markers.items():
+        if isinstance(marker, layout.Marker):
+            failed[side].update(marker.failed)
     return StoreReader(folder, spec, form, features, failed)
 
 
@@ -239,25 +264,29 @@ def shard_status(
 ) -> dict[SideName, dict[int, str | None]]:
     """For every shard of both sides: what is wrong with it, None where nothing is."""
     form, features = locate(folder)
+    return _status(features, spec, _markers(form, folder, features, spec), deep=deep)
+
+
+Markers = dict[tuple[SideName, int], layout.Marker | StoreError | None]
+
+
+def _markers(form: Format, folder: Path, features: Path, spec: StoreSpec) -> Markers:
     ids = {side: decode_ids(form.whole(features, f"{side}/ids")) for side in SIDES}
     empty = StoreIndex(ids=ids, caption_to_image=np.zeros(0, np.int64), lengths={})
-    digest = spec.digest()
-    return {
-        side: {
-            shard: _state(folder, features, side, shard, digest, deep)
-            for shard in range(shard_count(spec, empty, side))
-        }
-        for side in SIDES
-    }
+    shards = [(side, shard) for side in SIDES for shard in range(shard_count(spec, empty, side))]
+    return layout.read_markers(folder, shards)
 
 
-def _state(
-    folder: Path, features: Path, side: SideName, shard: int, digest: str, deep: bool
-) -> str | None:
-    try:
-        marker = layout.read_marker(folder, side, shard)
-    except StoreError as error:
-        return str(error)
-    if marker is None:
-        return "not written yet"
-    return layout.damage(features, marker, digest, deep=deep)
+def _status(
+    features: Path, spec: StoreSpec, markers: Markers, *, deep: bool = False
+) -> dict[SideName, dict[int, str | None]]:
+    digest, sizes = spec.digest(), layout.listed_sizes(features)
+    status: dict[SideName, dict[int, str | None]] = {side: {} for side in SIDES}
+    for (side, shard), marker in markers.items():
+        if isinstance(marker, StoreError):
+            status[side][shard] = str(marker)
+        elif marker is None:
+            status[side][shard] = "not written yet"
+        else:
+            status[side][shard] = layout.damage(features, marker, digest, deep=deep, sizes=sizes)
+    return status

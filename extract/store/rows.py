@@ -14,6 +14,7 @@ from hada.extract.errors import StoreError
 from hada.extract.store.formats import ArraySource
 from hada.extract.store.raw import OpenFile, RawShard
 
+Rows = NDArray[np.int64]
 # Files kept open for each array; systems allow a process about a thousand.
 OPEN_FILES = 64
 # Through a library, reading one row costs about as much as reading this share of a shard at once.
@@ -74,41 +75,52 @@ class RowReader:
             return out
         flat = out.reshape(-1).view(np.uint8)
         row_bytes = out[:1].nbytes
-        slow: list[tuple[int, int, int]] = []
-        used: dict[int, tuple[RawShard | None, OpenFile | None]] = {}
-        for shard, start, stop, place in self._pieces(spans):
+        slow: set[int] = set()
+        for shard, starts, stops, places in self._by_shard(spans):
             try:
-                if shard not in used:
-                    if len(used) >= OPEN_FILES:
-                        used.clear()
-                    with self._lock:
-                        used[shard] = self._shard(shard)
-                raw, file = used[shard]
+                with self._lock:
+                    raw, file = self._shard(shard)
                 if raw is None or file is None:
-                    slow.append((start, stop, place))
+                    slow.add(shard)
                 else:
-                    part = flat[place * row_bytes : (place + stop - start) * row_bytes]
-                    raw.read(file, start - shard * self._step, part)
+                    skip = shard * self._step
+                    raw.read(file, starts - skip, stops - skip, places * row_bytes, flat)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
                 self._forget(shard)
-                raise self._damaged(start, stop, error) from error
+                raise self._damaged(int(starts.min()), int(stops.max()), error) from error
         if slow:
-            self._slow(slow, out)
+            self._slow([p for p in self._pieces(spans) if p[0] in slow], out)
         return out
 
     def _pieces(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
-        """Spans cut at shard boundaries: (shard, first row, row after the last, place in out)."""
-        place, step = 0, self._step
+        """`_by_shard` piece by piece: (shard, first row, row after the last, place in out)."""
+        for shard, *some in self._by_shard(spans):
+            starts, stops, places = (values.tolist() for values in some)
+            for start, stop, place in zip(starts, stops, places, strict=True):
+                yield shard, start, stop, place
+
+    def _by_shard(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, Rows, Rows, Rows]]:
+        """Spans cut at the ends of shards: shard, first rows, rows after the last, places in out.
+
+        A shard comes once, with all its pieces.
+        """
+        step = self._step
         # Spans that continue each other are one: a whole shard then is a single piece.
         joints = np.flatnonzero(spans[1:, 0] != spans[:-1, 1])
         starts = spans[np.concatenate([[0], joints + 1]), 0]
         stops = spans[np.concatenate([joints, [len(spans) - 1]]), 1]
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            while start < stop:
-                shard = start // step
-                end = min(stop, (shard + 1) * step)
-                yield shard, start, end, place
-                place, start = place + end - start, end
+        starts, stops = starts[starts < stops], stops[starts < stops]
+        shards = starts // step
+        counts = (stops - 1) // step - shards + 1
+        if (counts > 1).any():
+            within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+            shards = np.repeat(shards, counts) + within
+            starts = np.maximum(np.repeat(starts, counts), shards * step)
+            stops = np.minimum(np.repeat(stops, counts), (shards + 1) * step)
+        places = np.cumsum(stops - starts) - (stops - starts)
+        order = np.argsort(shards, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            yield int(shards[some[0]]), starts[some], stops[some], places[some]
 
     def _shard(self, shard: int) -> tuple[RawShard | None, OpenFile | None]:
         file = self._open.get(shard)
@@ -138,11 +150,11 @@ class RowReader:
             self._open.pop(shard, None)
             self._shards.pop(shard, None)
 
-    def _slow(self, pieces: list[tuple[int, int, int]], out: NDArray[Any]) -> None:
+    def _slow(self, pieces: list[tuple[int, int, int, int]], out: NDArray[Any]) -> None:
         """Through the library, a shard at once where much of it is wanted."""
         by_shard: dict[int, list[tuple[int, int, int]]] = {}
-        for piece in pieces:
-            by_shard.setdefault(piece[0] // self._step, []).append(piece)
+        for number, *piece in pieces:
+            by_shard.setdefault(number, []).append((piece[0], piece[1], piece[2]))
         for shard, mine in by_shard.items():
             start = shard * self._step
             stop = min(start + self._step, self.shape[0])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hada.extract import remote
 from hada.extract.errors import StoreError
 from hada.extract.progress import size
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import layout
 from hada.extract.store.create import index_arrays, plan_arrays
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
 
@@ -25,7 +25,7 @@ class SizePlan:
     """What a store will hold and what it needs.
 
     arrays: name -> bytes. shards, items: per side. present: bytes that lie there already.
-    free: bytes that the file system has left.
+    free: bytes that the file system has left; None where nobody knows, behind a URL.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class SizePlan:
     arrays: Mapping[str, int]
     files: int
     present: int
-    free: int
+    free: int | None
 
     @property
     def needed(self) -> int:
@@ -45,14 +45,14 @@ class SizePlan:
     @property
     def fits(self) -> bool:
         """Whether the disk has room for it."""
-        return self.needed <= self.free
+        return self.free is None or self.needed <= self.free
 
     def check(self, *, force: bool = False) -> None:
         """Raise `StoreError` where the disk is too small, unless `force`."""
         if not self.fits and not force:
             raise StoreError(
                 f"{self.folder}: {size(self.needed)} are to be written, but the disk has "
-                f"{size(self.free)} left. Free some space, choose another place "
+                f"{size(self.free or 0)} left. Free some space, choose another place "
                 "(--root stores=FOLDER), or go on all the same with --force."
             )
 
@@ -79,13 +79,14 @@ class SizePlan:
         lines += [f"  {name:<20} {size(n_bytes):>9}" for name, n_bytes in self.arrays.items()]
         lines.append(f"  there already        {size(self.present):>9}")
         lines.append(f"  to be written        {size(self.needed):>9}")
-        lines.append(f"  free on the disk     {size(self.free):>9}")
+        if self.free is not None:
+            lines.append(f"  free on the disk     {size(self.free):>9}")
         return "\n".join(lines)
 
 
 def plan_size(path: str | Path, spec: StoreSpec, index: StoreIndex) -> SizePlan:
     """What the store of `spec` and `index` at `path` needs; nothing is written."""
-    folder = layout.local_folder(path)
+    folder = remote.place(path)
     arrays = {name: values.nbytes for name, values in index_arrays(spec, index).items()}
     files = len(arrays)
     for name, plan in plan_arrays(spec, index).items():
@@ -109,18 +110,18 @@ def plan_size(path: str | Path, spec: StoreSpec, index: StoreIndex) -> SizePlan:
         arrays=arrays,
         files=files,
         present=_present(folder),
-        free=shutil.disk_usage(_existing(folder)).free,
+        free=None if remote.is_remote(folder) else shutil.disk_usage(_existing(folder)).free,
     )
 
 
 def _present(folder: Path) -> int:
-    if not folder.is_dir():
+    if not remote.is_remote(folder) and not folder.is_dir():
         return 0
     return sum(
         # The last block of a file is taken whole.
-        -(-path.stat().st_size // BLOCK_BYTES) * BLOCK_BYTES
-        for path in folder.rglob("*")
-        if path.is_file() and ".tmp-" not in path.name
+        -(-n_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        for name, n_bytes in remote.file_sizes(folder).items()
+        if ".tmp-" not in name.rpartition("/")[2]
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import remote
 from hada.extract.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import dtypes, formats, layout
@@ -72,8 +73,8 @@ class StoreWriter:
             StoreError: The path holds something else, or ids and spec contradict each other.
         """
         index.check(spec)
-        folder = layout.local_folder(path)
-        if not folder.exists():
+        folder = remote.place(path)
+        if (formats.find(folder) is None) if remote.is_remote(folder) else not folder.exists():
             create(folder, spec, index, format or formats.DEFAULT)
         stored, form, features = check_same(folder, spec, index, format, allow_mismatch)
         return cls(folder, stored, index, form, features)
@@ -88,22 +89,28 @@ class StoreWriter:
 
     def pending(self, side: SideName) -> list[int]:
         """The shards that are not committed, or whose files do not match their marker."""
-        return [shard for shard in range(self.shards(side)) if not self.is_done(side, shard)]
+        markers = layout.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
+        sizes = layout.listed_sizes(self._features)
+        return [k for (_, k), marker in markers.items() if not self._is_whole(marker, sizes)]
 
     def is_done(self, side: SideName, shard: int) -> bool:
         """Whether a shard is committed and its files have the recorded sizes."""
-        try:
-            marker = layout.read_marker(self.folder, side, shard)
-        except StoreError:
+        return self._is_whole(layout.read_markers(self.folder, [(side, shard)])[side, shard])
+
+    def _is_whole(
+        self, marker: layout.Marker | StoreError | None, sizes: Mapping[str, int] | None = None
+    ) -> bool:
+        if marker is None or isinstance(marker, StoreError):
             return False
-        return marker is not None and layout.damage(self._features, marker, self._digest) is None
+        return layout.damage(self._features, marker, self._digest, sizes=sizes) is None
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
         """Yield whether this process may write the shard now: pending, and nobody else does."""
         with layout.shard_lock(self.folder, side, shard) as mine:
             mine = mine and not self.is_done(side, shard)
-            if mine:
+            # Behind a URL there are no leftovers: what is there is replaced whole.
+            if mine and not remote.is_remote(self.folder):
                 for path in self._form.files(self._features, side, shard):
                     path.unlink(missing_ok=True)
                 layout.remove_leftovers(self.folder, side, shard)
@@ -121,10 +128,13 @@ class StoreWriter:
         arrays = {}
         if self.spec.model.tokens(side) is not None and block.values is not None:
             plan = self._plans[f"{side}/tokens"]
-            values = self._cast(block.values, side, rows, block.failed, per_token=True)
+            values, steps = self._cast(block.values, side, rows, block.failed, per_token=True)
             arrays[f"{side}/tokens"] = plan, values.reshape(-1, *plan.shape[1:])
+            if steps is not None:
+                plan = self._plans[f"{side}/steps"]
+                arrays[f"{side}/steps"] = plan, steps.reshape(-1, *plan.shape[1:])
         if block.embeddings is not None:
-            values = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
+            values, _ = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
             arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
         layout.write_marker(
             self.folder,
@@ -145,8 +155,10 @@ class StoreWriter:
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""
         found: dict[int, str] = {}
-        for shard in range(self.shards(side)):
-            marker = layout.read_marker(self.folder, side, shard)
+        shards = [(side, shard) for shard in range(self.shards(side))]
+        for marker in layout.read_markers(self.folder, shards).values():
+            if isinstance(marker, StoreError):
+                raise marker
             found.update(marker.failed if marker else {})
         return found
 
@@ -181,17 +193,29 @@ class StoreWriter:
         failed: Mapping[int, str],
         *,
         per_token: bool,
-    ) -> NDArray[Any]:
-        """`values` in the store's dtype; NaN is allowed in items that failed, and nowhere else."""
-        stored = dtypes.encode(values, self.spec.dtype)
-        if dtypes.all_finite(stored, self.spec.dtype):
-            return stored
-        bad = ~np.isfinite(dtypes.decode(stored, self.spec.dtype))
-        overflow = int((bad & np.isfinite(values)).sum())
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """`values` in the store's dtype, with their steps if they have some.
+
+        NaN is allowed in items that failed, and nowhere else.
+        """
+        dtype = self.spec.dtype if per_token else dtypes.of_embeddings(self.spec.dtype)
+        steps = None
+        if dtype == "int8":
+            stored, steps = dtypes.quantize(values)
+            if dtypes.all_finite(steps, "float32"):
+                return stored, steps
+            bad = np.broadcast_to(~np.isfinite(steps), values.shape)
+            overflow = int((np.isinf(steps) & np.isfinite(values).all(axis=1, keepdims=True)).sum())
+        else:
+            stored = dtypes.encode(values, dtype)
+            if dtypes.all_finite(stored, dtype):
+                return stored, None
+            bad = ~np.isfinite(dtypes.decode(stored, dtype))
+            overflow = int((bad & np.isfinite(values)).sum())
         if overflow:
             raise StoreError(
                 f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
-                f"{rows.stop - 1} do not fit {self.spec.dtype}. Use --store-dtype float32."
+                f"{rows.stop - 1} do not fit {dtype}. Use --store-dtype float32."
             )
         n = len(rows)
         items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
@@ -204,7 +228,7 @@ class StoreWriter:
                 f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
                 "Are the weights whole? With --precision fp16, try bf16 or fp32."
             )
-        return stored
+        return stored, steps
 
 
 def write_store(

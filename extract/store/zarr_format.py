@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
+from hada.extract import atomic, remote
 from hada.extract.errors import StoreError
 from hada.extract.store import zarr_shard
 from hada.extract.store.formats import SHARDED, ArrayPlan
 from hada.extract.store.raw import RawShard
+from hada.extract.store.remote_rows import row_reader
 
 _META = "zarr.json"
 # What zarr-python raises where metadata is not what it expects.
@@ -97,8 +98,11 @@ class ZarrFormat:
 
     def whole(self, features: Path, name: str) -> NDArray[Any]:
         try:
+            source = ZarrSource(features / name) if remote.is_remote(features) else None
+            if source is not None and source.remote() is not None:
+                return row_reader(source).slice(0, source.shape[0])
             return np.asarray(_library_array(features / name)[...])
-        except (*_ZARR_ERRORS, RuntimeError) as error:
+        except (*_ZARR_ERRORS, RuntimeError, StoreError) as error:
             raise StoreError(
                 f"{features / name}: cannot be read ({error}). What a store knows before its "
                 "first feature cannot be mended: start it again with --fresh."
@@ -135,9 +139,14 @@ class ZarrSource:
             self.shard_rows, self.fill = self._layout.shard_rows, self._layout.fill
 
     def raw(self, shard: int) -> RawShard | None:
-        if self._layout is None:
+        if self._layout is None or remote.is_remote(self._folder):
             return None
         return zarr_shard.open_shard(self._folder / self._layout.key(shard), self._layout)
+
+    def remote(self) -> tuple[Path, zarr_shard.Layout] | None:
+        """The array's folder and layout where its chunks are ranges of remote files."""
+        there = self._layout is not None and remote.is_remote(self._folder)
+        return (self._folder, self._layout) if there and self._layout else None
 
     def library(self, start: int, stop: int) -> NDArray[Any]:
         array = _library_array(self._folder)
@@ -165,7 +174,7 @@ def _is_sharded(plan: ArrayPlan) -> bool:
 
 def _read_group(features: Path) -> dict[str, Any]:
     """The group's zarr.json; raises FileNotFoundError, ValueError or TypeError."""
-    group = json.loads((features / _META).read_bytes())
+    group = json.loads(remote.read_bytes(features / _META))
     if not isinstance(group, dict) or group.get("node_type") != "group":
         raise ValueError("it does not describe a group")
     return group
@@ -175,6 +184,10 @@ def _library_array(folder: Path) -> Any:
     import zarr
 
     try:
-        return zarr.open_array(folder, mode="r", zarr_format=3)
+        place: Any = folder
+        if remote.is_remote(folder):
+            options = dict(place.storage_options)
+            place = zarr.storage.FsspecStore.from_url(str(folder), options, read_only=True)
+        return zarr.open_array(place, mode="r", zarr_format=3)
     except _ZARR_ERRORS as error:
         raise StoreError(f"{folder}: cannot be opened ({error})") from error

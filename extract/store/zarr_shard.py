@@ -20,7 +20,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity
+from hada.extract import remote
+from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity, number_type
 
 _CRC = 4
 _NO_CHUNK = 2**64 - 1
@@ -61,7 +62,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
     """
     try:
         shape = tuple(int(n) for n in metadata["shape"])
-        dtype = np.dtype(str(metadata["data_type"]))
+        dtype = number_type(metadata["data_type"])
         outer = tuple(int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"])
         fill = float(metadata["fill_value"])
         codecs = [_normal(codec) for codec in metadata["codecs"]]
@@ -72,7 +73,6 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
             == {"name": "default", "configuration": {"separator": "/"}}
             and not metadata.get("storage_transformers")
             and sys.byteorder == "little"
-            and dtype.kind in "fiu"
             and outer[1:] == shape[1:]
         )
         inner = outer
@@ -107,7 +107,7 @@ def _normal(codec: dict[str, Any]) -> dict[str, Any]:
 def read_layout(folder: Path) -> Layout | None:
     """The layout of the array in a folder, or None where only zarr can tell."""
     try:
-        metadata = json.loads((folder / "zarr.json").read_bytes())
+        metadata = json.loads(remote.read_bytes(folder / "zarr.json"))
     except (OSError, ValueError):
         return None
     return parse_layout(metadata) if isinstance(metadata, dict) else None
@@ -144,8 +144,24 @@ def open_shard(path: Path, layout: Layout) -> RawShard | None:
 def _read_index(
     descriptor: int, file_bytes: int, chunks: int, stored_bytes: int
 ) -> NDArray[np.int64] | None:
+    size = index_bytes(chunks)
+    raw = os.pread(descriptor, size, max(0, file_bytes - size))
+    return parse_index(raw, file_bytes, chunks, stored_bytes)
+
+
+def index_bytes(chunks: int) -> int:
+    """Length of the index of so many chunks, its checksum included."""
+    return 16 * chunks + _CRC
+
+
+def parse_index(
+    raw: bytes, file_bytes: int, chunks: int, stored_bytes: int
+) -> NDArray[np.int64] | None:
+    """Where each chunk begins, from the end of a file; None for chunks of other sizes.
+
+    Raises ValueError where the index is damaged.
+    """
     size = 16 * chunks
-    raw = os.pread(descriptor, size + _CRC, max(0, file_bytes - size - _CRC))
     if len(raw) != size + _CRC:
         raise ValueError(f"the file has {file_bytes} bytes, too few for its index")
     if google_crc32c.value(raw[:size]) != int.from_bytes(raw[size:], "little"):

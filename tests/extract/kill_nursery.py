@@ -33,6 +33,7 @@ from hada.extract.planning import store_index, store_spec
 from hada.extract.runner import run
 from hada.extract.spec import SideName
 from hada.extract.store import StoreWriter
+from hada.extract.token_ids import tokenize
 
 ROWS: dict[SideName, int] = {"image": 1, "caption": 1}
 STEPS = ("writev", "fsync", "replace", "unlink", "mkdir")
@@ -92,7 +93,7 @@ def main() -> None:
     backbone.encode_captions = slow(backbone.encode_captions)  # type: ignore[method-assign]
     data = read_dataset(load_manifest().dataset(), "train")
     spec = store_spec(backbone, data, rows_per_shard=ROWS)
-    index = store_index(backbone, data, backbone.tokenize(data.captions))
+    index = store_index(backbone, data, tokenize(backbone, data.captions))
     counts = {"at a step": 0, "at a moment": 0, "finished first": 0}
     while counts["at a step"] + counts["at a moment"] < kills and counts["finished first"] < 5:
         at_step = chance.random() < 0.5

@@ -42,6 +42,18 @@ EVA = {
 }
 
 
+# PE-Core: a CLS row in front, pooled by attention. The smallest one that timm has.
+PE_CORE = {
+    **timm_tower("vit_pe_core_tiny_patch16_384", timm_pool="map", timm_proj=None),
+    "image_size": 384,
+}
+# MobileCLIP: convolutions and a little attention; a feature map, pooled by the head.
+MOBILE_CLIP = timm_tower("fastvit_mci0", timm_pool="avg", timm_proj=None)
+COCA = {**VIT, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+COCA_TEXT = {**TEXT, "embed_cls": True, "context_length": 11, "output_tokens": True}
+COCA_DECODER = {"multimodal_cfg": {**TEXT, "context_length": 11, "mlp_ratio": 2}}
+
+
 def save_tokenizer(folder: Path, *, start: bool) -> None:
     """A word tokenizer whose pad is its end token, as SigLIP's; with a start token if asked."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -205,6 +217,48 @@ def test_towers(
         visual = backbone.model.visual(torch.from_numpy(pixels))
     np.testing.assert_allclose(captions.embeddings, tower, atol=1e-6)
     np.testing.assert_allclose(images.embeddings, visual, atol=1e-6)
+
+
+@pytest.mark.parametrize("vision", [PE_CORE, MOBILE_CLIP], ids=["pe-core", "mobileclip"])
+def test_published_towers(tmp_path: Path, vision: dict[str, Any]) -> None:
+    """The library's own code of towers that have no small test form; random weights."""
+    import timm
+
+    trunk = timm.create_model(vision["timm_model_name"], pretrained=False, num_classes=0)
+    width = getattr(trunk, "head_hidden_size", trunk.num_features)
+    del trunk
+    folder = make_folder(tmp_path / "m", vision, TEXT, custom_text=True, embed_dim=width)
+    backbone = load(folder)
+    spec = backbone.spec
+    assert spec.image.global_source == "pooled"
+    height, wide = backbone.preprocess(Image.new("RGB", (50, 40))).shape[1:]
+    pixels = np.random.default_rng(0).standard_normal((2, 3, height, wide)).astype(np.float32)
+    encoded = backbone.encode_images(pixels)
+    assert encoded.lengths.tolist() == [spec.image.count] * 2
+    with torch.no_grad():
+        trunk = backbone.model.visual.trunk
+        rows = trunk.forward_features(torch.from_numpy(pixels))
+        rows = rows.flatten(2).transpose(1, 2) if rows.ndim == 4 else rows
+        embedding = backbone.model.encode_image(torch.from_numpy(pixels))
+    tokens = encoded.values.reshape(2, spec.image.count, -1)[:, 1:]
+    np.testing.assert_allclose(tokens, rows, atol=1e-5)
+    np.testing.assert_allclose(encoded.embeddings, embedding, atol=1e-5)
+
+
+def test_a_whole_coca(tmp_path: Path) -> None:
+    """With its decoder, which only generates text; its own encoders answer with unit length."""
+    folder = make_folder(tmp_path / "m", COCA, COCA_TEXT, custom_text=True, **COCA_DECODER)
+    backbone = load(folder)
+    assert type(backbone.model).__name__ == "CoCa"
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    images = backbone.encode_images(pixels)
+    captions = backbone.encode_captions(backbone.tokenize(CAPTIONS))
+    with torch.no_grad():
+        theirs = backbone.model.encode_image(torch.from_numpy(pixels), normalize=False)
+        words = backbone.model.encode_text(backbone.tokenizer(CAPTIONS), normalize=False)
+    np.testing.assert_allclose(images.embeddings, theirs, atol=1e-6)
+    np.testing.assert_allclose(captions.embeddings, words, atol=1e-6)
+    assert backbone.spec.caption.global_source == "pooled"
 
 
 def test_coca_style_pooling(tmp_path: Path) -> None:

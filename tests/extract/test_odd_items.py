@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import test_backbone_dual
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -150,6 +151,8 @@ def model(family: str, golden: Path) -> str:
         made = open_clip.create_model("local-dir:clip", load_weights=False)
         torch.save(made.state_dict(), "clip/open_clip_pytorch_model.bin")
         return "x=clip:clip"
+    if family == "dual":
+        return f"x=dual:{test_backbone_dual.make_clip(Path('dual'))}"
     weights = {
         "fake": "a",
         "albef": golden / "albef" / "flickr30k.pth",
@@ -158,10 +161,16 @@ def model(family: str, golden: Path) -> str:
     return f"x={family}:{weights[family]}"
 
 
-@pytest.mark.parametrize("family", ["fake", "albef", "blip", "clip"])
-def test_every_item_is_handled_or_reported(shared: Path, tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "workers"),
+    [("fake", 0), ("fake", 2), ("albef", 0), ("blip", 0), ("clip", 0), ("dual", 0)],
+)
+def test_every_item_is_handled_or_reported(
+    shared: Path, tmp_path: Path, family: str, workers: int
+) -> None:
     names = make_project(tmp_path)
-    result = command("--model", model(family, shared / "golden" / "backbones"))
+    described = model(family, shared / "golden" / "backbones")
+    result = command("--model", described, "--workers", str(workers))
     assert result.exit_code == 0, result.output
     assert "Traceback" not in result.output
     store = open_store("stores/odd/test/x")

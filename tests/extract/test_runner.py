@@ -60,14 +60,14 @@ def test_every_item_is_stored_as_the_backbone_gives_it(
 
 def test_batch_size_and_threads_do_not_change_what_is_stored(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
-    for name, batch, decoders in [("a", 1, 1), ("b", 32, 4)]:
+    for name, batch, workers in [("a", 1, 0), ("b", 32, 2)]:
         run(
             fake(),
             data(),
             f"stores/{name}",
             rows_per_shard=ROWS,
             batch_size=batch,
-            decoders=decoders,
+            workers=workers,
         )
     one, two = open_store("stores/a"), open_store("stores/b")
     np.testing.assert_array_equal(one.image.tokens(slice(None)), two.image.tokens(slice(None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +43,19 @@ def no_library(_self: object, start: int, stop: int) -> None:
 @FORMATS
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("verified", [False, True])
+@pytest.mark.parametrize(("mapped", "few"), [(0, 0), (0, 99), (30, 3), (1 << 17, 0), (1 << 17, 99)])
 def test_any_rows_equal_the_library_s(
-    tmp_path: Path, form: str, name: str, verified: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    form: str,
+    name: str,
+    verified: bool,
+    mapped: int,
+    few: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # From the file's pages, by calls to the system, or some this way and some that.
+    monkeypatch.setattr("hada.extract.store.raw._FEW", few)
+    monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
     make(tmp_path / "s", form, rows_per_shard={"image": 3, "caption": 4})
     array = source(tmp_path / "s", form, name)
     whole = array.library(0, array.shape[0])
@@ -165,7 +176,11 @@ def _tokens(path: Path, form: str) -> list[Path]:
 
 
 @FORMATS
-def test_damage_in_any_byte_is_never_returned(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("mapped", [0, 1 << 17])
+def test_damage_in_any_byte_is_never_returned(
+    tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
     content = make(tmp_path / "s", form)
     shard = _tokens(tmp_path / "s", form)[1]
     whole = shard.read_bytes()
@@ -197,6 +212,18 @@ def test_a_file_that_is_cut_is_an_error(tmp_path: Path, form: str, keep: int) ->
     shard.unlink()
     with pytest.raises(StoreError, match="cannot be read"):
         open_reader(store.image).slice(0, 2)
+
+
+@FORMATS
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, form: str) -> None:
+    make(tmp_path / "s", form)
+    store = open_store(tmp_path / "s")
+    glob = {"zarr": "features.zarr/caption/tokens/c/0/0", "hdf5": "features.hdf5/caption/000000.h5"}
+    (shard,) = (tmp_path / "s").glob(glob[form])
+    store.caption.tokens(slice(0, 4))  # its pages are mapped now
+    os.truncate(shard, 0)
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.caption.tokens(slice(0, 4))
 
 
 def open_reader(side: SideReader) -> RowReader:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,26 @@ def _store(form: str, factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         content.write(path)
         _MADE[form] = path, np.concatenate(content.tokens["image"]).astype("f2")
     return _MADE[form]
+
+
+def test_atheris_finds_nothing(tmp_path: Path) -> None:
+    """Mutations guided by which lines they reach; `fuzz_store.py` says how to run it for longer."""
+    pytest.importorskip("atheris", reason="needs atheris: pip install atheris")
+    harness = Path(__file__).parent / "fuzz_store.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            harness,
+            "corpus",
+            "-runs=200000",
+            "-seed=1",
+            "-timeout=5",
+            "-max_len=2000",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 200000 runs" in done.stderr

@@ -25,7 +25,9 @@ def hidden(split: str, images: int, per: int) -> tuple[np.ndarray, np.ndarray, n
     return image, caption, owner
 
 
-def spec(model: str, split: str, digest: str = "d" * 16) -> StoreSpec:
+def spec(
+    model: str, split: str, digest: str = "d" * 16, shards: tuple[int, int] = (256, 2048)
+) -> StoreSpec:
     """The spec of a made-up store; `flat` keeps embeddings only, `right` reads its last token."""
     width = WIDTH[model]
     place = "last" if model == "right" else "first"
@@ -44,6 +46,7 @@ def spec(model: str, split: str, digest: str = "d" * 16) -> StoreSpec:
         split=split,
         dataset_digest=digest,
         dtype="float32",
+        rows_per_shard={"image": shards[0], "caption": shards[1]},
     )
 
 

@@ -8,7 +8,8 @@ import torch
 from fuse_fakes import make_store
 
 from hada.extract.errors import StoreError, StoreMismatchError
-from hada.fuse.data import Split, ahead
+from hada.fuse.batches import ahead
+from hada.fuse.data import Split
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,16 @@ def test_batches_of_images_hold_all_captions_and_batches_of_pairs_one(stores):
 
 def test_the_order_depends_on_seed_and_epoch_alone(stores):
     split = Split(stores[:1])
-    first = split.steps("images", 16, seed=1, epoch=2)
-    assert [p.tolist() for p in first] == [p.tolist() for p in split.steps("images", 16, 1, 2)]
+    first = split.epoch("images", 16, seed=1, epoch=2).steps
+    assert [p.tolist() for p in first] == [
+        p.tolist() for p in split.epoch("images", 16, 1, 2).steps
+    ]
     assert sorted(np.concatenate(first).tolist()) == list(range(40))
-    assert first[0].tolist() != split.steps("images", 16, 1, 3)[0].tolist()
-    assert first[0].tolist() != split.steps("images", 16, 2, 2)[0].tolist()
+    assert first[0].tolist() != split.epoch("images", 16, 1, 3).steps[0].tolist()
+    assert first[0].tolist() != split.epoch("images", 16, 2, 2).steps[0].tolist()
     # 40 = 13 * 3 + 1: the last one joins the others.
-    assert [len(p) for p in split.steps("images", 13, 0, 0)] == [13, 13, 14]
-    assert sum(len(p) for p in split.steps("pairs", 20, 0, 0)) == 80
+    assert [len(p) for p in split.epoch("images", 13, 0, 0).steps] == [13, 13, 14]
+    assert sum(len(p) for p in split.epoch("pairs", 20, 0, 0).steps) == 80
 
 
 class Blind:

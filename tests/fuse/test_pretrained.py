@@ -65,7 +65,7 @@ def test_the_command(world, stores):  # noqa: F811
     result = CliRunner().invoke(fuse, words)
     assert result.exit_code == 0, result.stderr
     config = json.loads((world / "out" / "config.json").read_text())
-    assert config["features"]["right"]["licence"] == "CC-BY-4.0"
+    assert config["licences"]["right"] == "CC-BY-4.0"
     result = CliRunner().invoke(fuse, ["export", "nowhere", "out"])
     assert result.exit_code == 2
     assert "no training run there" in result.stderr

@@ -35,7 +35,7 @@ def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):
     """Three batches, groups of two: a step of two and a step of one."""
     recipe = replace(FAST, accumulate=2, clip_norm=0.0, dropout_graph=0.0, dropout_head=0.0)
     made, alone = job(splits, tmp_path / "a", recipe), job(splits, tmp_path / "b", recipe)
-    batches = [splits[0].batch("images", items) for items in splits[0].steps("images", 16, 0, 0)]
+    batches = list(splits[0].batches(splits[0].epoch("images", 16, 0, 0)))
     start = {k: p.detach().clone() for k, p in made.objective.trainable().items()}
     want = []
     for batch in batches:

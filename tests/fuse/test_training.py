@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
         nonlocal steps
         save(self, *args)
         steps += 1
-        if steps == len(splits[0].steps(recipe.order, recipe.batch_size, 0, 0)) + 5:
+        if steps == len(splits[0].epoch(recipe.order, recipe.batch_size, 0, 0)) + 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "save_last", save_then_die)

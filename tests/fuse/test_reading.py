@@ -1,0 +1,318 @@
+"""Reading from memory, from files and in windows: the same batches, within the memory allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fuse_fakes import make_store
+
+from hada.extract.errors import UsageError
+from hada.fuse import memory, reading
+from hada.fuse.batches import ahead_in_windows
+from hada.fuse.data import Split
+from hada.fuse.reading import GIB, batches_bytes, choose_reading
+from hada.fuse.windows import window_sizes
+
+MODELS = ("left", "right", "flat")
+ORDERS = pytest.mark.parametrize("order", ["images", "pairs"])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """100 images in shards of 8 and of 16, the last ones not full."""
+    root = tmp_path_factory.mktemp("stores")
+    sizes = {"left": (8, 10), "right": (16, 50), "flat": (8, 200)}
+    return [make_store(root, m, "train", images=100, shards=sizes[m]) for m in MODELS]
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory):
+    return Split([make_store(tmp_path_factory.mktemp("val"), m, "val") for m in MODELS])
+
+
+def split_that_reads(stores, way, shards=0):
+    split = Split(stores, in_memory=way == "memory")
+    split.shards = shards
+    if way == "window":
+        split.hold_windows()
+    return split
+
+
+def tensors(batch):
+    """Everything that a batch holds, by name."""
+    found = {"ids": batch.ids_B, "owner": batch.owner_T}
+    for side in ("image", "caption"):
+        features = getattr(batch, side)
+        for m, (nodes, layout) in enumerate(zip(features.nodes, features.layouts, strict=True)):
+            found[f"{side} {m} nodes"] = nodes
+            found[f"{side} {m} embeddings"] = features.embeddings[m]
+            for field in dataclasses.fields(layout):
+                found[f"{side} {m} {field.name}"] = getattr(layout, field.name)
+    return found
+
+
+def assert_same(batches, others):
+    for one, two in zip(batches, others, strict=True):
+        a, b = tensors(one), tensors(two)
+        for name in a:
+            assert (a[name] is None and b[name] is None) or torch.equal(a[name], b[name]), name
+
+
+@ORDERS
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("way", "shards"), [("mapped", 0), ("mapped", 2), ("memory", 2), ("window", 2), ("window", 9)]
+)
+def test_batches_are_those_of_the_plain_loop(stores, order, threads, way, shards):
+    plain = split_that_reads(stores, "mapped", shards)
+    split = split_that_reads(stores, way, shards)
+    for number, first in ((0, 0), (1, 3), (2, 0)):
+        epoch = plain.epoch(order, 12, 5, number)
+        expected = [plain.batch(order, items).to("cpu") for items in epoch.steps[first:]]
+        again = split.epoch(order, 12, 5, number)
+        assert_same(split.batches(again, first, threads=threads), expected)
+
+
+@ORDERS
+def test_the_order_of_windows_depends_on_seed_and_epoch_alone(stores, order):
+    split = split_that_reads(stores, "mapped", 2)
+    count = split.images if order == "images" else split.captions
+    first = split.epoch(order, 12, 1, 2)
+    assert [s.tolist() for s in first.steps] == [
+        s.tolist() for s in split.epoch(order, 12, 1, 2).steps
+    ]
+    assert sorted(np.concatenate(first.steps).tolist()) == list(range(count))
+    assert sorted(np.concatenate(first.windows).tolist()) == list(range(split.images))
+    for seed, epoch in ((1, 3), (2, 2)):
+        other = split.epoch(order, 12, seed, epoch)
+        assert first.steps[0].tolist() != other.steps[0].tolist()
+        assert [w.tolist() for w in first.windows] != [w.tolist() for w in other.windows]
+    # Blocks are the larger shards, 16 images: 7 of them, 2 in a window.
+    assert len(first.windows) == 4
+    assert all(len(np.unique(w // 16)) == 2 for w in first.windows[:3])
+    for items, (low, high) in zip(first.steps, first.needs, strict=True):
+        assert high <= low + 1
+        images = items if order == "images" else split.owner[items]
+        here = np.concatenate(first.windows[low : high + 1])
+        assert np.isin(images, here).all()
+        # Shuffled inside: a step is not a run of neighbours.
+        assert (np.diff(images) < 0).any()
+
+
+def test_failed_items_are_left_out_of_windows_too(stores, monkeypatch):
+    failed = np.zeros(100, bool)
+    failed[16:32] = True  # a whole block
+    failed[[0, 40, 99]] = True
+    monkeypatch.setattr(stores[1].image, "failed", failed)
+    plain, split = split_that_reads(stores, "mapped", 1), split_that_reads(stores, "window", 1)
+    epoch = split.epoch("images", 8, 0, 0)
+    assert split.images == 81
+    assert len(epoch.windows) == 6
+    expected = [plain.batch("images", items).to("cpu") for items in epoch.steps]
+    assert_same(split.batches(epoch), expected)
+
+
+def test_never_are_three_windows_in_memory(stores):
+    """The third of three is read only when no step of the first is left to be made."""
+    split = split_that_reads(stores, "mapped", 1)
+    epoch = split.epoch("images", 10, 0, 0)
+    lock, made, left = threading.Lock(), [], {}
+    for low, high in epoch.needs:
+        for k in range(low, high + 1):
+            left[k] = left.get(k, 0) + 1
+    reads = []
+
+    def read(number):
+        with lock:
+            assert all(left[k] == 0 for k in range(number - 1)), number
+            reads.append(number)
+        return number
+
+    def make(items, windows):
+        with lock:
+            for k in windows:
+                left[k] -= 1
+            made.append((items.tolist(), windows))
+        return windows
+
+    found = list(ahead_in_windows(read, make, epoch, 0, threads=3))
+    assert reads == list(range(len(epoch.windows)))
+    assert [(w[0], w[-1]) for w in found] == epoch.needs
+    assert len(made) == len(epoch)
+
+
+def test_an_error_in_a_thread_arrives(stores):
+    split = split_that_reads(stores, "window", 2)
+
+    def broken(number, images):
+        raise OSError(f"window {number}")
+
+    split._windows.read = broken
+    with pytest.raises(OSError, match="window 0"):
+        list(split.batches(split.epoch("images", 12, 0, 0)))
+
+
+def choose(stores, val, **options):
+    return choose_reading(Split(stores, in_memory=False), val, "images", 12, **options)
+
+
+def test_auto_chooses_by_free_memory(stores, val, monkeypatch):
+    train = Split(stores, in_memory=False)
+    everything = train.bytes + val.bytes
+    for free, mode in (
+        (2.1 * everything, "memory"),
+        (1.9 * everything, "mapped"),
+        (0.9 * train.bytes, "mapped"),  # too little even for windows, with the batches
+    ):
+        monkeypatch.setattr(reading, "free_memory", lambda free=free: free)
+        found = choose(stores, val)
+        assert found.mode == mode, free
+        assert "half of what is free" in str(found)
+        assert str(found).startswith(f"{mode}: the tokens take ")
+    monkeypatch.setattr(reading, "batches_bytes", lambda *_: 0)
+    for begun, mode, shards in (
+        (None, "window", 2),
+        (1, "window", 1),
+        (0, "mapped", 0),
+        (6, "mapped", 6),  # begun where there was more memory: the order stays
+    ):
+        found = choose(stores, val, begun=begun, memory=0.8 * train.bytes)
+        assert (found.mode, found.shards) == (mode, shards)
+
+
+def test_what_was_asked_for_must_fit(stores, val):
+    train = Split(stores, in_memory=False)
+    with pytest.raises(UsageError, match=r"--reading memory: the tokens take .* Use --reading map"):
+        choose(stores, val, mode="memory", memory=1000)
+    with pytest.raises(UsageError, match="this run shuffles the whole split"):
+        choose(stores, val, mode="window", begun=0)
+    with pytest.raises(UsageError, match=r"two windows of 2 shards .* Give --memory 0.0\d or more"):
+        choose(stores, val, mode="window", memory=1000)
+    assert choose(stores, val, mode="mapped", memory=1000).mode == "mapped"
+    # A window of 1 block may have 4 images (the last one), a step has 12.
+    batches = batches_bytes(train, "images", 12)
+    for shards in (2, 5):
+        enough = batches + val.bytes * 4 + 2 * int(window_sizes(train)[shards - 1])
+        held = choose(stores, val, mode="window", memory=enough)
+        assert held.shards >= shards
+        assert (
+            2 * int(window_sizes(train)[held.shards - 1]) + batches + held.hold_val * val.bytes
+            <= enough
+        )
+    with pytest.raises(UsageError, match="two windows of 6 shards"):
+        choose(
+            stores,
+            val,
+            mode="window",
+            memory=batches + 2 * int(window_sizes(train)[5 - 1]),
+            begun=6,
+        )
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from hada.extract.allocator import reuse_freed_memory
+from hada.extract.store import open_store
+from hada.fuse.data import Split
+from hada.fuse.reading import choose_reading
+
+def status(name):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+
+mode, bound, store = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+reuse_freed_memory()
+train, val = (Split([open_store(store)], in_memory=False) for _ in range(2))
+way = choose_reading(train, val, "images", 16, mode=mode, memory=bound)
+assert not way.hold_val or mode == "memory"
+train.batch("images", train.image_rows[:1])
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+anonymous, most = status("RssAnon"), 0
+way.apply(train, val)
+for number in range(2):
+    for batch in train.batches(train.epoch("images", 16, 0, number)):
+        most = max(most, status("RssAnon") - anonymous)
+print(train.bytes, most if mode == "mapped" else status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells its peak")
+def test_the_memory_allowed_is_kept(tmp_path, big_store):
+    """Resident memory, as the kernel counts it, on a store that is larger than what is allowed.
+
+    Of the mapped files' pages, which the system may take back, nothing counts.
+    """
+    bound = 60 * 2**20
+    took = {}
+    for mode, limit in (("window", bound), ("mapped", bound), ("memory", 10 * bound)):
+        words = [sys.executable, "-c", MEASURE, mode, str(limit), str(big_store)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        total, took[mode] = map(int, done.stdout.split())
+        assert total > 1.5 * bound
+    assert took["window"] <= bound
+    assert took["mapped"] <= bound
+    # Memory mode holds train and val: the measure sees what is held.
+    assert took["memory"] >= 2 * total
+
+
+@pytest.fixture(scope="module")
+def big_store(tmp_path_factory):
+    """About 100 MiB of tokens in 32 shards."""
+    from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
+    from hada.extract.store import write_store
+
+    images, width = 1024, 512
+    random = np.random.default_rng(0)
+    owner = np.repeat(np.arange(images), 2)
+    lengths = random.integers(8, 40, len(owner))
+    model = ModelSpec(
+        name="big",
+        family="fake",
+        weights_digest="0",
+        embedding_width=None,
+        normalized=False,
+        image=TokenSpec(width=width, count=50),
+        caption=TokenSpec(width=width, count=None),
+    )
+    path = tmp_path_factory.mktemp("big") / "store"
+    write_store(
+        path,
+        StoreSpec(
+            model=model,
+            dataset="big",
+            split="train",
+            dataset_digest="0",
+            rows_per_shard={"image": 32, "caption": 64},
+        ),
+        ids={"image": list(map(str, range(images))), "caption": list(map(str, range(len(owner))))},
+        caption_to_image=owner,
+        tokens={
+            "image": [np.full((50, width), k % 7, np.float16) for k in range(images)],
+            "caption": [np.full((n, width), n, np.float16) for n in lengths],
+        },
+    )
+    return path
+
+
+def test_free_memory_is_the_least_of_machine_and_job(tmp_path):
+    assert 0 < memory.free_memory() < 2**50
+    inner = tmp_path / "job" / "step"
+    inner.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("0::/job/step\n")
+    assert memory._job(tmp_path, own) == float("inf")
+    for folder, limit in ((inner, "max"), (inner.parent, str(6 * 2**30))):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{4 * 2**30}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2**30}\n")
+    assert memory._job(tmp_path, own) == 3 * GIB
