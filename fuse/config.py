@@ -39,7 +39,9 @@ class BranchConfig:
     """All that decides a branch's arithmetic; widths are the paper's by default.
 
     `node_hidden`, `graph_hidden` and `head_hidden` are the widths of layers before the last one
-    of each part; `skip` adds a graph layer's input to its output where there are several.
+    of each part; `use_embeddings` and `use_globals` take the models' embeddings and the global
+    tokens' own features past the graph to the head; `skip` adds a graph layer's input to its
+    output where there are several.
     `convolution` "none" leaves the graph out: the head sees the embeddings alone.
     `second_from_first` repeats a published mistake; see `hada.fuse.model.Branch`.
     """
@@ -53,6 +55,7 @@ class BranchConfig:
     norm: Norm = "batch"
     inputs: Inputs = "as-is"
     use_embeddings: bool = True
+    use_globals: bool = False
     dropout_nodes: float = 0.0
     dropout_graph: float = 0.0
     dropout_head: float = 0.0
@@ -66,7 +69,7 @@ class BranchConfig:
     second_from_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.convolution == "none" and not self.embedding_widths:
+        if self.convolution == "none" and not self.passing_widths:
             raise UsageError(
                 "convolution none: without a graph there must be embeddings to fuse; use models "
                 "that have them, with use_embeddings=true"
@@ -93,6 +96,12 @@ class BranchConfig:
         """Widths of the embeddings that enter the head, model after model."""
         widths = (m.embedding_width for m in self.models)
         return [w for w in widths if w is not None] if self.use_embeddings else []
+
+    @property
+    def passing_widths(self) -> list[int]:
+        """Widths of all that reaches the head past the graph."""
+        nodes = [m.node_width for m in self.models] if self.use_globals else []
+        return self.embedding_widths + nodes
 
     @property
     def dense(self) -> bool:

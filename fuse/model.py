@@ -6,6 +6,7 @@ d1..d3 the dropouts of nodes, graph and head:
     h_m = project_m(x_m)                              D_m -> W
     g   = norm(mix(GATv2(h_1 .. h_M)))                W -> H * C -> G, at the global nodes
     out = head([g_1, p_1 .. p_M, g_2 .. g_M])         -> E; for M = 2 the paper's g1, p1, p2, g2
+                                                      and, with `use_globals`, x_m at those nodes
     embedding = out / |out|
 
 `hada.fuse.config` names the published orders of norm and dropout; with `norm="batch"` there is
@@ -159,7 +160,7 @@ class Branch(nn.Module):
                 for m in config.models
             )  # fmt: skip
             self.graph = GraphLayer(config) if config.dense else PackedGraph(config)
-        wide = len(config.models) * graph_width + sum(config.embedding_widths)
+        wide = len(config.models) * graph_width + sum(config.passing_widths)
         self.head = Dense(
             wide, config.out_width, config.norm, config.dropout_head,
             config.head_hidden, config.activation,
@@ -174,6 +175,9 @@ class Branch(nn.Module):
         if self.graph is not None:
             g_BMG = self.graph(self.nodes(features), features.layouts)
             parts = [g_BMG[:, 0], *parts, g_BMG[:, 1:].flatten(1)]
+        if self.config.use_globals:
+            both = zip(features.nodes, features.layouts, strict=True)
+            parts += [prepare(x[layout.rows_B], self.config.inputs) for x, layout in both]
         out: Tensor = self.head(torch.cat(parts, dim=1))
         return out
 

@@ -21,8 +21,8 @@ class Recipe:
     Widths: `node_width` of projected tokens, `heads` x `head_width` of the graph attention,
     `graph_width` behind it, `out_width` of the fused embedding; `node_hidden`, `graph_hidden` and
     `head_hidden` put layers of these widths before them. `inputs` is explained in
-    `hada.fuse.model`, `norm` in `hada.fuse.config`. `use_embeddings` puts the models' own
-    embeddings into the fused one.
+    `hada.fuse.model`, `norm` in `hada.fuse.config`. `use_embeddings` takes the models'
+    own embeddings past the graph to the head, `use_globals` the features of their global tokens.
 
     Graph: `convolution` "gatv2", "gcn", "transformer" or "none" (embeddings alone). The `edge_`
     settings are what `hada.fuse.graph` calls own, other, between, tokens and loops; -1 draws no
@@ -59,6 +59,7 @@ class Recipe:
     norm: Literal["batch", "none", "layer"] = "none"
     inputs: Literal["as-is", "unit", "published"] = "unit"
     use_embeddings: bool = True
+    use_globals: bool = False
     convolution: Literal["gatv2", "gcn", "transformer", "none"] = "gatv2"
     node_hidden: tuple[int, ...] = ()
     graph_hidden: tuple[int, ...] = ()
@@ -252,14 +253,20 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="fast",
+            use_embeddings=False,
+            use_globals=True,
+            head_hidden=(1024,),
             dropout_graph=0.2,
             dropout_head=0.3,
             scores="all",
             train_on_scores=False,
             tune_scores=True,
+            batch_size=128,
+            learning_rate=2e-3,
             clip_norm=1.0,
             weight_decay=0.05,
-            epochs=8,
+            epochs=10,
+            choose="likelihood",
         ),
         _PAPER,
         _EXTEND,

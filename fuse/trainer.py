@@ -218,7 +218,8 @@ def branch_config(recipe: Recipe, models: tuple[ModelShape, ...]) -> BranchConfi
         key: getattr(recipe, key)
         for key in (
             *("node_width", "heads", "head_width", "graph_width", "out_width"),
-            *("norm", "inputs", "use_embeddings", "convolution", "skip", "activation"),
+            *("norm", "inputs", "use_embeddings", "use_globals"),
+            *("convolution", "skip", "activation"),
             *("node_hidden", "graph_hidden", "head_hidden", "second_from_first"),
             *("dropout_nodes", "dropout_graph", "dropout_head"),
         )
