@@ -171,3 +171,31 @@ def test_unit_inputs():
     x = torch.randn(4, 9) * 100
     torch.testing.assert_close(prepare(x, "unit").norm(dim=1), torch.full((4,), 3.0))
     assert torch.equal(prepare(x, "as-is"), x)
+
+
+def test_global_tokens_pass_the_graph():
+    """They are the last inputs of the head, each as `inputs` prepares it."""
+    rng = np.random.default_rng(3)
+    lengths = [np.array([3, 1, 4]), np.array([2, 2, 2])]
+    nodes = [torch.from_numpy(rng.normal(size=(int(n.sum()), 5)).astype("f4")) for n in lengths]
+    layouts = [
+        Layout.build(lengths[0], global_last=False),
+        Layout.build(lengths[1], global_last=True),
+    ]
+    side = Features(tuple(nodes), tuple(layouts), (None, None))
+    shapes = (
+        ModelShape(node_width=5, embedding_width=None),
+        ModelShape(node_width=5, embedding_width=None, global_last=True),
+    )
+    torch.manual_seed(0)
+    config = BranchConfig(
+        models=shapes, node_width=8, heads=2, head_width=4, graph_width=8, out_width=6,
+        norm="none", inputs="unit", use_globals=True,
+    )  # fmt: skip
+    branch = Branch(config).eval()
+    assert branch.head.linear.in_features == 2 * 8 + 2 * 5
+    first = F.normalize(nodes[0][[0, 3, 4]], dim=1) * 5**0.5
+    last = F.normalize(nodes[1][[1, 3, 5]], dim=1) * 5**0.5
+    graph = branch.graph(branch.nodes(side), side.layouts)
+    passed = torch.cat([graph[:, 0], graph[:, 1], first, last], dim=1)
+    torch.testing.assert_close(branch(side), branch.head(passed))

@@ -234,5 +234,5 @@ def test_a_finished_run_is_reported_and_another_request_refused(world):
     assert (folder / BEST).stat().st_mtime_ns == saved
     code, _, said = call(*words, "--set=learning_rate=0.5")
     assert code == 2
-    assert "recipe.learning_rate = 0.001, now it is 0.5" in said
+    assert "recipe.learning_rate = 0.002, now it is 0.5" in said
     assert call(*words, "--set=learning_rate=0.5", "--fresh")[0] == 0
