@@ -2,8 +2,7 @@
 
 A run goes on where it stopped and, on a CPU with as many threads, ends bit for bit as if nothing
 had happened: the order of an epoch depends on seed and epoch (and on the run's windows, where it
-reads in windows), rates on the step alone, and
-`last.pt` holds everything else.
+reads in windows), rates on the step alone, and `last.pt` holds everything else.
 """
 
 from __future__ import annotations
@@ -278,6 +277,6 @@ def deterministic() -> Iterator[None]:
 def summary(run: RunFolder, position: Position) -> str:
     """What a finished run has to say."""
     return (
-        f"{run.path}: {position.finished}. Best RSum {position.best_rsum:.1f} at epoch "
-        f"{position.best_epoch + 1}; weights in {BEST}"
+        f"{run.path}: {position.finished}. The best is epoch {position.best_epoch + 1}, RSum "
+        f"{position.best_rsum:.1f} on the split it was chosen by; weights in {BEST}"
     )

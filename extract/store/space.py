@@ -53,7 +53,7 @@ class SizePlan:
             raise StoreError(
                 f"{self.folder}: {size(self.needed)} are to be written, but the disk has "
                 f"{size(self.free or 0)} left. Free some space, choose another place "
-                "(--root stores=FOLDER), or go on all the same with --force."
+                "(--root stores=FOLDER), or go on all the same: hada-extract --force."
             )
 
     def to_json(self) -> dict[str, Any]:
