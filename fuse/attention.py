@@ -53,24 +53,42 @@ class GlobalAttention(nn.Module):
             bound = math.sqrt(6.0 / (weight.shape[-2] + weight.shape[-1]))
             nn.init.uniform_(weight, -bound, bound)
 
-    def forward(self, nodes: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
-        """M tensors (S_m, W) of packed node states -> (B, M, HC) at the global nodes."""
-        alpha, key_BMX, keys = self.attend(nodes, layouts)
+    def forward(
+        self,
+        nodes: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        through: Sequence[nn.Linear | None] | None = None,
+    ) -> Tensor:
+        """M tensors (S_m, W) of packed node states -> (B, M, HC) at the global nodes.
+
+        `through` is as `attend` has it.
+        """
+        alpha, key_BMX, keys = self.attend(nodes, layouts, through)
         alpha = F.dropout(alpha, self.dropout, self.training)
         return self._gather(alpha, key_BMX, keys) + self.bias
 
     def attend(
-        self, nodes: Sequence[Tensor], layouts: Sequence[Layout]
+        self,
+        nodes: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        through: Sequence[nn.Linear | None] | None = None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What every global node attends to, and the keys.
+
+        `through` holds, per model, a linear layer D -> W that its nodes, (S_m, D), have yet to
+        pass. With the keys' layer it makes one product over all tokens instead of two.
 
         Returns (B, R, H, M + L_1 + ... + L_M) weights that sum to 1: first the global nodes, then
         each model's padded tokens, 0 at padding and at the global node's own place (a model whose
         graphs all have no token but the global one has no such part); then (B, M, HC) and per
         part (B, L, HC) keys.
         """
+        layers = list(through or [None] * len(nodes))
+        at_global = [
+            h.index_select(0, layout.rows_B) for h, layout in zip(nodes, layouts, strict=True)
+        ]
         global_BMW = torch.stack(
-            [h.index_select(0, layout.rows_B) for h, layout in zip(nodes, layouts, strict=True)],
+            [x if layer is None else layer(x) for x, layer in zip(at_global, layers, strict=True)],
             dim=1,
         )
         query_BRX, key_BMX = self.lin_r(global_BMW), self.lin_l(global_BMW)
@@ -82,7 +100,7 @@ class GlobalAttention(nn.Module):
                 continue
             weight_R1 = query_BRX.new_full((len(nodes), 1), self.weights.other)
             weight_R1[model] = self.weights.own
-            key_BLX = layout.pad(self.lin_l(h))
+            key_BLX = layout.pad(self._keys(h, layers[model]))
             reader_BRX = (query_BRX + weight_R1 * edge_X).to(key_BLX.dtype)
             score_BRHL = _Scores.apply(key_BLX, reader_BRX, att_HC.to(key_BLX.dtype), self.slope)
             hidden_BL = ~layout.tokens_BL[:, None, None, :]
@@ -91,6 +109,14 @@ class GlobalAttention(nn.Module):
             keys.append(key_BLX)
         # The global nodes always take part, so no softmax is over nothing.
         return torch.softmax(torch.cat(scores, dim=-1), dim=-1), key_BMX, keys
+
+    def _keys(self, x_SD: Tensor, layer: nn.Linear | None) -> Tensor:
+        """(S, HC) keys of nodes, behind the layer that they have yet to pass."""
+        if layer is None:
+            keys: Tensor = self.lin_l(x_SD)
+            return keys
+        weight_XD = self.lin_l.weight @ layer.weight
+        return F.linear(x_SD, weight_XD, self.lin_l(layer.bias))
 
     def _between(self, query_BRX: Tensor, key_BMX: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """(B, R, H, M) scores of the global nodes among themselves, self loops included."""

@@ -83,9 +83,14 @@ class GraphLayer(nn.Module):
         self.mix = Dense(flat, config.graph_width, config.norm, config.dropout_graph)
         self.norm = nn.BatchNorm1d(config.graph_width) if config.norm == "batch" else None
 
-    def forward(self, nodes: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    def forward(
+        self,
+        nodes: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        through: Sequence[nn.Linear | None] | None = None,
+    ) -> Tensor:
         """M tensors (S_m, W) -> (B, M, G) states of the global nodes."""
-        global_BMX = self.attention(nodes, layouts)
+        global_BMX = self.attention(nodes, layouts, through)
         batch, models, flat = global_BMX.shape
         if self.norm is None:
             mixed: Tensor = self.mix(global_BMX)
@@ -173,7 +178,7 @@ class Branch(nn.Module):
             kept = [p for p in features.embeddings if p is not None]
             parts = [prepare(p, self.config.inputs) for p in kept]
         if self.graph is not None:
-            g_BMG = self.graph(self.nodes(features), features.layouts)
+            g_BMG = self._graph(features)
             parts = [g_BMG[:, 0], *parts, g_BMG[:, 1:].flatten(1)]
         if self.config.use_globals:
             both = zip(features.nodes, features.layouts, strict=True)
@@ -181,15 +186,41 @@ class Branch(nn.Module):
         out: Tensor = self.head(torch.cat(parts, dim=1))
         return out
 
-    def nodes(self, features: Features) -> list[Tensor]:
-        """Per model (S_m, W) projected nodes."""
+    def _graph(self, features: Features) -> Tensor:
+        """(B, M, G) states of the global nodes."""
+        if isinstance(self.graph, GraphLayer) and self.graph.norm is None:
+            layers = [self._foldable(project) for project in self.project]
+            rows = [
+                x if layer is not None else project(x)
+                for x, layer, project in zip(
+                    self.inputs(features), layers, self.project, strict=True
+                )
+            ]
+            folded: Tensor = self.graph(rows, features.layouts, layers)
+            return folded
+        assert self.graph is not None
+        found: Tensor = self.graph(self.nodes(features), features.layouts)
+        return found
+
+    def _foldable(self, project: nn.Module) -> nn.Linear | None:
+        """A projection's linear layer, if it is nothing more and folding it into the keys pays."""
+        assert isinstance(project, Dense)
+        wide_in, width = project.linear.in_features, self.config.node_width
+        flat = self.config.heads * self.config.head_width
+        plain = not project.before and not (project.dropout and self.training)
+        pays = wide_in * flat < wide_in * width + width * flat
+        return project.linear if plain and pays else None
+
+    def inputs(self, features: Features) -> list[Tensor]:
+        """Per model (S_m, D_m) nodes as the projections take them."""
         rows = list(features.nodes)
         if self.config.second_from_first:
             rows[1] = rows[0][: len(features)]
-        return [
-            project(prepare(x, self.config.inputs))
-            for project, x in zip(self.project, rows, strict=True)
-        ]
+        return [prepare(x, self.config.inputs) for x in rows]
+
+    def nodes(self, features: Features) -> list[Tensor]:
+        """Per model (S_m, W) projected nodes."""
+        return [project(x) for project, x in zip(self.project, self.inputs(features), strict=True)]
 
 
 class Fuser(nn.Module):

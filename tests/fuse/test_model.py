@@ -199,3 +199,40 @@ def test_global_tokens_pass_the_graph():
     graph = branch.graph(branch.nodes(side), side.layouts)
     passed = torch.cat([graph[:, 0], graph[:, 1], first, last], dim=1)
     torch.testing.assert_close(branch(side), branch.head(passed))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_projections_folded_into_the_keys_change_nothing(training):
+    """Outputs and gradients are those of projecting all nodes first."""
+    torch.manual_seed(2)
+    shapes_ = tuple(ModelShape(node_width=w, embedding_width=None) for w in (5, 9))
+    config = BranchConfig(
+        models=shapes_, node_width=8, heads=2, head_width=4, graph_width=8, out_width=6,
+        norm="none", inputs="unit",
+    )  # fmt: skip
+    branch = Branch(config).train(training).double()
+    batch = random_features(config, [[2, 3, 1], [1, 4, 2]])
+    batch = Features(tuple(x.double() for x in batch.nodes), batch.layouts, batch.embeddings)
+    assert all(branch._foldable(project) is not None for project in branch.project)
+    found = branch._graph(batch)
+    plain = branch.graph(branch.nodes(batch), batch.layouts)
+    torch.testing.assert_close(found, plain)
+    parameters = [p for p in branch.parameters() if p.requires_grad]
+    weights = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad((found * weights).sum(), parameters, allow_unused=True),
+        torch.autograd.grad((plain * weights).sum(), parameters, allow_unused=True),
+        strict=True,
+    ):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+def test_projections_with_dropout_are_not_folded_while_training():
+    config = BranchConfig(
+        models=shapes(1), node_width=8, heads=2, head_width=4, norm="none", dropout_nodes=0.2
+    )
+    branch = Branch(config)
+    assert branch._foldable(branch.project[0]) is None
+    assert branch.eval()._foldable(branch.project[0]) is not None
