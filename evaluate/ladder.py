@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hada.evaluate import rungs as make
 from hada.evaluate.linear import concatenation_linear
-from hada.evaluate.rungs import Gallery, Rung
+from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
 from hada.extract.errors import StoreError
 from hada.extract.manifest import Manifest
@@ -37,7 +37,7 @@ def finished_runs(folder: Path) -> list[Path]:
     )
 
 
-def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Rung]]:
+def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
     """Open the stores and make every rung that they allow; the others are named on stderr.
 
     Models are those of the runs and those asked for, or the manifest's where there are neither.
@@ -53,9 +53,10 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Rung]]:
     for store in gallery.stores:
         if store.spec.model.embedding_width is None:
             say(f"{store.spec.model.name}: no joint space, so no dual-encoder score of its own")
-    ladder = list(singles)
+    ladder: list[Step] = list(singles)
     if len(singles) > 1:
         ladder.append(make.mean_of_cosines(singles))
+        ladder.append(make.reciprocal_ranks(singles))
         if not request.quick:
             ladder += _trained(manifest, request, gallery, singles)
     ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
@@ -84,3 +85,10 @@ def _trained(
 def _gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
     paths = [manifest.store_path(dataset, split, model) for model in models]
     return Gallery.of([open_store(path) for path in paths])
+
+
+def ranking_device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    from hada.fuse.embed import choose_device
+
+    return str(choose_device(name))
