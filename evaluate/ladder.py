@@ -10,7 +10,7 @@ from hada.evaluate import rungs as make
 from hada.evaluate.linear import concatenation_linear
 from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
-from hada.extract.errors import StoreError
+from hada.extract.errors import StoreError, StoreMismatchError
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store
 from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
@@ -48,7 +48,7 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
     """
     fused = [name for run in request.runs for name in RunFolder(run).config()["models"]]
     models = list(dict.fromkeys([*fused, *request.models])) or list(manifest.defaults.models)
-    gallery = _gallery(manifest, request.dataset, request.split, models)
+    gallery = open_gallery(manifest, request.dataset, request.split, models)
     singles = make.single_models(gallery)
     for store in gallery.stores:
         if store.spec.model.embedding_width is None:
@@ -72,9 +72,9 @@ def _trained(
     models = [store.spec.model.name for store in gallery.stores]
     found = []
     try:
-        val = _gallery(manifest, request.dataset, request.val_split, models)
+        val = open_gallery(manifest, request.dataset, request.val_split, models)
         found.append(make.tuned_sum(singles, val, request.val_split, request.split))
-        train = _gallery(manifest, request.dataset, request.train_split, models)
+        train = open_gallery(manifest, request.dataset, request.train_split, models)
         say("training concatenation + linear")
         found.append(concatenation_linear(gallery, train, val))
     except StoreError as error:
@@ -82,9 +82,22 @@ def _trained(
     return found
 
 
-def _gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
-    paths = [manifest.store_path(dataset, split, model) for model in models]
-    return Gallery.of([open_store(path) for path in paths])
+def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
+    """The stores of some models on one split.
+
+    Raises:
+        StoreError: A store is missing or damaged.
+        StoreMismatchError: It holds another dataset or split than its place says.
+    """
+    stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
+    for store in stores:
+        for field, asked in (("dataset", dataset), ("split", split)):
+            if getattr(store.spec, field) != asked:
+                raise StoreMismatchError(
+                    f"{store.path}: asked for {field} {asked!r}, but the store holds {field} "
+                    f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
+                )
+    return Gallery.of(stores)
 
 
 def ranking_device(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,13 @@ class Gallery:
         """Raises `StoreMismatchError` where the stores are not of the same items."""
         check_together(stores)
         first = stores[0]
+        for side in (first.image, first.caption):
+            if len(set(side.ids)) != len(side.ids):
+                twice = next(id_ for id_, count in Counter(side.ids).items() if count > 1)
+                raise StoreError(
+                    f"{first.path}: {side.side} id {twice!r} appears twice, so queries would be "
+                    "counted twice; extract the split again"
+                )
         image_of = np.asarray(first.caption_to_image, np.int64)
         bad_image = np.any([store.image.failed for store in stores], axis=0)
         good = ~np.any([store.caption.failed for store in stores], axis=0) & ~bad_image[image_of]

@@ -216,7 +216,7 @@ def test_swapped_sides_and_a_wrong_split_are_refused(project: Path) -> None:
         (project / f"stores/tiny/val/{name}").rename(project / f"stores/tiny/train/{name}")
     result = run("recall", "--split", "train", "--quick")
     assert result.exit_code == 2, result.output
-    assert "holds split 'val'" in result.stderr
+    assert "the store holds split 'val'" in result.stderr
 
 
 def test_eccv_judgements_are_the_packages(project: Path) -> None:
