@@ -180,3 +180,49 @@ def table(results: tuple[Path, ...], form: str) -> None:
     from hada.evaluate.tables import as_table
 
     click.echo(as_table([read_result(path) for path in results], form))
+
+
+@evaluate.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--split", "-s", default="test", show_default=True, help="Split to look at.")
+@click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page. [default: RUN/report-SPLIT.html]",
+)
+@manifest_options
+def report(
+    manifest: Manifest,
+    run: Path,
+    split: str,
+    quick: bool,
+    resamples: int,
+    seed: int,
+    device: str,
+    output: Path | None,
+) -> None:
+    r"""A run to look at: one HTML file with figures, curves, wins, losses and attention.
+
+    \b
+    Examples:
+      hada-evaluate report runs/scenes/blip+clip-fast-s0
+      hada-evaluate report runs/flickr8k/mine --split val -o mine.html
+    """
+    from hada.evaluate.report import write_report
+
+    target = write_report(
+        manifest,
+        run,
+        split=split,
+        device=device,
+        quick=quick,
+        resamples=resamples,
+        seed=seed,
+        output=output,
+    )
+    click.echo(target)

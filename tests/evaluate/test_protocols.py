@@ -170,7 +170,7 @@ def test_the_commands_compare_and_print_tables(project: Path) -> None:
 
 
 MISFITS = [
-    ("NaN", {"spoil": lambda e: e["image"].__setitem__((3, 0), np.nan)}, "not finite"),
+    ("NaN", {"spoil": lambda e: e["image"].__setitem__((3, 0), np.nan)}, "NaN"),
     ("a zero row", {"spoil": lambda e: e["caption"].__setitem__(5, 0)}, "zero or not finite"),
     ("an image without captions", {"owner": OWNER[OWNER != 4]}, None),
     (
