@@ -48,6 +48,16 @@ def evaluate() -> None:
     help="Tunes the weighted sum, stops the linear.",
 )
 @click.option("--quick", is_flag=True, help="Only the models, their mean, and the runs.")
+@click.option(
+    "--folds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Mean over so many galleries of consecutive images; 5 on COCO's test is COCO 1K.",
+)
+@click.option(
+    "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
+)
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -68,6 +78,8 @@ def recall(
     train_split: str,
     val_split: str,
     quick: bool,
+    folds: int,
+    eccv: bool,
     resamples: int,
     seed: int,
     device: str,
@@ -82,7 +94,8 @@ def recall(
       hada-evaluate recall --dataset flickr8k --split val
       hada-evaluate recall --split val --run runs/scenes/blip+clip-fast-s0 --quick
     """
-    from hada.evaluate.ladder import Request, build, finished_runs
+    from hada.evaluate import eccv as judgements
+    from hada.evaluate.ladder import Request, build, finished_runs, ranking_device
     from hada.evaluate.recall import evaluate as measure
     from hada.evaluate.table import render
     from hada.extract import atomic
@@ -99,9 +112,117 @@ def recall(
         quick=quick,
         device=device,
     )
+    if eccv:
+        judgements.metrics()  # missing? Say so before the work
     gallery, rungs = build(manifest, request)
-    result = measure(gallery, rungs, resamples=resamples, seed=seed)
-    target = output or Path(manifest.runs) / entry.name / f"recall-{split}.json"
+    result = measure(
+        gallery, rungs, resamples=resamples, seed=seed, folds=folds, device=ranking_device(device)
+    )
+    if eccv:
+        judgements.add(result, rungs, gallery)
+    suffix = f"-{folds}folds" if folds > 1 else ""
+    target = output or Path(manifest.runs) / entry.name / f"recall-{split}{suffix}.json"
     atomic.write_json(target, result)
     click.echo(json.dumps(result, indent=2) if as_json else render(result))
     say(f"written to {target}")
+
+
+@evaluate.command()
+@click.argument("first", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("second", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--rung", metavar="NAME", help="Of the first. [default: its last fusion, or its best]"
+)
+@click.option("--with-rung", metavar="NAME", help="Of the second. [default: likewise]")
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(
+    first: Path,
+    second: Path | None,
+    rung: str | None,
+    with_rung: str | None,
+    resamples: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    r"""Whether SECOND is better than FIRST, or than chance would have it.
+
+    \b
+    Examples:
+      hada-evaluate compare before.json after.json
+      hada-evaluate compare recall-test.json --rung clip --with-rung "mean of cosines"
+    """
+    from hada.evaluate.compare import choose_rung, compare, read_result, sentences
+
+    paths = (first, second or first)
+    results = [read_result(path) for path in paths]
+    rungs = [
+        choose_rung(result, name, path)
+        for result, name, path in zip(results, (rung, with_rung), paths, strict=True)
+    ]
+    found = compare((results[0], rungs[0]), (results[1], rungs[1]), resamples=resamples, seed=seed)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(sentences(found)))
+
+
+@evaluate.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--format", "form", type=click.Choice(["md", "csv", "latex"]), default="md")
+def table(results: tuple[Path, ...], form: str) -> None:
+    r"""Results as one table to paste: Markdown, CSV or LaTeX.
+
+    \b
+    Examples:
+      hada-evaluate table runs/*/recall-test.json
+      hada-evaluate table runs/coco/recall-test.json --format latex
+    """
+    from hada.evaluate.compare import read_result
+    from hada.evaluate.tables import as_table
+
+    click.echo(as_table([read_result(path) for path in results], form))
+
+
+@evaluate.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--split", "-s", default="test", show_default=True, help="Split to look at.")
+@click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page. [default: RUN/report-SPLIT.html]",
+)
+@manifest_options
+def report(
+    manifest: Manifest,
+    run: Path,
+    split: str,
+    quick: bool,
+    resamples: int,
+    seed: int,
+    device: str,
+    output: Path | None,
+) -> None:
+    r"""A run to look at: one HTML file with figures, curves, wins, losses and attention.
+
+    \b
+    Examples:
+      hada-evaluate report runs/scenes/blip+clip-fast-s0
+      hada-evaluate report runs/flickr8k/mine --split val -o mine.html
+    """
+    from hada.evaluate.report import write_report
+
+    target = write_report(
+        manifest,
+        run,
+        split=split,
+        device=device,
+        quick=quick,
+        resamples=resamples,
+        seed=seed,
+        output=output,
+    )
+    click.echo(target)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hada.evaluate import rungs as make
 from hada.evaluate.linear import concatenation_linear
-from hada.evaluate.rungs import Gallery, Rung
+from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
-from hada.extract.errors import StoreError
+from hada.extract.errors import StoreError, StoreMismatchError
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store
 from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
@@ -37,7 +37,7 @@ def finished_runs(folder: Path) -> list[Path]:
     )
 
 
-def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Rung]]:
+def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
     """Open the stores and make every rung that they allow; the others are named on stderr.
 
     Models are those of the runs and those asked for, or the manifest's where there are neither.
@@ -48,14 +48,15 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Rung]]:
     """
     fused = [name for run in request.runs for name in RunFolder(run).config()["models"]]
     models = list(dict.fromkeys([*fused, *request.models])) or list(manifest.defaults.models)
-    gallery = _gallery(manifest, request.dataset, request.split, models)
+    gallery = open_gallery(manifest, request.dataset, request.split, models)
     singles = make.single_models(gallery)
     for store in gallery.stores:
         if store.spec.model.embedding_width is None:
             say(f"{store.spec.model.name}: no joint space, so no dual-encoder score of its own")
-    ladder = list(singles)
+    ladder: list[Step] = list(singles)
     if len(singles) > 1:
         ladder.append(make.mean_of_cosines(singles))
+        ladder.append(make.reciprocal_ranks(singles))
         if not request.quick:
             ladder += _trained(manifest, request, gallery, singles)
     ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
@@ -71,9 +72,9 @@ def _trained(
     models = [store.spec.model.name for store in gallery.stores]
     found = []
     try:
-        val = _gallery(manifest, request.dataset, request.val_split, models)
+        val = open_gallery(manifest, request.dataset, request.val_split, models)
         found.append(make.tuned_sum(singles, val, request.val_split, request.split))
-        train = _gallery(manifest, request.dataset, request.train_split, models)
+        train = open_gallery(manifest, request.dataset, request.train_split, models)
         say("training concatenation + linear")
         found.append(concatenation_linear(gallery, train, val))
     except StoreError as error:
@@ -81,6 +82,26 @@ def _trained(
     return found
 
 
-def _gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
-    paths = [manifest.store_path(dataset, split, model) for model in models]
-    return Gallery.of([open_store(path) for path in paths])
+def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
+    """The stores of some models on one split.
+
+    Raises:
+        StoreError: A store is missing or damaged.
+        StoreMismatchError: It holds another dataset or split than its place says.
+    """
+    stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
+    for store in stores:
+        for field, asked in (("dataset", dataset), ("split", split)):
+            if getattr(store.spec, field) != asked:
+                raise StoreMismatchError(
+                    f"{store.path}: asked for {field} {asked!r}, but the store holds {field} "
+                    f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
+                )
+    return Gallery.of(stores)
+
+
+def ranking_device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    from hada.fuse.embed import choose_device
+
+    return str(choose_device(name))

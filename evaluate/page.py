@@ -14,7 +14,7 @@ from hada.fuse.ranking import KS
 _ROW_HEIGHT = 34  # pixels
 _PLOT_WIDTH, _LABEL_WIDTH = 760, 220  # pixels
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff;
   --rule: #d1d9e0; --dot: #4a76a8; --hada: #1f6f43; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117;
@@ -38,32 +38,40 @@ def page(result: dict[str, Any]) -> str:
     """The whole page for one result of `recall.evaluate`."""
     protocol = result["protocol"]
     title = f"{protocol['dataset']}/{protocol['split']}: image-text retrieval"
-    facts = (
-        f"{protocol['images']:,} images, {protocol['captions']:,} captions. "
-        f"Score: {protocol['score']}. Intervals: {protocol['intervals']}. Ties: {protocol['ties']}."
-    )
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(result))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p>{html.escape(facts)}</p>
+{ladder(result)}
+</body>
+</html>
+"""
+
+
+def ladder(result: dict[str, Any]) -> str:
+    """The ladder as plot, table and words: what goes into a page's body."""
+    protocol = result["protocol"]
+    facts = (
+        f"{protocol['images']:,} images, {protocol['captions']:,} captions. "
+        f"Score: {protocol['score']}. Intervals: {protocol['intervals']}. Ties: {protocol['ties']}."
+    )
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(result))
+    return f"""<p>{html.escape(facts)}</p>
 <h2>RSum of every rung</h2>
-<figure style="margin:0">{plot(result)}
+<figure style="margin:0"><div class="scroll" tabindex="0" role="region" aria-label="Plot">
+{plot(result)}</div>
 <figcaption>RSum: the sum of R@1, R@5 and R@10 in both directions, in percent points.
 Whiskers: 95 % intervals.</figcaption></figure>
 <h2>All figures</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="All figures">{_table(result)}</div>
 <h2>What it means</h2>
 <ul>{notes}</ul>
-</body>
-</html>
 """
 
 

@@ -1,6 +1,7 @@
 """The rungs of the ladder: every way of scoring that the fusion is compared with.
 
-A rung is a pair of embeddings whose inner product is its score, so one exact ranking serves all.
+A rung is a pair of embeddings whose inner product is its score, so one exact ranking serves all;
+only the fusion of rankings is not, and ranks by itself.
 All rungs are made from the same stores, on the same images and captions.
 
 Shape letters: I images, T captions, E embedding width, M models.
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.evaluate.rankfusion import RRF_CONSTANT, fused_ranks
 from hada.extract.errors import NonFiniteError, StoreError
 from hada.extract.store import StoreReader
 from hada.fuse.data import check_together
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.ranking import Ranks, rank_positives, recalls
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 # Shares tried by the tuned sum: multiples of 1/20 for two models, coarser for more.
@@ -47,6 +50,13 @@ class Gallery:
         """Raises `StoreMismatchError` where the stores are not of the same items."""
         check_together(stores)
         first = stores[0]
+        for side in (first.image, first.caption):
+            if len(set(side.ids)) != len(side.ids):
+                twice = next(id_ for id_, count in Counter(side.ids).items() if count > 1)
+                raise StoreError(
+                    f"{first.path}: {side.side} id {twice!r} appears twice, so queries would be "
+                    "counted twice; extract the split again"
+                )
         image_of = np.asarray(first.caption_to_image, np.int64)
         bad_image = np.any([store.image.failed for store in stores], axis=0)
         good = ~np.any([store.caption.failed for store in stores], axis=0) & ~bad_image[image_of]
@@ -81,6 +91,45 @@ class Rung:
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
+        return rank_positives(*self.pair, owner, device=device)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Rung:
+        """The same rung on some of the images and captions."""
+        return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
+
+
+@dataclass(frozen=True)
+class RankFusion:
+    """Reciprocal-rank fusion of other rungs; it has ranks, but no embeddings of its own.
+
+    score = sum over models of 1 / (constant + rank), ranks counted from 1 (Cormack, Clarke and
+    Buettcher, SIGIR 2009, with their constant of 60).
+    """
+
+    models: tuple[Rung, ...]
+    constant: float = RRF_CONSTANT
+    name: str = "reciprocal ranks"
+    kind: str = "rrf"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """How it was made."""
+        return f"sum of 1 / ({self.constant:g} + rank), nothing trained"
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands. Always on the CPU: it sorts."""
+        return fused_ranks([rung.pair for rung in self.models], owner, self.constant)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
+        """The same rung on some of the images and captions."""
+        return replace(self, models=tuple(rung.part(images, captions) for rung in self.models))
+
+
+Step = Rung | RankFusion
+
 
 def single_models(gallery: Gallery) -> list[Rung]:
     """Each model with a joint space, alone: the cosine of its own embeddings."""
@@ -101,6 +150,11 @@ def weighted_sum(rungs: Sequence[Rung], shares: Sequence[float]) -> Pair:
     image = np.concatenate([scale * pair[0] for scale, pair in kept], axis=1)
     caption = np.concatenate([scale * pair[1] for scale, pair in kept], axis=1)
     return image.astype(np.float32), caption.astype(np.float32)
+
+
+def reciprocal_ranks(models: Sequence[Rung]) -> RankFusion:
+    """Every model's ranking with the same weight; nothing is trained or tuned."""
+    return RankFusion(tuple(models))
 
 
 def mean_of_cosines(models: Sequence[Rung]) -> Rung:

@@ -18,7 +18,8 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
     protocol = result["protocol"]
     table = Table(
         title=f"{protocol['dataset']}/{protocol['split']}: {protocol['images']:,} images, "
-        f"{protocol['captions']:,} captions, cosine",
+        f"{protocol['captions']:,} captions, cosine"
+        + (f", mean of {protocol['folds']} folds" if protocol["folds"] > 1 else ""),
         caption="R@K in percent; i2t: image query, captions ranked; t2i: the other way. "
         "[95 % interval], gain over the best single model: paired bootstrap by image.",
         title_justify="left",
@@ -41,21 +42,28 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
 
 def verdicts(result: dict[str, Any]) -> list[str]:
     """What the table means, a sentence for every fusion and every note."""
-    best = result["protocol"]["compared_with"]
     lines = [f"{rung['name']}: {rung['note']}" for rung in result["rungs"] if rung["note"]]
     for rung in result["rungs"]:
-        gain = rung["gain"]
-        if rung["kind"] != "hada" or gain is None:
+        if rung["kind"] != "hada":
             continue
-        within = gain["low"] <= 0 <= gain["high"]
-        word = "within noise of" if within else "above" if gain["rsum"] > 0 else "below"
-        lines.append(
-            f"{rung['name']} is {word} the best single model, {best}: {gain['rsum']:+.1f} RSum, "
-            f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}, p = {gain['p']:.2g}"
-        )
+        for gain, what in (
+            (rung["gain"], "the best single model"),
+            (rung["gain_over_simple"], "the best simple combination"),
+        ):
+            if gain is not None:
+                lines.append(f"{rung['name']} is {_against(gain, what)}")
     if result["protocol"]["left_out_images"]:
         lines.append(f"{result['protocol']['left_out_images']} images could not be read: left out")
     return lines
+
+
+def _against(gain: dict[str, Any], what: str) -> str:
+    within = gain["low"] <= 0 <= gain["high"]
+    word = "within noise of" if within else "above" if gain["rsum"] > 0 else "below"
+    return (
+        f"{word} {what}, {gain['over']}: {gain['rsum']:+.1f} RSum, "
+        f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}, p = {gain['p']:.2g}"
+    )
 
 
 def _row(rung: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Exact ranks of the positives, both ways, from embeddings or from a score matrix.
 
-Nothing here but NumPy: no model, no device, no data set. Training validates with it and every
+Nothing here but NumPy: no model, no data set. Training validates with it and every
 retrieval figure of `hada.evaluate` is built on it.
 
 Shape letters: I images, T captions, E embedding width, B images of one block, Q queries.
@@ -9,7 +9,7 @@ Shape letters: I images, T captions, E embedding width, B images of one block, Q
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.errors import NonFiniteError, UsageError
+from hada.fuse.counting import Thresholds, count_better, own_scores
 
 KS = (1, 5, 10)
-# A block of scores holds at most this many numbers (float64: 32 MiB).
+# A block of a score matrix holds at most this many numbers (float64: 32 MiB).
 BLOCK_NUMBERS = 1 << 22
 # Scores from embeddings are summed in float64, where the same product rounds differently by
 # about 1e-16 in another block: closer than this is a tie. Real scores lie 1e-9 apart or more.
 TIE_TOLERANCE = 1e-12
-
-Scores = Callable[[slice], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -69,40 +68,43 @@ def rank_positives(
     caption_TE: Any,
     caption_to_image: Any,
     *,
-    block_numbers: int = BLOCK_NUMBERS,
+    device: str = "cpu",
+    block_numbers: int | None = None,
 ) -> Ranks:
     """Ranks under the inner product of two sets of embeddings; memory is one block of scores.
 
     Entry j of `caption_to_image` is the image row of caption j: with two images of two captions
     each it is `[0, 0, 1, 1]`. The order is free and so is the number of captions per image.
-    Embeddings are compared as they are: normalise them first where cosine is meant.
+    Embeddings are compared as they are: normalise them first where cosine is meant. Ranks are
+    those of float64 scores on every device; see `hada.fuse.counting`.
 
     >>> ranks = rank_positives([[1, 0], [0, 1]], [[1, 0], [0, 1], [1, 0.5]], [0, 1, 1])
     >>> ranks.i2t_lo.tolist(), ranks.i2t_hi.tolist(), ranks.t2i_lo.tolist()
     ([0, 0], [1, 0], [0, 0, 1])
     """
-    images, captions = _array(image_IE, np.float64), _array(caption_TE, np.float64)
+    images, captions = _floats(image_IE), _floats(caption_TE)
     if images.ndim != 2 or captions.ndim != 2 or images.shape[1] != captions.shape[1]:
         raise UsageError(
             "embeddings: expected (I, E) and (T, E) of one width E, got "
             f"{images.shape} and {captions.shape}"
         )
     for side, values in (("image", images), ("caption", captions)):
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        bad = np.flatnonzero(~_finite_rows(values))
         if bad.size:
             raise NonFiniteError(
                 f"{side} embeddings: {bad.size} rows are not finite, the first is row {bad[0]}; "
                 "leave out the items that could not be read"
             )
     owner = _owners(caption_to_image, len(images), len(captions))
-    positive = np.einsum("te,te->t", images[owner], captions)
-
-    def scores(rows: slice) -> NDArray[np.float64]:
-        product: NDArray[np.float64] = images[rows] @ captions.T
-        return product
-
-    scale = float(np.abs(positive).max(initial=0.0))
-    return _rank(scores, positive, owner, len(images), TIE_TOLERANCE * scale, block_numbers)
+    positive = own_scores(images, captions, owner)
+    tolerance = TIE_TOLERANCE * float(np.abs(positive).max(initial=0.0))
+    best, tied = _best(positive, owner, len(images), tolerance)
+    found = Thresholds(best, positive, owner, tolerance)
+    i2t_lo, i2t_tie, t2i_lo, t2i_tie = count_better(
+        images, captions, found, device=device, tile_numbers=block_numbers
+    )
+    alone = np.ones(len(owner), np.int64)
+    return Ranks(i2t_lo, i2t_lo + i2t_tie, tied, t2i_lo, t2i_lo + t2i_tie, alone)
 
 
 def rank_matrix(
@@ -121,13 +123,7 @@ def rank_matrix(
     if np.isnan(worst).any():
         row = int(np.argmax(np.isnan(worst)))
         raise NonFiniteError(f"scores: NaN in image row {row}; scores must be numbers")
-    positive = matrix[owner, np.arange(len(owner))]
-
-    def scores(rows: slice) -> NDArray[Any]:
-        block: NDArray[Any] = matrix[rows]
-        return block
-
-    return _rank(scores, positive, owner, len(matrix), 0.0, block_numbers)
+    return _rank(matrix, matrix[owner, np.arange(len(owner))], owner, block_numbers)
 
 
 def recalls(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
@@ -158,19 +154,11 @@ def recalls(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
 
 
 def _rank(
-    scores: Scores,
-    positive: NDArray[Any],
-    owner: NDArray[np.int64],
-    images: int,
-    tolerance: float,
-    block_numbers: int,
+    matrix_IT: NDArray[Any], positive: NDArray[Any], owner: NDArray[np.int64], block_numbers: int
 ) -> Ranks:
     """Count, block of images by block, who beats and who ties each query's best positive."""
-    captions = len(owner)
-    best = np.full(images, -np.inf, dtype=positive.dtype)
-    np.maximum.at(best, owner, positive)
-    # Images without captions are refused in _owners, so every best is a real score.
-    tied = np.bincount(owner[positive >= (best - tolerance)[owner]], minlength=images)
+    images, captions = matrix_IT.shape
+    best, tied = _best(positive, owner, images, 0.0)
     i2t_lo, i2t_tie = np.zeros(images, np.int64), np.zeros(images, np.int64)
     t2i_lo, t2i_tie = np.zeros(captions, np.int64), np.zeros(captions, np.int64)
     by_image = np.argsort(owner, kind="stable")
@@ -180,17 +168,25 @@ def _rank(
         rows = slice(first, min(first + step, images))
         own = by_image[starts[rows.start] : starts[rows.stop]]
         # NaN compares false with everything: the positives count neither as better nor as tied.
-        block_BT = np.array(scores(rows), dtype=np.result_type(positive.dtype, np.float32))
+        block_BT = np.array(matrix_IT[rows], dtype=np.result_type(positive.dtype, np.float32))
         block_BT[owner[own] - first, own] = np.nan
-        above, below = best[rows] + tolerance, best[rows] - tolerance
-        i2t_lo[rows] = (block_BT > above[:, None]).sum(axis=1)
-        i2t_tie[rows] = (block_BT >= below[:, None]).sum(axis=1) - i2t_lo[rows]
-        better = (block_BT > positive + tolerance).sum(axis=0)
-        t2i_lo += better
-        t2i_tie += (block_BT >= positive - tolerance).sum(axis=0) - better
-    return Ranks(
-        i2t_lo, i2t_lo + i2t_tie, tied, t2i_lo, t2i_lo + t2i_tie, np.ones(captions, np.int64)
-    )
+        i2t_lo[rows] = (block_BT > best[rows, None]).sum(axis=1)
+        i2t_tie[rows] = (block_BT == best[rows, None]).sum(axis=1)
+        t2i_lo += (block_BT > positive).sum(axis=0)
+        t2i_tie += (block_BT == positive).sum(axis=0)
+    alone = np.ones(captions, np.int64)
+    return Ranks(i2t_lo, i2t_lo + i2t_tie, tied, t2i_lo, t2i_lo + t2i_tie, alone)
+
+
+def _best(
+    positive: NDArray[Any], owner: NDArray[np.int64], images: int, tolerance: float
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """(I,) the best score of each image's captions, and how many of them share it."""
+    best = np.full(images, -np.inf, dtype=positive.dtype)
+    np.maximum.at(best, owner, positive)
+    # Images without captions are refused in _owners, so every best is a real score.
+    tied = np.bincount(owner[positive >= (best - tolerance)[owner]], minlength=images)
+    return best, tied
 
 
 def _hits(
@@ -223,6 +219,21 @@ def _array(values: Any, dtype: Any) -> NDArray[Any]:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=dtype)
+
+
+def _floats(values: Any) -> NDArray[Any]:
+    """Embeddings in the precision they come in, half precision and whole numbers widened."""
+    array = _array(values, None)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) whether a row is all finite; a sum of finite numbers can overflow, so look twice."""
+    with np.errstate(all="ignore"):
+        good = np.isfinite(values.sum(axis=1))
+    doubtful = np.flatnonzero(~good)
+    good[doubtful] = np.isfinite(values[doubtful]).all(axis=1)
+    return np.asarray(good)
 
 
 def _owners(caption_to_image: Any, images: int, captions: int) -> NDArray[np.int64]:

@@ -184,6 +184,10 @@ def test_verdicts_name_what_is_within_noise(gallery: Gallery) -> None:
     perfect = Rung("HADA y", "hada", (np.eye(I, dtype="f4"), np.eye(I, dtype="f4")[OWNER]))
     result = evaluate(gallery, [*models, perfect], resamples=200)
     assert "HADA y is above the best single model" in verdicts(result)[-1]
+    mean = mean_of_cosines(models)
+    said = verdicts(evaluate(gallery, [*models, mean, perfect], resamples=200))
+    assert "HADA y is above the best single model" in said[-2]
+    assert "HADA y is above the best simple combination, mean of cosines: +" in said[-1]
     text = render(result)
     assert "HADA y" in text
     assert "600.0" in text
@@ -223,6 +227,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, gallery: Gallery) -> None
         "a",
         "b",
         "mean of cosines",
+        "reciprocal ranks",
         "weighted sum",
     ]
     printed = CliRunner().invoke(

@@ -146,3 +146,46 @@ def test_rows_that_are_not_finite_are_refused():
         rank_positives(np.array([[1.0], [np.nan]]), np.ones((2, 1)), [0, 1])
     with pytest.raises(NonFiniteError, match="NaN"):
         rank_matrix([[np.nan, 1.0], [1.0, 1.0]], [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["random", "near ties", "collapsed", "huge", "half"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_screening_in_float32_changes_nothing(kind, device):
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    rng = np.random.default_rng(11)
+    images, per, width = 300, 3, 64
+    owner = rng.permutation(np.repeat(np.arange(images), per))
+    image = rng.normal(size=(images, width))
+    caption = 0.3 * image[owner] + rng.normal(size=(images * per, width))
+    if kind == "near ties":  # closer than a float32 product can tell
+        image[1::2] = image[::2] * (1 + 1e-7 * rng.choice([-1, 1], size=(images // 2, 1)))
+    elif kind == "collapsed":
+        image[5:] = image[:1]
+    elif kind == "huge":
+        image *= 1e200
+    image, caption = (x / np.linalg.norm(x[0]) if kind != "huge" else x for x in (image, caption))
+    if kind == "half":
+        image, caption = image.astype(np.float16), caption.astype(np.float16)
+    scores = image.astype(np.float64) @ caption.astype(np.float64).T
+    scale = np.abs(scores[owner, np.arange(len(owner))]).max()
+    whole = rank_matrix(np.round(scores / scale, 13), owner)
+    for block in (10_007, None):
+        assert same(
+            rank_positives(image, caption, owner, device=device, block_numbers=block), whole
+        )
+
+
+def test_memory_is_one_tile_whatever_the_size():
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1500, 16)).astype(np.float32)
+    caption = rng.normal(size=(30_000, 16)).astype(np.float32)
+    owner = np.repeat(np.arange(1500), 20)
+    tracemalloc.start()
+    rank_positives(image, caption, owner, block_numbers=1 << 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6  # all scores would be 180 MB

@@ -1,0 +1,245 @@
+"""Folds, reciprocal ranks, comparisons, tables and the judgements of ECCV Caption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import makers
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hada.evaluate.cli import evaluate as command
+from hada.evaluate.compare import compare
+from hada.evaluate.packing import unpack_ranks
+from hada.evaluate.recall import evaluate
+from hada.evaluate.rungs import Gallery, Rung, mean_of_cosines, reciprocal_ranks, single_models
+from hada.extract.errors import UsageError
+from hada.extract.spec import SideName
+from hada.extract.store import open_store, write_store
+from hada.fuse.ranking import rank_positives, recalls
+
+I, E = 30, 6  # noqa: E741
+RANDOM = np.random.default_rng(5)
+OWNER = np.repeat(np.arange(I), RANDOM.integers(1, 5, I))
+T = len(OWNER)
+TRUTH = RANDOM.normal(size=(I, E))
+
+
+def store(path: str, name: str, seed: int, **options: Any) -> Any:
+    """Embeddings that see the truth through noise; `ids`, `owner` and `spoil` as a test needs."""
+    random = np.random.default_rng(seed)
+    owner = options.get("owner", OWNER)
+    truth = options.get("truth", TRUTH)
+    spec = makers.make_spec(
+        name=name, image=None, caption=None, embedding_width=truth.shape[1], dtype="float32"
+    )
+    embeddings: dict[SideName, Any] = {
+        "image": truth + 0.7 * random.normal(size=truth.shape),
+        "caption": truth[owner] + 0.7 * random.normal(size=(len(owner), truth.shape[1])),
+    }
+    options.get("spoil", lambda _: None)(embeddings)
+    ids: dict[SideName, list[str]] = options.get("ids") or {
+        "image": [f"i{k}" for k in range(len(truth))],
+        "caption": [f"c{k}" for k in range(len(owner))],
+    }
+    write_store(path, spec, ids=ids, caption_to_image=owner, embeddings=embeddings)
+    return open_store(path)
+
+
+@pytest.fixture
+def gallery() -> Gallery:
+    paths = [f"stores/tiny/val/{name}" for name in "ab"]
+    return Gallery.of([store(path, path[-1], seed) for seed, path in enumerate(paths)])
+
+
+@pytest.fixture
+def project(tmp_path: Path, gallery: Gallery) -> Path:
+    makers.make_project(tmp_path)
+    text = makers.MANIFEST.replace("[one, two]", "[a, b]")
+    (tmp_path / "data_manifest.yaml").write_text(text.replace("one:", "a:").replace("two:", "b:"))
+    return tmp_path
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(command, words)
+
+
+def test_folds_are_galleries_of_their_own(gallery: Gallery) -> None:
+    rung = single_models(gallery)[0]
+    result = evaluate(gallery, [rung], resamples=100, folds=5)
+    tables = []
+    for fold in range(5):
+        images = np.arange(fold * 6, fold * 6 + 6)
+        captions = np.flatnonzero(np.isin(OWNER, images))
+        pair = rung.pair[0][images], rung.pair[1][captions]
+        tables.append(recalls(rank_positives(*pair, OWNER[captions] - fold * 6)))
+    for name, value in result["rungs"][0]["metrics"].items():
+        assert value == pytest.approx(np.mean([table[name] for table in tables]))
+    assert result["protocol"]["gallery"]["t2i"] == [6] * 5
+    with pytest.raises(UsageError, match="30 images cannot be cut into 4 equal parts"):
+        evaluate(gallery, [rung], folds=4)
+
+
+def slow_reciprocal(gallery: Gallery) -> tuple[Any, Any]:
+    """Fused scores of both directions, (I, T) each, one query at a time."""
+    i2t, t2i = np.zeros((I, T)), np.zeros((I, T))
+    for rung in single_models(gallery):
+        scores = rung.pair[0] @ rung.pair[1].T
+        for image in range(I):
+            for place, caption in enumerate(np.argsort(-scores[image])):
+                i2t[image, caption] += 1 / (61 + place)
+        for caption in range(T):
+            for place, image in enumerate(np.argsort(-scores[:, caption])):
+                t2i[image, caption] += 1 / (61 + place)
+    return i2t, t2i
+
+
+def test_reciprocal_ranks_equal_a_slow_loop(gallery: Gallery) -> None:
+    found = reciprocal_ranks(single_models(gallery)).ranks(OWNER)
+    i2t, t2i = slow_reciprocal(gallery)
+    for image in range(I):
+        own = np.flatnonzero(image == OWNER)
+        best = i2t[image, own].max()
+        others = np.delete(i2t[image], own)
+        assert found.i2t_lo[image] == (others > best + 1e-12).sum()
+        assert found.i2t_hi[image] == (others > best - 1e-12).sum()
+    for caption in range(T):
+        others = np.delete(t2i[:, caption], OWNER[caption])
+        assert found.t2i_lo[caption] == (others > t2i[OWNER[caption], caption] + 1e-12).sum()
+
+
+def test_constant_models_are_fused_to_chance() -> None:
+    flat = Rung("flat", "model", (np.ones((I, 2), np.float32), np.ones((T, 2), np.float32)))
+    table = recalls(reciprocal_ranks([flat, flat]).ranks(OWNER))
+    assert table["t2i_R@1"] == pytest.approx(100 / I)
+
+
+def test_packed_ranks_are_the_ranks(gallery: Gallery) -> None:
+    rung = single_models(gallery)[0]
+    result = json.loads(json.dumps(evaluate(gallery, [rung], resamples=100)))
+    again = unpack_ranks(result["rungs"][0]["ranks"])
+    assert recalls(again) == pytest.approx(result["rungs"][0]["metrics"])
+    assert np.array_equal(again.t2i_lo, rung.ranks(OWNER).t2i_lo)
+
+
+def test_compare_is_paired_where_the_items_are_the_same(gallery: Gallery) -> None:
+    models = single_models(gallery)
+    result = evaluate(gallery, [*models, mean_of_cosines(models)], resamples=500)
+    a, mean = result["rungs"][0], result["rungs"][2]
+    found = compare((result, a), (result, mean), resamples=500)
+    assert found["paired"]
+    gap = mean["metrics"]["rsum"] - a["metrics"]["rsum"]
+    assert found["differences"]["rsum"] == pytest.approx(gap)
+    nothing = compare((result, a), (result, a), resamples=500)
+    assert (nothing["rsum"]["low"], nothing["rsum"]["high"], nothing["rsum"]["p"]) == (0, 0, 1)
+    assert nothing["queries"]["i2t"] == {"better": 0, "worse": 0}
+    stranger = {**result, "items": {**result["items"], "digest": "other"}}
+    apart = compare((result, a), (stranger, mean), resamples=500)
+    assert not apart["paired"]
+    assert apart["rsum"]["half_width"] > found["rsum"]["half_width"]
+    elsewhere = {**result, "protocol": {**result["protocol"], "split": "test"}}
+    with pytest.raises(UsageError, match=r"split is 'val'.*'test'"):
+        compare((result, a), (elsewhere, a))
+
+
+def test_the_commands_compare_and_print_tables(project: Path) -> None:
+    assert run("recall", "--split", "val", "--quick", "--folds", "5").exit_code == 0
+    result = run("recall", "--split", "val", "--quick", "--resamples", "200")
+    assert result.exit_code == 0, result.output
+    file = "runs/tiny/recall-val.json"
+    said = run("compare", file, "--rung", "a", "--with-rung", "mean of cosines")
+    assert said.exit_code == 0, said.output
+    assert "paired by image" in said.stdout
+    refused = run("compare", file, "runs/tiny/recall-val-5folds.json")
+    assert refused.exit_code == 2
+    assert "folds is 1 in the first and 5 in the second" in refused.stderr
+    assert run("compare", file, "--rung", "nobody").exit_code == 2
+    rows = list(csv.DictReader(io.StringIO(run("table", file, "--format", "csv").stdout)))
+    assert [row["score"] for row in rows] == ["a", "b", "mean of cosines", "reciprocal ranks"]
+    written = json.loads(Path(file).read_text())
+    assert float(rows[0]["rsum"]) == written["rungs"][0]["metrics"]["rsum"]
+    assert run("table", file).stdout.count("\n") == 6
+    latex = run("table", file, "--format", "latex").stdout
+    assert latex.count(r"\\") == 6
+    assert "_" not in latex
+
+
+MISFITS = [
+    ("NaN", {"spoil": lambda e: e["image"].__setitem__((3, 0), np.nan)}, "NaN"),
+    ("a zero row", {"spoil": lambda e: e["caption"].__setitem__(5, 0)}, "zero or not finite"),
+    ("an image without captions", {"owner": OWNER[OWNER != 4]}, None),
+    (
+        "duplicate ids",
+        {"ids": {"image": ["i0"] * I, "caption": [f"c{k}" for k in range(T)]}},
+        "twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "says"), MISFITS, ids=[m[0] for m in MISFITS])
+def test_what_cannot_be_ranked_is_refused(
+    project: Path, name: str, change: dict[str, Any], says: str | None
+) -> None:
+    def make() -> None:
+        for model in "ab":
+            path = project / "stores" / "tiny" / "val" / model
+            path.rename(path.with_name(f"{model}-before"))
+            store(f"stores/tiny/val/{model}", model, 1, **change)
+
+    if says is None:
+        make()
+        result = run("recall", "--split", "val", "--quick")
+        assert result.exit_code == 0, result.output
+        written = json.loads((project / "runs/tiny/recall-val.json").read_text())
+        assert written["protocol"]["left_out_images"] == 1
+        return
+    try:
+        make()
+    except Exception as error:  # the store refuses to be written that way already
+        assert says in str(error)  # noqa: PT017
+        return
+    result = run("recall", "--split", "val", "--quick")
+    assert result.exit_code in (1, 2), result.output
+    assert says in result.stderr
+
+
+def test_swapped_sides_and_a_wrong_split_are_refused(project: Path) -> None:
+    with pytest.raises(UsageError, match="caption_to_image: expected one entry for each of 30"):
+        rank_positives(np.ones((T, 2)), np.ones((I, 2)), OWNER)
+    (project / "stores/tiny/train").mkdir()
+    for name in "ab":
+        (project / f"stores/tiny/val/{name}").rename(project / f"stores/tiny/train/{name}")
+    result = run("recall", "--split", "train", "--quick")
+    assert result.exit_code == 2, result.output
+    assert "the store holds split 'val'" in result.stderr
+
+
+def test_eccv_judgements_are_the_packages(project: Path) -> None:
+    pytest.importorskip("eccv_caption", reason="the extra eccv is not installed")
+    from hada.evaluate import eccv
+
+    judge = eccv.metrics()
+    by_image = judge.coco_gts["i2t"]
+    images = sorted({int(found[0]) for found in map(judge.coco_gts["t2i"].get, judge.coco_ids)})
+    captions = [caption for image in images for caption in by_image[image]]
+    owner = np.repeat(np.arange(len(images)), [len(by_image[image]) for image in images])
+    truth = np.random.default_rng(0).normal(size=(len(images), 24))
+    ids = {
+        "image": [f"COCO_val2014_{image:012d}.jpg" for image in images],
+        "caption": [str(caption) for caption in captions],
+    }
+    gallery = Gallery.of([store("coco", "a", 3, owner=owner, truth=truth, ids=ids)])
+    rung = single_models(gallery)[0]
+    found = eccv.judge(rung, gallery, judge)
+    table = recalls(rung.ranks(owner))
+    assert found["coco_5k_r1"]["i2t"] * 100 == pytest.approx(table["i2t_R@1"])
+    assert found["coco_5k_r10"]["t2i"] * 100 == pytest.approx(table["t2i_R@10"])
+    assert 0 < found["eccv_map_at_r"]["t2i"] < found["eccv_rprecision"]["t2i"] < 1
+    refused = run("recall", "--split", "val", "--quick", "--eccv")
+    assert refused.exit_code == 2
+    assert "has no COCO number" in refused.stderr

@@ -1,0 +1,231 @@
+"""The page of a run: what it holds, that it needs nothing else, and that a browser is content."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import makers
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hada.evaluate import attended, charts
+from hada.evaluate.cli import evaluate as command
+from hada.evaluate.report import rank_changes, recall_curve
+from hada.extract.cli import extract
+from hada.extract.store import open_store
+from hada.fuse.checkpoint import RunFolder
+from hada.fuse.cli import fuse
+from hada.fuse.data import Split
+from hada.fuse.ranking import rank_positives, recalls
+
+MODELS = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny data set, extracted and trained by the commands."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        makers.make_project(folder, splits={"train": [3] * 12, "val": [2, 1, 3, 2, 2] * 4})
+        for split in ("train", "val"):
+            assert CliRunner().invoke(extract, ["--split", split]).exit_code == 0
+        done = CliRunner().invoke(
+            fuse, ["train", "--epochs", "2", "--set", "heads=1", "--run", "runs/tiny/mine"]
+        )
+        assert done.exit_code == 0, done.output
+        yield folder
+
+
+@pytest.fixture
+def page(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    target = project / "runs/tiny/mine/report-val.html"
+    if not target.exists():
+        words = ["report", "runs/tiny/mine", "--split", "val", "--quick", "--resamples", "200"]
+        result = CliRunner().invoke(command, words)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.strip().endswith("report-val.html")
+    return target
+
+
+class Reader(html.parser.HTMLParser):
+    """Counts tags, and collects what they point to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        values = dict(attrs)
+        self.links += [values[name] for name in ("src", "href") if name in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag == "img":
+            assert "alt" in values
+        if tag not in ("img", "meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(page: Path) -> None:
+    text = page.read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert reader.links
+    assert all(link.startswith("data:image/") for link in reader.links)
+    assert "http" not in text
+    assert {"ladder", "curves", "changes", "won", "lost"} <= set(reader.ids)
+    assert "Training loss" in text
+    assert len(text) < 2_000_000
+
+
+def test_without_the_pictures_the_page_says_so(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    elsewhere = tmp_path / "page.html"
+    (project / "data").rename(project / "data-gone")
+    try:
+        words = ["report", "runs/tiny/mine", "--split", "val", "--quick", "--resamples", "200"]
+        result = CliRunner().invoke(command, [*words, "-o", str(elsewhere)])
+    finally:
+        (project / "data-gone").rename(project / "data")
+    assert result.exit_code == 0, result.output
+    assert "No pictures: dataset &#x27;tiny&#x27;: its folder" in elsewhere.read_text()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    result = CliRunner().invoke(command, ["report", "nowhere", "--split", "val"])
+    assert result.exit_code == 2
+    assert "no training run there" in result.stderr
+
+
+def test_attention_is_what_the_graph_gives(project: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(project)
+    run = RunFolder("runs/tiny/mine")
+    stores = [open_store(f"stores/tiny/val/{name}") for name in MODELS]
+    split = Split(stores)
+    fuser, _ = run.load_best()
+    items = np.array([3, 0, 5])
+    for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
+        found = attended.attention(fuser, split, side, items)  # type: ignore[arg-type]
+        features = split.features(side, items).to("cpu")  # type: ignore[arg-type]
+        nodes = branch.nodes(features)
+        with torch.no_grad():
+            whole = branch.graph.attention(nodes, features.layouts)  # type: ignore[union-attr]
+        for item in range(len(items)):
+            assert sum(part.sum() for part in found[item]) == pytest.approx(1, abs=1e-5)
+        # By hand from weights and keys: with one head, the mean over the global nodes.
+        keys = [branch.graph.attention.lin_l(x) for x in nodes]  # type: ignore[union-attr]
+        starts = [np.cumsum(la.lengths_B.numpy()) - la.lengths_B.numpy() for la in features.layouts]
+        for item in range(len(items)):
+            total = sum(
+                torch.from_numpy(part).float() @ key[starts[m][item] : starts[m][item] + len(part)]
+                for m, (part, key) in enumerate(zip(found[item], keys, strict=True))
+            )
+            expected = whole[item].mean(0) - branch.graph.attention.bias  # type: ignore[union-attr]
+            torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_words_take_the_weight_of_their_tokens() -> None:
+    class Pieces:
+        """Three letters a token, with a mark on both sides."""
+
+        class spec:  # noqa: N801
+            caption = None
+
+        @staticmethod
+        def tokenize(captions: list[str]) -> list[list[int]]:
+            return [
+                [0, *(1 for w in c.split() for _ in range(-(-len(w) // 3))), 2] for c in captions
+            ]
+
+    weights = np.array([0.1, 0.2, 0.05, 0.05, 0.3, 0.3])
+    found = attended.by_word("red triangle", weights[:6], Pieces)
+    assert found is not None
+    assert [word for word, _ in found] == ["red", "triangle"]
+    assert [weight for _, weight in found] == pytest.approx([0.2, 0.4])
+    assert attended.by_word("red", weights, Pieces) is None
+
+
+def test_curves_and_changes_are_those_of_the_ranks() -> None:
+    random = np.random.default_rng(0)
+    owner = np.repeat(np.arange(20), 2)
+    image, caption = random.normal(size=(20, 4)), random.normal(size=(40, 4))
+    one = rank_positives(image, caption, owner)
+    two = rank_positives(image, caption + image[owner], owner)
+    curve = recall_curve(two, "t2i", [1, 5, 20])
+    assert curve[0] == pytest.approx(recalls(two)["t2i_R@1"])
+    assert curve[2] == 100
+    changes = rank_changes(two, one)["t2i"]
+    assert changes["better"] + changes["same"] + changes["worse"] == 40
+    gained = changes["into_first"] - changes["out_of_first"]
+    assert 100 * gained / 40 == pytest.approx(recalls(two)["t2i_R@1"] - recalls(one)["t2i_R@1"])
+
+
+def test_a_chart_places_its_points() -> None:
+    line = charts.Line("a < b", [1, 10, 100], [0.0, 50.0, 100.0], "c0")
+    text = charts.line_chart([line], title="t", x_label="K", y_label="%", log_x=True)
+    (points,) = re.findall(r'points="([^"]+)"', text)
+    xs, ys = zip(*(map(float, point.split(",")) for point in points.split()), strict=True)
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)  # decades are as far apart
+    assert ys[0] > ys[1] > ys[2]
+    assert "a &lt; b" in text
+
+
+# What a reader does, done by the page itself: each view, then the keyboard.
+VISIT = """
+<script>
+const errors = [];
+addEventListener('error', event => errors.push(event.message));
+addEventListener('load', () => {
+  const seen = [];
+  for (const tab of document.querySelectorAll('[role=tab]')) {
+    tab.click();
+    const open = [...document.querySelectorAll('[role=tabpanel]')].filter(panel => !panel.hidden);
+    if (open.length === 1 && open[0].offsetHeight > 0) seen.push(open[0].id);
+  }
+  const last = document.querySelector('[aria-selected=true]');
+  last.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+  seen.push('then ' + document.activeElement.id);
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify({seen, broken, wide, errors});
+});
+</script>
+"""
+
+
+def test_a_browser_opens_it_and_switches_views(page: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    visited = tmp_path / "visited.html"
+    visited.write_text(page.read_text().replace("<style>", f"{VISIT}<style>", 1))
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900",
+            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0",
+            "--virtual-time-budget=5000", "--dump-dom", visited.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    (title,) = re.findall(r"<title>(\{.*?\})</title>", done.stdout)
+    assert '"seen":["ladder","curves","changes","won","lost","then tab-ladder"]' in title
+    assert '"broken":0,"wide":false,"errors":[]' in title
