@@ -10,13 +10,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hada.extract.console import say
 from hada.extract.manifest import Manifest
 from hada.extract.progress import duration
+
+if TYPE_CHECKING:
+    from hada.fuse.job import Plan
 
 DATASET = "scenes"
 MODELS = ("blip", "clip")
@@ -106,23 +109,24 @@ def extract(demo: Demo) -> None:
 
 def train(demo: Demo) -> None:
     """Train the fusion on the stores of train, stopping by val."""
-    from hada.fuse.job import plan_training, train_run
+    from hada.fuse.job import train_run
+
+    train_run(_plan(demo), device=demo.device, fresh=demo.fresh)
+
+
+def _plan(demo: Demo) -> Plan:
+    from hada.fuse.job import plan_training
     from hada.fuse.recipes import DEFAULT_RECIPE, recipe
 
-    plan = plan_training(
-        demo.manifest,
-        DATASET,
-        MODELS,
-        recipe(DEFAULT_RECIPE).with_settings(demo.settings),
-        seed=demo.seed,
-    )
-    train_run(plan, device=demo.device, fresh=demo.fresh)
+    settings = recipe(DEFAULT_RECIPE).with_settings(demo.settings)
+    return plan_training(demo.manifest, DATASET, MODELS, settings, seed=demo.seed)
 
 
 def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
-    """The ladder on test, as JSON and as a page; returns the result and where the page is."""
-    from hada.evaluate import ladder, page
+    """The ladder on test as JSON, and the run's page; returns the result and where the page is."""
+    from hada.evaluate import ladder
     from hada.evaluate.recall import evaluate as measure
+    from hada.evaluate.report import write_report
     from hada.extract import atomic
 
     folder = Path(demo.manifest.runs) / DATASET
@@ -130,10 +134,9 @@ def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
         dataset=DATASET, split="test", runs=ladder.finished_runs(folder), device=demo.device
     )
     result = measure(*ladder.build(demo.manifest, request))
-    target = folder / "recall-test.html"
     atomic.write_json(folder / "recall-test.json", result)
-    atomic.write_bytes(target, page.page(result).encode())
-    return result, target
+    run = _plan(demo).folder
+    return result, write_report(demo.manifest, run, split="test", device=demo.device)
 
 
 def _farewell(demo: Demo, page: Path, timings: dict[str, float], seconds: float) -> str:

@@ -174,7 +174,7 @@ def test_too_many_deaths_are_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     makers.make_project(tmp_path)
     mark(tmp_path, *(f"train_{number:03d}.jpg" for number in range(12)))
     monkeypatch.setattr(workers, "MOST_DEATHS", 4)
-    with pytest.raises(HadaError, match="[5-9] worker processes have died"):
+    with pytest.raises(HadaError, match=r"[5-9] worker processes have died"):
         extract(fake(Deadly("exit")), "stores/x", 2)
 
 
