@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -226,3 +226,41 @@ def report(
         output=output,
     )
     click.echo(target)
+
+
+@evaluate.command()
+@click.argument("text", required=False)
+@click.option("--image", type=click.Path(path_type=Path, dir_okay=False), help="Ask by picture.")
+@click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
+@click.option("--split", "-s", default="test", show_default=True, help="Split to search.")
+@click.option(
+    "--run",
+    "-r",
+    type=click.Path(path_type=Path),
+    help="A trained run. [default: the dataset's newest, where --model is not given]",
+)
+@click.option("--model", "-m", metavar="NAME", help="One frozen model in place of a run.")
+@click.option(
+    "--find",
+    type=click.Choice(["images", "captions"]),
+    help="What to look for. [default: images for a text, captions for a picture]",
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--faiss", is_flag=True, help="Approximately, and say how it compares to exactly.")
+@click.option("--jsonl", is_flag=True, help="One JSON object a result.")
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also as an HTML page."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@manifest_options
+def search(manifest: Manifest, **request: Any) -> None:
+    r"""The pictures for a sentence, or the captions for a picture.
+
+    \b
+    Examples:
+      hada-evaluate search "two hearts on a mint background"
+      hada-evaluate search --image photo.jpg --split val --top 3 --jsonl
+    """
+    from hada.evaluate.search_job import search as find
+
+    find(manifest, **request)

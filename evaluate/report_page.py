@@ -43,8 +43,9 @@ _STYLE = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
   gap: 1rem; } .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   padding: .9rem; min-width: 0; } .card h3 { margin: 0 0 .4rem; font-size: 1.05rem; }
-.card p { margin: .3rem 0; font-size: .92rem; } .strip { display: flex; flex-wrap: wrap; gap: .6rem;
-  margin: .5rem 0; } .strip figure { width: min(6.6rem, calc((100% - 1.3rem) / 3)); font-size: .8rem; }
+.card p { margin: .3rem 0; font-size: .92rem; }
+.strip { display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0; }
+.strip figure { width: min(6.6rem, calc((100% - 1.3rem) / 3)); font-size: .8rem; }
 .strip figcaption { margin-top: .35rem; line-height: 1.25; overflow-wrap: anywhere; }
 .shot { position: relative; aspect-ratio: 1; border-radius: 4px;
   background: var(--rule); overflow: hidden; display: grid; place-items: center; }

@@ -10,33 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from hada.extract import atomic
-from hada.extract.errors import StoreError, UsageError
+from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
+from hada.extract.errors import StoreMismatchError, UsageError
 from hada.extract.images import open_image
-from hada.extract.spec import SideName
-from hada.extract.store import StoreReader, write_store
-from hada.extract.store import open_store as open_one
+from hada.extract.manifest import Manifest
+from hada.extract.spec import SideName, StoreSpec
+from hada.extract.store import StoreReader, open_store, write_store
+from hada.fuse.checkpoint import BEST, RunFolder
+from hada.fuse.data import Split
+from hada.fuse.embed import Embedded, check_features, choose_device, embed, embed_split
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result: its place from 1, its score, its row and id, and where it lies or what it says."""
-
-    place: int
-    score: float
-    row: int
-    id: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -93,84 +88,127 @@ def faiss_top(index: Index, query_E: NDArray[np.float32], count: int) -> list[tu
     return [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
 
 
-@dataclass(frozen=True)
 class Encoder:
     """The frozen models, and the fusion where there is one, loaded once for any number of queries.
 
-    `shares` weigh a run's cosines as its score does.
+    A query becomes a store of one picture and one caption, so that it passes through the very code
+    that the split passed through; the side that was not asked for is a stand-in nobody reads.
     """
 
-    backbones: Sequence[Any]
-    fuse: Callable[[Sequence[StoreReader]], Any] | None
+    def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
+        self._like = stores
+        self._backbones = [_load(manifest, store, device) for store in stores]
+        self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
+
+    def through(self, folder: RunFolder, device: str) -> Encoder:
+        """The same with a run's fusion behind the models."""
+        fuser, mix = folder.load_best()
+        config = folder.config()
+        for store in self._like:
+            check_features(config["features"][store.spec.model.name], store, folder.path)
+        first_only = config["recipe"].get("first_tokens_only", False)
+
+        def fuse(stores: Sequence[StoreReader]) -> Embedded:
+            split = Split(stores, first_tokens_only=first_only)
+            return embed(fuser, mix, split, choose_device(device))
+
+        self._fuse = fuse
+        return self
 
     def text(self, text: str) -> NDArray[np.float32]:
         """(E,) embedding of a caption."""
         if not text.strip():
-            raise UsageError("the query is empty: expected a sentence or --image FILE")
-        return self._encode("caption", text)
+            raise UsageError("the query is empty: expected a sentence, or --image FILE")
+        return self._encode("caption", text, PIL.Image.new("RGB", (64, 64)))
 
     def image(self, path: Path) -> NDArray[np.float32]:
         """(E,) embedding of a picture; raises `ImageError` where it cannot be read."""
-        return self._encode("image", path)
+        return self._encode("image", "a picture", open_image(path))
 
-    def _encode(self, side: SideName, query: Any) -> NDArray[np.float32]:
-        # A store of one image and one caption, so that a query passes through the very code that
-        # the split passed through. The other side is a stand-in that nobody reads.
-        import tempfile
-
-        text = query if side == "caption" else "a picture"
+    def _encode(self, side: SideName, text: str, picture: PIL.Image.Image) -> NDArray[np.float32]:
         with tempfile.TemporaryDirectory(prefix="hada-query-") as folder:
             stores = []
-            for number, backbone in enumerate(self.backbones):
-                place = f"{folder}/{number}"
-                _store_one(backbone, place, text, query if side == "image" else None)
-                stores.append(open_one(place))
-            if self.fuse is None:
-                return _own(stores[0], side)
-            image, caption = self.fuse(stores)
+            for number, backbone in enumerate(self._backbones):
+                dtype = self._like[number].spec.dtype
+                stores.append(_store_one(backbone, f"{folder}/{number}", text, picture, dtype))
+            if self._fuse is None:
+                return own_embeddings(stores[0], side)[0]
+            image, caption = self._fuse(stores)
             return np.asarray((image if side == "image" else caption)[0], np.float32)
 
 
-def _store_one(backbone: Any, place: str, text: str, path: Path | None) -> None:
-    import PIL.Image
-
-    from hada.extract.spec import StoreSpec
-
-    picture = PIL.Image.new("RGB", (64, 64)) if path is None else open_image(path)
-    image = backbone.encode_images(backbone.preprocess(picture)[None])
-    caption = backbone.encode_captions(backbone.tokenize([text]))
-    spec = StoreSpec(
-        model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype="float32"
+def _load(manifest: Manifest, store: StoreReader, device: str) -> Any:
+    """The model that a store was made with; raises `StoreMismatchError` for another."""
+    name = store.spec.model.name
+    entry = manifest.model(name)
+    backbone = load_backbone(
+        BackboneRequest(
+            name=name,
+            family=entry.family,
+            weights=entry.weights_for(store.spec.dataset),
+            device=str(choose_device(device)),
+            options=dict(entry.options),
+        )
     )
-    tokens: dict[SideName, Any] = {
-        side: (found.values, found.lengths)
-        for side, found in (("image", image), ("caption", caption))
-        if found.values is not None
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {name!r} sees regions, not pictures: it cannot encode a query")
+    if backbone.spec.weights_digest != store.spec.model.weights_digest:
+        raise StoreMismatchError(
+            f"model {name!r}: {store.path} was extracted with other weights than the manifest "
+            "names now; extract it again"
+        )
+    return backbone
+
+
+def _store_one(
+    backbone: Any, place: str, text: str, picture: PIL.Image.Image, dtype: str
+) -> StoreReader:
+    encoded: dict[SideName, Any] = {
+        "image": backbone.encode_images(backbone.preprocess(picture)[None]),
+        "caption": backbone.encode_captions(backbone.tokenize([text])),
     }
-    embeddings: dict[SideName, Any] = {
-        side: found.embeddings
-        for side, found in (("image", image), ("caption", caption))
-        if found.embeddings is not None
-    }
+    spec = StoreSpec(
+        model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype=dtype
+    )
     write_store(
         place,
         spec,
         ids={"image": ["query"], "caption": ["query"]},
         caption_to_image=np.zeros(1, np.int64),
-        tokens=tokens,
-        embeddings=embeddings,
+        tokens={s: [e.values] for s, e in encoded.items() if e.values is not None},
+        embeddings={s: e.embeddings for s, e in encoded.items() if e.embeddings is not None}
+        or None,
     )
+    return open_store(place)
 
 
-def _own(store: StoreReader, side: SideName) -> NDArray[np.float32]:
+def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
+    """(n, E) a model's own embeddings at unit length; failed items are zero, so found last."""
     values = (store.image if side == "image" else store.caption).embeddings()
     if values is None:
-        raise StoreError(f"model {store.spec.model.name!r} has no joint space to search in")
-    row = values[0].astype(np.float32)
-    return np.asarray(row / np.linalg.norm(row), np.float32)
+        raise UsageError(f"model {store.spec.model.name!r} has no joint space to search in")
+    wide = np.nan_to_num(values.astype(np.float32))
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.maximum(length, 1e-12), np.float32)
 
 
-def index_key(stores: Sequence[StoreReader], weights: bytes, side: str) -> str:
-    """What an index depends on: the stores, the fusion's weights and the side."""
-    parts = [store.spec.digest() for store in stores] + [hashlib.sha256(weights).hexdigest(), side]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def build_index(
+    stores: Sequence[StoreReader], folder: RunFolder | None, side: SideName, device: str, path: Path
+) -> tuple[Index, bool]:
+    """The index of a split, and whether it was there already; made and saved where it was not."""
+    weights = b"" if folder is None else (folder.path / BEST).read_bytes()
+    parts = [*(store.spec.digest() for store in stores), hashlib.sha256(weights).hexdigest(), side]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    saved = Index.load(path, key)
+    if saved is not None:
+        return saved, True
+    ids = (stores[0].image if side == "image" else stores[0].caption).ids
+    if folder is None:
+        index = Index(own_embeddings(stores[0], side), list(ids), key)
+    else:
+        found = embed_split(folder, stores, device=device)
+        rows = found.image_rows if side == "image" else found.caption_rows
+        values = found.image_IE if side == "image" else found.caption_TE
+        index = Index(values, [ids[row] for row in rows], key)
+    index.save(path)
+    return index, False

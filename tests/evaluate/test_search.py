@@ -1,0 +1,126 @@
+"""Search: a query lands where the split's own items lie, and the index is made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import makers
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hada.evaluate.cli import evaluate as command
+from hada.evaluate.search import Encoder, Index, build_index, faiss_top
+from hada.extract.captions import read_dataset
+from hada.extract.cli import extract
+from hada.extract.errors import UsageError
+from hada.extract.manifest import load_manifest
+from hada.extract.store import open_store
+from hada.fuse.checkpoint import RunFolder
+from hada.fuse.cli import fuse
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        makers.make_project(folder)
+        for split in ("train", "val"):
+            assert CliRunner().invoke(extract, ["--split", split]).exit_code == 0
+        done = CliRunner().invoke(fuse, ["train", "--epochs", "2", "--run", "runs/tiny/mine"])
+        assert done.exit_code == 0, done.output
+        yield folder
+
+
+@pytest.fixture
+def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    return made
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(command, ["search", *words, "--split", "val"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_query_is_encoded_as_the_split_was(project: Path, fused: bool, tmp_path: Path) -> None:
+    manifest = load_manifest(None)
+    data = read_dataset(manifest.dataset("tiny"), "val")
+    names = ("one", "two") if fused else ("one",)
+    stores = [open_store(f"stores/tiny/val/{name}") for name in names]
+    folder = RunFolder("runs/tiny/mine") if fused else None
+    encoder = Encoder(manifest, stores, "cpu")
+    if folder is not None:
+        encoder.through(folder, "cpu")
+    images, _ = build_index(stores, folder, "image", "cpu", tmp_path / "i.npz")
+    captions, _ = build_index(stores, folder, "caption", "cpu", tmp_path / "c.npz")
+    for row in (0, 3):
+        np.testing.assert_allclose(
+            encoder.image(data.image_paths[row]), images.embeddings[row], atol=2e-3
+        )
+        np.testing.assert_allclose(
+            encoder.text(data.captions[row]), captions.embeddings[row], atol=2e-3
+        )
+
+
+def test_the_best_come_first_and_the_index_is_reused(project: Path) -> None:
+    first = run("red above blue", "--top", "3", "--jsonl")
+    assert first.exit_code == 0, first.output
+    assert "index of 5 images written" in first.stderr
+    hits = [json.loads(line) for line in first.stdout.splitlines()]
+    assert [hit["place"] for hit in hits] == [1, 2, 3]
+    assert hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
+    assert Path(hits[0]["file"]).is_file()
+    again = run("red above blue", "--top", "3", "--jsonl")
+    assert "index of" not in again.stderr
+    assert again.stdout == first.stdout
+    index = Path("runs/tiny/mine/index-val-image.npz")
+    index.write_bytes(index.read_bytes()[:100])  # damaged: made again
+    assert run("red above blue", "--top", "3", "--jsonl").stdout == first.stdout
+
+
+def test_by_picture_as_a_page_and_without_pictures(project: Path, tmp_path: Path) -> None:
+    page = tmp_path / "found.html"
+    words = ["--image", "data/images/val_001.jpg", "--model", "one", "--page", str(page)]
+    result = run(*words, "--find", "images", "--top", "2")
+    assert result.exit_code == 0, result.output
+    assert "val_001.jpg" in result.stdout.splitlines()[0]
+    assert page.read_text().count("data:image/jpeg") == 2
+
+
+def test_requests_that_make_no_sense_are_refused(project: Path, tmp_path: Path) -> None:
+    for words, says in (
+        ([], "expected either a sentence or --image"),
+        (["  "], "the query is empty"),
+        (["a", "--model", "one", "--run", "runs/tiny/mine"], "give one of them"),
+        (["a", "--run", "runs/nowhere"], "no training run there"),
+        (["--image", str(tmp_path / "no.jpg")], "no such file"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2, result.output
+        assert says in result.stderr
+
+
+def test_an_index_is_exact_and_says_when_it_is_of_other_features(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(50, 8)).astype(np.float32)
+    index = Index(values, [str(k) for k in range(50)], "key")
+    query = random.normal(size=8)
+    slow = sorted(range(50), key=lambda row: -float(values[row].astype(float) @ query))
+    assert [row for row, _ in index.top(query, 50)] == slow
+    index.save(tmp_path / "index.npz")
+    same = Index.load(tmp_path / "index.npz", "key")
+    assert same is not None
+    assert same.ids == index.ids
+    assert Index.load(tmp_path / "index.npz", "other") is None
+    try:
+        import faiss  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(UsageError, match=r"pip install 'hada\[faiss\]'"):
+            faiss_top(index, query, 3)
+    else:
+        assert [row for row, _ in faiss_top(index, query, 5)] == slow[:5]
