@@ -65,7 +65,7 @@ def extract_model(
         StoreError: Another process is writing some of the shards.
         UsageError: The model or this machine has nothing to compile with.
     """
-    backbone = _load(model, data, device, precision)
+    backbone = load_model(model, data[0].name, device, precision)
     options["workers"] = default_workers(pick_device(device)) if workers is None else workers
     if compile:
         _compile(backbone)
@@ -131,7 +131,7 @@ def plan_model(
     **options: Any,
 ) -> list[SizePlan]:
     """What `extract_model` would write; `options` are those of `planning.plan`."""
-    backbone = _load(model, data, device, precision)
+    backbone = load_model(model, data[0].name, device, precision)
     return [
         plan(
             backbone,
@@ -143,14 +143,15 @@ def plan_model(
     ]
 
 
-def _load(
-    model: ModelEntry, data: list[CaptionDataset], device: str, precision: str
+def load_model(
+    model: ModelEntry, dataset: str, device: str, precision: str
 ) -> Backbone | RegionBackbone:
+    """A model of the manifest with its weights for a dataset, on a device."""
     return load_backbone(
         BackboneRequest(
             name=model.name,
             family=model.family,
-            weights=model.weights_for(data[0].name),
+            weights=model.weights_for(dataset),
             device=pick_device(device),
             precision=precision,
             options=dict(model.options),

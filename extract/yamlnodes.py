@@ -113,6 +113,16 @@ class Section:
             self._wrong(key, "a mapping (key: value)", self._plain(value, key))
         return Section(value, self.file, self._full(key))
 
+    def take_sections(self, key: str) -> list[Section]:
+        """The list of mappings under `key`; empty where it is absent, and one counts as a list."""
+        value = self._value(key, None)
+        if value is None:
+            return []
+        nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(node, yaml.MappingNode) for node in nodes):
+            self._wrong(key, "a list of mappings (- key: value)", self._plain(value, key))
+        return [Section(node, self.file, self._full(key)) for node in nodes]
+
     def take_plain(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value of `key`, whatever plain YAML it is."""
         value = self._value(key, default)

@@ -1,4 +1,4 @@
-"""hada-pipeline: the stages as one job."""
+"""hada-pipeline: the stages as jobs, and the demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from hada.extract.console import HadaGroup
 from hada.extract.manifest import PRECISIONS
+from hada.pipelines.commands import COMMANDS
 
 
 @click.group(cls=HadaGroup)
@@ -85,3 +86,7 @@ def demo(
         draw(wanted)
     else:
         run_demo(wanted)
+
+
+for _command in COMMANDS:
+    pipeline.add_command(_command)

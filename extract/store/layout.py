@@ -136,6 +136,13 @@ def damage(
         return "it was written for another spec"
     features = features.resolve()
     for name, (n_bytes, crc) in marker.files.items():
+        if sizes is not None and not deep:
+            # The listing holds files of the store and no others.
+            if name not in sizes:
+                return f"{name} is missing"
+            if sizes[name] != n_bytes:
+                return f"{name} has {sizes[name]} bytes, expected {n_bytes}"
+            continue
         path = features / name
         try:
             if not path.resolve().is_relative_to(features):

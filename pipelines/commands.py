@@ -1,0 +1,127 @@
+"""The commands of `hada-pipeline` on a pipeline's YAML; nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hada.extract.console import HadaCommand, manifest_options
+
+if TYPE_CHECKING:
+    from hada.extract.manifest import Manifest
+    from hada.pipelines.config import Pipeline
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+EXIT_CODES = """
+Exit codes: 0 everything is done; 1 something failed; 2 the request is wrong; 3 --max-hours left
+some to do; 4 another process drives this pipeline; 130 or 143 after Ctrl-C or SIGTERM. After all
+but 2 the same command continues."""
+
+
+def _pipeline_argument(command: Decorated) -> Decorated:
+    """Add FILE, --manifest and --root; the command receives `pipeline` and `manifest`."""
+
+    @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+    @manifest_options
+    @functools.wraps(command)
+    def wrapper(*args: Any, file: Path, manifest: Manifest, **rest: Any) -> Any:
+        from hada.pipelines.config import load_pipeline
+
+        return command(*args, pipeline=load_pipeline(file, manifest), manifest=manifest, **rest)
+
+    return wrapper  # type: ignore[return-value]
+
+
+@click.command(cls=HadaCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead of a table.")
+@_pipeline_argument
+def plan(pipeline: Pipeline, manifest: Manifest, as_json: bool) -> None:
+    r"""Show what of a pipeline is done, missing or damaged, and what is left; writes nothing.
+
+    \b
+    Examples:
+      hada-pipeline plan pipelines/examples/scenes.yaml
+      hada-pipeline plan study.yaml --root stores=/scratch/stores --json
+    """
+    from hada.pipelines import planning
+    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.state import Folder
+    from hada.pipelines.survey import survey
+
+    states = survey(build_jobs(pipeline, manifest))
+    rates = Folder(manifest.runs, pipeline.name).rates()
+    if as_json:
+        click.echo(json.dumps(planning.to_json(states, rates), indent=2))
+    else:
+        click.echo(planning.table(states, rates))
+
+
+@click.command(
+    cls=HadaCommand,
+    help="""Do what a pipeline still needs: shards, then trainings, then evaluations.
+
+\b
+Examples:
+  hada-pipeline run study.yaml --workers 4
+  hada-pipeline run study.yaml --gpus all --max-hours 8
+  hada-pipeline run study.yaml --on slurm --workers 16
+  hada-pipeline run study.yaml --on tcp://scheduler:8786
+  hada-pipeline run study.yaml --retry-failed
+
+What is done is skipped, so the same command continues after an interruption, on any machine that
+sees the same stores and runs.
+"""
+    + EXIT_CODES,
+)
+@click.option(
+    "--on",
+    default="local",
+    show_default=True,
+    metavar="WHERE",
+    help="local, slurm, pbs, sge, lsf, htcondor, or the address of a Dask scheduler.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes of this machine, or jobs of the batch system.",
+)
+@click.option(
+    "--gpus",
+    metavar="all|0,1,...",
+    help="One worker process for each of these devices, instead of --workers.",
+)
+@click.option(
+    "--decoders",
+    type=click.IntRange(min=0),
+    help="Processes of each worker that decode pictures. [default: 0, beside GPUs the cores "
+    "shared out]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Further attempts of a task that failed or lost its worker.",
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Begin nothing that may not end in this time.",
+)
+@click.option("--retry-failed", is_flag=True, help="Only what failed last time.")
+@_pipeline_argument
+def run(pipeline: Pipeline, manifest: Manifest, **options: Any) -> int:
+    """Do what a pipeline still needs (the text for people is above)."""
+    from hada.pipelines.run import Request, run_pipeline
+
+    return run_pipeline(pipeline, manifest, Request(**options))
+
+
+COMMANDS = [plan, run]

@@ -1,0 +1,115 @@
+"""The plan of a pipeline for people and programs: what is done, and what is left will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hada.extract.progress import duration, size
+from hada.extract.spec import SIDES
+from hada.pipelines.jobs import ExtractJob
+from hada.pipelines.state import rate_key
+from hada.pipelines.survey import State, pending_bytes
+
+WORDS = {"done": "done", "part": "in part", "missing": "missing", "other": "DIFFERS"}
+
+
+def estimate(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, float | None]:
+    """Seconds of one worker that each job still needs; None where none of its kind was timed."""
+    found: dict[str, float | None] = {}
+    for key, state in states.items():
+        if state.condition == "done":
+            found[key] = 0.0
+        elif isinstance(state.job, ExtractJob):
+            total: float | None = 0.0
+            for side in SIDES:
+                count, rate = len(state.pending.get(side, [])), rates.get(rate_key(key, side))
+                total = (
+                    None
+                    if total is None or (count and rate is None)
+                    else total + count * (rate or 0.0)
+                )
+            found[key] = total
+        else:
+            found[key] = rates.get(rate_key(key, ""))
+    return found
+
+
+def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, Any]:
+    """The plan as plain values."""
+    needed, seconds = pending_bytes(states), estimate(states, rates)
+    return {
+        "jobs": [
+            {
+                "key": key,
+                "needs": list(state.job.needs),
+                "condition": state.condition,
+                "done": state.done,
+                "total": state.total,
+                "damaged": state.damaged,
+                "failed_pictures": state.failed,
+                "differs": state.other or None,
+                "bytes": state.bytes,
+                "bytes_to_write": needed.get(key),
+                "seconds": seconds[key],
+            }
+            for key, state in states.items()
+        ]
+    }
+
+
+def table(states: Mapping[str, State], rates: Mapping[str, float]) -> str:
+    """The plan as a table."""
+    needed, seconds = pending_bytes(states), estimate(states, rates)
+    rows = [("stage", "job", "state", "shards", "damaged", "there", "to write", "time")]
+    for key, state in states.items():
+        extraction = isinstance(state.job, ExtractJob)
+        left, time = needed.get(key), seconds[key]
+        rows.append(
+            (
+                state.job.stage,
+                state.job.label,
+                WORDS[state.condition],
+                f"{state.done:,}/{state.total:,}" if extraction else "",
+                f"{state.damaged:,}" if state.damaged else "",
+                size(state.bytes) if state.bytes else "",
+                "" if not extraction or left == 0 else "?" if left is None else size(left),
+                "" if time == 0 else "?" if time is None else duration(time),
+            )
+        )
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if n < 3 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.append(_total(states, needed, seconds))
+    lines += [
+        f"{key} differs from what is there: {state.other}. Give it another place, or take the old "
+        "one away"
+        for key, state in states.items()
+        if state.other
+    ]
+    return "\n".join(lines)
+
+
+def _total(
+    states: Mapping[str, State],
+    needed: Mapping[str, int | None],
+    seconds: Mapping[str, float | None],
+) -> str:
+    open_jobs = [state for state in states.values() if state.condition != "done"]
+    if not open_jobs:
+        return "everything is done"
+    tasks = sum(state.total - state.done for state in open_jobs)
+    known = [value for value in seconds.values() if value is not None]
+    time = f"at least {duration(sum(known))}" if len(known) < len(seconds) else duration(sum(known))
+    missing = [value for value in needed.values() if value is None]
+    room = size(sum(value or 0 for value in needed.values()))
+    return (
+        f"{len(open_jobs)} of {len(states)} jobs to do: {tasks:,} tasks, "
+        f"{'at least ' if missing else ''}{room} to write, {time} of one worker "
+        "(? is not known before a first shard)"
+    )

@@ -1,0 +1,316 @@
+"""What of a pipeline is there already: read from stores, runs and results alone; writes nothing.
+
+Shards are counted from their markers and the sizes of their files, from one listing a store, so
+that a hundred thousand of them take seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hada.extract import remote
+from hada.extract.errors import HadaError, StoreError
+from hada.extract.spec import SIDES, SideName, StoreSpec
+from hada.pipelines.jobs import EvaluateJob, ExtractJob, Job, TrainJob, dataset_entry
+
+if TYPE_CHECKING:
+    from hada.extract.captions import CaptionDataset
+
+Condition = Literal["done", "part", "missing", "other"]
+
+
+@dataclass
+class State:
+    """How far a job is.
+
+    done, total: shards of a store; 0 or 1 of 1 for a training or an evaluation.
+    pending: per side the shards that are to be written, the `damaged` ones among them.
+    unfinished: all shards are there, but not what follows the last one.
+    other: what is there belongs to another request; why.
+    failed: pictures that could not be decoded.
+    """
+
+    job: Job
+    done: int = 0
+    total: int = 1
+    damaged: int = 0
+    pending: dict[SideName, list[int]] = field(default_factory=dict)
+    items: dict[SideName, int] = field(default_factory=dict)
+    bytes: int = 0
+    spec: StoreSpec | None = None
+    unfinished: bool = False
+    other: str = ""
+    failed: int = 0
+
+    @property
+    def condition(self) -> Condition:
+        """In one word."""
+        if self.other:
+            return "other"
+        if self.done == self.total and not self.unfinished:
+            return "done"
+        return "part" if self.done or self.damaged else "missing"
+
+
+def survey(jobs: Iterable[Job]) -> dict[str, State]:
+    """The state of every job, by key.
+
+    Raises:
+        DatasetError: Annotations or pictures are missing.
+    """
+    states: dict[str, State] = {}
+    for job in jobs:
+        if isinstance(job, ExtractJob):
+            states[job.key] = survey_store(job)
+        elif isinstance(job, TrainJob):
+            states[job.key] = _survey_run(job)
+        elif isinstance(job, EvaluateJob):
+            state = State(job=job)
+            settled = all(states[key].condition == "done" for key in job.needs)
+            state.done = int(settled and _is_evaluated(job))
+            states[job.key] = state
+    return states
+
+
+def survey_store(job: ExtractJob) -> State:
+    """Which shards of a store are there."""
+    from hada.extract.store import formats
+
+    data = dataset_of(job)
+    items: dict[SideName, int] = {
+        "image": len(data.image_ids),
+        "caption": 0 if job.view else len(data.caption_ids),
+    }
+    state = State(job=job, items=items)
+    folder = remote.place(job.store)
+    found = formats.find(folder) if folder.exists() else None
+    if found is None:
+        if not remote.is_remote(folder) and folder.exists():
+            state.other = "the folder holds something that is no store"
+        state.pending = {s: list(range(ceil(items[s] / job.rows[s]))) for s in SIDES}
+        state.total = sum(map(len, state.pending.values()))
+        return state
+    try:
+        _compare(state, job, data, folder, found[1])
+    except StoreError as error:
+        state.other = str(error)
+        state.total = sum(ceil(items[side] / job.rows[side]) for side in SIDES)
+    return state
+
+
+def _compare(
+    state: State, job: ExtractJob, data: CaptionDataset, folder: Path, features: Path
+) -> None:
+    from hada.extract.runner import ERRORS
+    from hada.extract.store import layout
+    from hada.extract.store.reader import read_spec
+
+    spec = state.spec = read_spec(folder)
+    state.other = _difference(spec, job, data)
+    shards = [
+        (side, shard)
+        for side in SIDES
+        for shard in range(ceil(state.items[side] / spec.rows_per_shard[side]))
+    ]
+    listed = _sizes(folder)
+    inside = f"{features.name}/"
+    sizes = {k.removeprefix(inside): v for k, v in listed.items() if k.startswith(inside)}
+    marked = {k.rpartition("/")[2] for k in listed if k.startswith(f"{layout.COMMIT}/")}
+    there = [key for key in shards if layout.marker_path(Path(), *key).name in marked]
+    digest = spec.digest()
+    whole = set()
+    for key, marker in layout.read_markers(folder, there).items():
+        if marker is None or isinstance(marker, StoreError):
+            state.damaged += marker is not None
+        elif layout.damage(features, marker, digest, sizes=sizes) is not None:
+            state.damaged += 1
+        else:
+            whole.add(key)
+            state.failed += len(marker.failed)
+    state.pending = {
+        s: [k for side, k in shards if side == s and (s, k) not in whole] for s in SIDES
+    }
+    state.done, state.total = len(whole), len(shards)
+    state.bytes = sum(listed.values())
+    if state.done == state.total:
+        left = any(name.endswith(".lock") for name in marked)
+        untold = bool(state.failed) != (ERRORS in listed)
+        state.unfinished = left or untold or state.failed > job.max_errors
+
+
+def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
+    """What of a store is not as asked for, as far as that is known without the model."""
+    from hada.extract.tokens import describe
+    from hada.extract.views import pictures_only
+
+    shown = pictures_only(data) if job.view else data
+    wanted: dict[str, tuple[object, object]] = {
+        "dtype": (spec.dtype, job.dtype),
+        "shard_size": (dict(spec.rows_per_shard), dict(job.rows)),
+        "precision": (spec.model.precision, job.precision),
+        "the dataset": (spec.dataset_digest, shown.digest()),
+        "view_seed": (
+            spec.model.preprocessing.get("seed") if job.view else None,
+            job.view_seed if job.view else None,
+        ),
+    }
+    if (describe(spec.model.image) == "none") != (job.tokens == "none"):
+        wanted["tokens"] = describe(spec.model.image), job.tokens
+    for name, (there, asked) in wanted.items():
+        if there != asked:
+            return f"{name} is {there} there, {asked} here"
+    return ""
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Path below `folder` -> bytes, faster than `remote.file_sizes` on a local disk."""
+    if remote.is_remote(folder):
+        return remote.file_sizes(folder)
+    found: dict[str, int] = {}
+    waiting = [("", str(folder))]
+    while waiting:
+        prefix, place = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((f"{prefix}{entry.name}/", entry.path))
+                else:
+                    found[prefix + entry.name] = entry.stat().st_size
+    return found
+
+
+def _survey_run(job: TrainJob) -> State:
+    from hada.fuse.checkpoint import CONFIG, LAST, RunFolder, differences
+
+    state = State(job=job)
+    run = RunFolder(job.folder)
+    if not (run.path / CONFIG).exists():
+        return state
+    try:
+        config = run.config()
+        asked = json.loads(json.dumps(request_of(job)))
+        found = differences({key: config.get(key) for key in asked}, asked)
+        if found:
+            name, there, here = found[0]
+            state.other = f"{name} is {there} there, {here} here"
+        elif (run.path / LAST).exists():
+            state.done = int(bool(run.position().finished))
+    except HadaError as error:
+        state.other = str(error)
+    return state
+
+
+def request_of(job: TrainJob) -> dict[str, object]:
+    """What makes a run what it is, as `hada.fuse.job.Plan.request` says it."""
+    return {
+        "dataset": job.dataset,
+        "train_split": job.train_split,
+        "val_split": job.val_split,
+        "models": list(job.models),
+        "recipe": job.recipe,
+        "seed": job.seed,
+    }
+
+
+def evaluation_inputs(job: EvaluateJob) -> str:
+    """A digest of all that a result is made from: the request, the stores' specs, the weights."""
+    from hada.extract.store.reader import read_spec
+    from hada.fuse.checkpoint import BEST
+
+    digest = hashlib.sha256(repr((job.quick, job.models, job.runs)).encode())
+    splits = [job.split] if job.quick else [job.split, job.train_split, job.val_split]
+    for split in dict.fromkeys(splits):
+        for model in job.models:
+            folder = remote.place(f"{job.stores.rstrip('/')}/{job.dataset}/{split}/{model}")
+            digest.update(read_spec(folder).digest().encode())
+    for run in job.runs:
+        digest.update((Path(run) / BEST).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def inputs_file(job: EvaluateJob) -> Path:
+    """Where the digest of a result's inputs lies."""
+    output = Path(job.output)
+    return output.with_name(f".{output.stem}.inputs")
+
+
+def _is_evaluated(job: EvaluateJob) -> bool:
+    file = inputs_file(job)
+    if not (file.exists() and Path(job.output).exists()):
+        return False
+    try:
+        return file.read_text().strip() == evaluation_inputs(job)
+    except (StoreError, OSError):
+        return False
+
+
+def dataset_of(job: ExtractJob) -> CaptionDataset:
+    """The job's split; the last few are kept."""
+    from hada.extract.backbones import REGION_FAMILIES
+
+    pictures = job.model["family"] not in REGION_FAMILIES
+    return _read(json.dumps(job.dataset, sort_keys=True), job.split, pictures)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(dataset: str, split: str, pictures: bool) -> CaptionDataset:
+    from hada.extract.captions import read_dataset
+
+    return read_dataset(dataset_entry(json.loads(dataset)), split, pictures=pictures)
+
+
+def only_failed(
+    states: Mapping[str, State], failures: Iterable[tuple[str, str, int]]
+) -> dict[str, State]:
+    """Of a plan, the tasks that failed before, what waits for nothing else, and what is done."""
+    failed: dict[str, set[tuple[str, int]]] = {}
+    for key, side, shard in failures:
+        failed.setdefault(key, set()).add((side, shard))
+    kept: dict[str, State] = {}
+    for key, state in states.items():
+        if state.condition == "done":
+            kept[key] = state
+        elif isinstance(state.job, ExtractJob):
+            again = {
+                s: [k for k in shards if (s, k) in failed.get(key, ())]
+                for s, shards in state.pending.items()
+            }
+            if any(again.values()) or (key in failed and state.done == state.total):
+                kept[key] = replace(state, pending=again)
+        elif all(need in kept for need in state.job.needs) and (
+            key in failed or any(need in failed for need in state.job.needs)
+        ):
+            kept[key] = state
+            failed.setdefault(key, set())
+    return kept
+
+
+def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
+    """Bytes that each extraction still needs, from its own shards or a kindred store's.
+
+    None where no store of the model exists yet to tell what one of its items takes.
+    """
+    known: dict[tuple[str, str, str], float] = {}
+    for state in states.values():
+        if isinstance(state.job, ExtractJob) and state.done and state.total:
+            written = sum(state.items.values()) * state.done / state.total
+            known[_kin(state.job)] = state.bytes / written
+    needed: dict[str, int | None] = {}
+    for key, state in states.items():
+        if isinstance(state.job, ExtractJob):
+            rate = known.get(_kin(state.job))
+            left = sum(state.items.values()) * (1 - state.done / max(1, state.total))
+            needed[key] = 0 if not left else None if rate is None else int(rate * left)
+    return needed
+
+
+def _kin(job: ExtractJob) -> tuple[str, str, str]:
+    return str(job.model["name"]), job.dtype, f"{job.tokens} {bool(job.view)}"
