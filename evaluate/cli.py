@@ -264,3 +264,51 @@ def search(manifest: Manifest, **request: Any) -> None:
     from hada.evaluate.search_job import search as find
 
     find(manifest, **request)
+
+
+@evaluate.command()
+@click.option("--model", "-m", required=True, metavar="NAME", help="A model with stored crops.")
+@click.option("--dataset", "-d", help="Dataset of the manifest. [default: the manifest's]")
+@click.option("--split", "-s", default="test", show_default=True, help="Split to evaluate.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Classify: JSON of class name -> list of descriptions. [default: retrieval]",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --classes: JSON of image id -> class name.",
+)
+@click.option("--prompt", default="a photo of a {}.", show_default=True, help="{} is the class.")
+@click.option(
+    "--whole",
+    type=click.FloatRange(0, 1),
+    help="Share of the whole picture beside its crops. [default: 0 to classify, as published; "
+    "0.5 for retrieval]",
+)
+@click.option("--keep", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--normalize",
+    default="official",
+    show_default=True,
+    type=click.Choice(["official", "none"]),
+    help="official: as WCA's code; none: the plain double sum of its formula.",
+)
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False))
+@manifest_options
+def zeroshot(manifest: Manifest, **request: Any) -> None:
+    r"""WCA and LGCA beside the plain model: random crops, weighed, selected and expanded.
+
+    \b
+    Examples:
+      hada-extract --model clip --split test --crops lgca
+      hada-evaluate zeroshot --model clip
+      hada-evaluate zeroshot --model clip --classes classes.json --labels labels.json
+    """
+    from hada.evaluate.zeroshot import zeroshot as evaluate_crops
+
+    evaluate_crops(manifest, **request)

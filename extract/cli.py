@@ -133,6 +133,12 @@ stop the run.
     show_default=True,
     help="Seed of the augmented views; the stores record it.",
 )
+@click.option(
+    "--crops",
+    metavar="wca|lgca",
+    help="Also store embeddings of random crops, for hada-evaluate zeroshot: wca, lgca (with "
+    "expansions), or e.g. lgca:count=16,rounds=2,low=0.5,high=0.9,expand=1.2,seed=0.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the stores first and start again.")
 @click.option(
     "--dry-run",
@@ -167,6 +173,7 @@ def extract(
     on_error: str,
     views: int,
     view_seed: int,
+    crops: str | None,
     fresh: bool,
     dry_run: bool,
     force: bool,
@@ -177,9 +184,11 @@ def extract(
     from hada.extract.allocator import reuse_freed_memory
     from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
+    from hada.extract.crops import CropPlan
     from hada.extract.tokens import pool_size
 
     pool_size(tokens)  # an unusable --tokens is told before a model is loaded
+    crop_plan = CropPlan.parse(crops) if crops else None
     reuse_freed_memory()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
@@ -214,6 +223,7 @@ def extract(
                 on_error=on_error,
                 views=views,
                 view_seed=view_seed,
+                crops=crop_plan,
                 fresh=fresh,
             )
         for report in reports:

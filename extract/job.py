@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hada.extract import remote
 from hada.extract.backbones import load_backbone
@@ -19,6 +19,9 @@ from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
 from hada.extract.store.layout import COMMIT
 from hada.extract.store.space import SizePlan
+
+if TYPE_CHECKING:
+    from hada.extract.crops import CropPlan
 
 MOST_NAMED = 10
 # A GPU computes faster than one thread decodes; more processes than this only cost memory.
@@ -49,6 +52,7 @@ def extract_model(
     format: str | None = None,  # noqa: A002
     views: int = 0,
     view_seed: int = 0,
+    crops: CropPlan | None = None,
     workers: int | None = None,
     compile: bool = False,  # noqa: A002
     **options: Any,
@@ -56,7 +60,8 @@ def extract_model(
     """One model over several splits: loaded once, then shard after shard.
 
     `format` is that of new stores, by default the manifest's; a store that is there keeps its
-    own. `views` augmented views of the pictures follow view 0, each in a store of its own.
+    own. `views` augmented views of the pictures follow view 0, each in a store of its own, and the
+    embeddings of `crops` follow them.
     `workers` None takes what suits the device, `compile` runs the model through `torch.compile`.
     `options` are those of `runner.run`. Pictures that failed and captions that were cut are
     told on stderr.
@@ -90,7 +95,34 @@ def extract_model(
             fresh,
             {"format": chosen, **options},
         )
+        if crops is not None:
+            reports.append(_extract_crops(backbone, dataset, path, crops, fresh, chosen, options))
     return reports
+
+
+def _extract_crops(
+    backbone: Backbone | RegionBackbone,
+    dataset: CaptionDataset,
+    path: str,
+    plan: CropPlan,
+    fresh: bool,
+    format: str | None,  # noqa: A002
+    options: dict[str, Any],
+) -> Report:
+    """The crops of a split's pictures, in a store beside the one at `path`."""
+    from hada.extract.crops import CropBackbone
+    from hada.extract.views import pictures_only
+
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --crops")
+    place = f"{path}@crops-{plan.name}"
+    if fresh:
+        _remove_store(place)
+    # A picture is a whole batch by itself, and the rows are embeddings, not tokens to be reduced.
+    own = {**options, "batch_size": 1, "workers": 0, "tokens": "all", "format": format}
+    report = run(CropBackbone(backbone, plan), pictures_only(dataset), place, **own)
+    _tell(f"{backbone.spec.name}@crops-{plan.name}", dataset, report, 0)
+    return report
 
 
 def _extract_views(
