@@ -107,7 +107,7 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
 
 
 def _path(material: Material, image: int) -> Path:
-    return material.data.image_paths[material.gallery.image_rows[image]]
+    return Path(material.data.image_paths[int(material.gallery.image_rows[image])])
 
 
 def _attention(

@@ -56,6 +56,13 @@ def evaluate() -> None:
     help="Mean over so many galleries of consecutive images; 5 on COCO's test is COCO 1K.",
 )
 @click.option(
+    "--rerank",
+    metavar="K",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Also order the first K places of each run anew by its match head, shown apart.",
+)
+@click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
@@ -79,6 +86,7 @@ def recall(
     val_split: str,
     quick: bool,
     folds: int,
+    rerank: int,
     eccv: bool,
     resamples: int,
     seed: int,
@@ -111,6 +119,7 @@ def recall(
         val_split=val_split,
         quick=quick,
         device=device,
+        rerank=rerank,
     )
     if eccv:
         judgements.metrics()  # missing? Say so before the work

@@ -39,10 +39,11 @@ def choose_rung(result: dict[str, Any], name: str | None, path: Path) -> dict[st
         best = max(result["rungs"], key=lambda rung: rung["metrics"]["rsum"])
         chosen: dict[str, Any] = fused[-1] if fused else best
         return chosen
-    found = rungs.get(name) or rungs.get(f"HADA {name}")
-    if found is None:
-        raise unknown(f"rung of {path}:", name, rungs)
-    return found
+    for known in (name, f"HADA {name}"):
+        if known in rungs:
+            named: dict[str, Any] = rungs[known]
+            return named
+    raise unknown(f"rung of {path}:", name, rungs)
 
 
 def compare(

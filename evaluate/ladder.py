@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hada.evaluate import rungs as make
 from hada.evaluate.linear import concatenation_linear
+from hada.evaluate.rerank import reranked
 from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
 from hada.extract.errors import StoreError, StoreMismatchError
@@ -18,7 +19,10 @@ from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to compare. `quick` leaves out the rungs that need the train and val stores."""
+    """What to compare. `quick` leaves out the rungs that need the train and val stores.
+
+    `rerank` adds a two-stage rung to every run, which orders so many first places anew.
+    """
 
     dataset: str
     split: str
@@ -28,6 +32,7 @@ class Request:
     val_split: str = "val"
     quick: bool = False
     device: str = "auto"
+    rerank: int = 0
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -46,8 +51,8 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
         StoreError: A store is missing or damaged, or nothing has a score.
         RunError: A run does not fit the stores.
     """
-    fused = [name for run in request.runs for name in RunFolder(run).config()["models"]]
-    models = list(dict.fromkeys([*fused, *request.models])) or list(manifest.defaults.models)
+    names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
+    models = list(dict.fromkeys([*names, *request.models])) or list(manifest.defaults.models)
     gallery = open_gallery(manifest, request.dataset, request.split, models)
     singles = make.single_models(gallery)
     for store in gallery.stores:
@@ -60,6 +65,10 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
         if not request.quick:
             ladder += _trained(manifest, request, gallery, singles)
     ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
+    if request.rerank:
+        fused = [rung for rung in ladder if isinstance(rung, Rung) and rung.kind == "hada"]
+        for run, rung in zip(request.runs, fused, strict=True):
+            ladder.append(reranked(run, rung, gallery, request.rerank, request.device))
     if not ladder:
         raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
     return gallery, ladder

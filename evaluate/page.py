@@ -11,8 +11,8 @@ from typing import Any
 from hada.evaluate.table import verdicts
 from hada.fuse.ranking import KS
 
-_ROW_HEIGHT = 34  # pixels
-_PLOT_WIDTH, _LABEL_WIDTH = 760, 220  # pixels
+# Pixels of the drawing: narrow, with names above their whiskers, so that a phone shows it whole.
+_ROW_HEIGHT, _PLOT_WIDTH = 44, 440
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff;
@@ -23,6 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p, li, figcaption { color: var(--soft); } svg { width: 100%; height: auto; }
+.plot svg { max-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--rule);
@@ -64,8 +65,7 @@ def ladder(result: dict[str, Any]) -> str:
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(result))
     return f"""<p>{html.escape(facts)}</p>
 <h2>RSum of every rung</h2>
-<figure style="margin:0"><div class="scroll" tabindex="0" role="region" aria-label="Plot">
-{plot(result)}</div>
+<figure style="margin:0"><div class="plot">{plot(result)}</div>
 <figcaption>RSum: the sum of R@1, R@5 and R@10 in both directions, in percent points.
 Whiskers: 95 % intervals.</figcaption></figure>
 <h2>All figures</h2>
@@ -82,21 +82,19 @@ def plot(result: dict[str, Any]) -> str:
     high = max(rung["rsum_interval"]["high"] for rung in rungs)
     room = max((high - low) * 0.15, 1.0)
     left = max(0.0, low - room)
-    scale = (_PLOT_WIDTH - _LABEL_WIDTH - 60) / (high + room / 4 - left)
+    scale = (_PLOT_WIDTH - 60) / (high + room / 4 - left)
 
     def x(value: float) -> float:
-        return float(_LABEL_WIDTH + (value - left) * scale)
+        return float(4 + (value - left) * scale)
 
     height = _ROW_HEIGHT * len(rungs) + 30
     parts = [_ticks(left, high, x, height - 26)]
     for number, rung in enumerate(rungs):
-        top = number * _ROW_HEIGHT + 5
-        middle = top + 11
+        middle = number * _ROW_HEIGHT + 29
         spread, value = rung["rsum_interval"], rung["metrics"]["rsum"]
         kind = " hada" if rung["kind"] == "hada" else ""
         parts.append(
-            f'<text x="{_LABEL_WIDTH - 10}" y="{middle + 5}" text-anchor="end">'
-            f"{html.escape(_short(rung['name']))}</text>"
+            f'<text x="0" y="{middle - 13}">{html.escape(_short(rung["name"], 48))}</text>'
             f'<line class="whisker" x1="{x(spread["low"]):.1f}" x2="{x(spread["high"]):.1f}" '
             f'y1="{middle}" y2="{middle}"/>'
             f'<circle class="dot{kind}" cx="{x(value):.1f}" cy="{middle}" r="7">'

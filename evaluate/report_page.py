@@ -23,7 +23,6 @@ _STYLE = """
 * { box-sizing: border-box; } body { margin-top: 1rem; }
 [role=tablist] { display: flex; gap: .25rem; flex-wrap: wrap; border-bottom: 1px solid var(--rule);
   margin: 1rem 0; }
-.scroll svg { min-width: 34rem; }
 [role=tab] { font: inherit; color: var(--soft); background: none; border: 0; padding: .5rem .6rem;
   border-bottom: 3px solid transparent; cursor: pointer; min-height: 44px; }
 [role=tab][aria-selected=true] { color: var(--ink); border-color: var(--hada); font-weight: 600; }

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,30 @@ class Gallery:
         )
 
 
+class Step(Protocol):
+    """What stands in the ladder: a name, a kind, and ranks on demand."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
+
+    @property
+    def details(self) -> dict[str, Any]: ...
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
+        ...
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Step:
+        """The same on some of the images and captions."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rung:
     """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made."""
@@ -126,9 +150,6 @@ class RankFusion:
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
         """The same rung on some of the images and captions."""
         return replace(self, models=tuple(rung.part(images, captions) for rung in self.models))
-
-
-Step = Rung | RankFusion
 
 
 def single_models(gallery: Gallery) -> list[Rung]:

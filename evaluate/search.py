@@ -133,7 +133,7 @@ class Encoder:
                 dtype = self._like[number].spec.dtype
                 stores.append(_store_one(backbone, f"{folder}/{number}", text, picture, dtype))
             if self._fuse is None:
-                return own_embeddings(stores[0], side)[0]
+                return np.asarray(own_embeddings(stores[0], side)[0])
             image, caption = self._fuse(stores)
             return np.asarray((image if side == "image" else caption)[0], np.float32)
 

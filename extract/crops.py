@@ -148,8 +148,8 @@ class CropBackbone:
         parts = [self.inner.preprocess(image)]
         for boxes in self.plan.boxes(image):
             for left, top, side in boxes:
-                corners = (left, top, left + side, top + side)
-                parts.append(self.inner.preprocess(image.crop(tuple(map(round, corners)))))
+                corners = (round(left), round(top), round(left + side), round(top + side))
+                parts.append(self.inner.preprocess(image.crop(corners)))
         return np.concatenate(parts)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:

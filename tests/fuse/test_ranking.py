@@ -149,7 +149,8 @@ def test_rows_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["random", "near ties", "collapsed", "huge", "half"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+# "cpu:0" takes the way of other devices, on this one.
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cuda"])
 def test_screening_in_float32_changes_nothing(kind, device):
     torch = pytest.importorskip("torch")
     if device == "cuda" and not torch.cuda.is_available():
@@ -189,3 +190,21 @@ def test_memory_is_one_tile_whatever_the_size():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 12e6  # all scores would be 180 MB
+
+
+def test_recall_is_torchmetrics_hit_rate():
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("torchmetrics.retrieval", reason="needs torchmetrics")
+    rng = np.random.default_rng(4)
+    owner = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 5, 12)))
+    scores = rng.normal(size=(12, len(owner)))
+    scores[owner, np.arange(len(owner))] += 1
+    match = owner == np.arange(12)[:, None]
+    table = recalls(rank_matrix(scores, owner))
+    for way, values, truth in (("i2t", scores, match), ("t2i", scores.T, match.T)):
+        queries = np.repeat(np.arange(len(values)), values.shape[1])
+        for k in (1, 5, 10):
+            metric = metrics.RetrievalHitRate(top_k=k)
+            given = (values.ravel(), truth.ravel(), queries)
+            found = metric(*(torch.from_numpy(np.ascontiguousarray(x)) for x in given))
+            assert 100 * float(found) == pytest.approx(table[f"{way}_R@{k}"], abs=1e-4)
