@@ -124,4 +124,110 @@ def run(pipeline: Pipeline, manifest: Manifest, **options: Any) -> int:
     return run_pipeline(pipeline, manifest, Request(**options))
 
 
-COMMANDS = [plan, run]
+@click.command(cls=HadaCommand)
+@click.option(
+    "--on", type=click.Choice(["slurm"]), default="slurm", show_default=True, help="The system."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Elements of an array that may run at once."
+)
+@click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
+@_pipeline_argument
+def submit(
+    pipeline: Pipeline,
+    manifest: Manifest,
+    on: str,
+    workers: int | None,
+    dry_run: bool,
+) -> None:
+    r"""Submit what a pipeline still needs as plain batch jobs; no process stays behind.
+
+    Every extraction is an array that shares its shards, trainings and evaluations wait for what
+    they need. `status` tells how it goes, `cancel` ends it. Submitting again does what is left.
+
+    \b
+    Examples:
+      hada-pipeline submit study.yaml --dry-run
+      hada-pipeline submit study.yaml --workers 8
+    """
+    from hada.pipelines import slurm
+    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.state import Folder, driving
+    from hada.pipelines.survey import survey
+
+    folder = Folder(manifest.runs, pipeline.name)
+    states = survey(build_jobs(pipeline, manifest))
+    scripts = slurm.scripts(pipeline, states, folder, workers)
+    if dry_run:
+        for script in scripts:
+            click.echo(f"# {script.key}, after: {', '.join(script.needs) or 'nothing'}")
+            click.echo(script.text)
+        return
+    if not scripts:
+        click.echo("everything is done")
+        return
+    with driving(folder):
+        for key, id_ in slurm.submit(pipeline, states, folder, scripts).items():
+            click.echo(f"{id_}  {key}")
+
+
+@click.command(cls=HadaCommand)
+@_pipeline_argument
+def status(pipeline: Pipeline, manifest: Manifest) -> None:
+    r"""Tell where everything is: in stores and runs, in the queue, and what failed last.
+
+    \b
+    Examples:
+      hada-pipeline status study.yaml
+    """
+    from hada.pipelines import planning, slurm
+    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.state import Folder, holder
+    from hada.pipelines.survey import survey
+
+    folder = Folder(manifest.runs, pipeline.name)
+    states = survey(build_jobs(pipeline, manifest))
+    click.echo(planning.table(states, folder.rates()))
+    if who := holder(folder):
+        click.echo(f"driven by {who}")
+    for key, counts in slurm.queue(folder).items():
+        if counts:
+            told = ", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items()))
+            click.echo(f"in the queue: {key}: {told} (job {slurm.submitted(folder)[key]})")
+    for (key, side, shard), record in folder.failures().items():
+        if key in states and states[key].condition != "done":
+            name = " ".join(str(part) for part in (key, side, shard) if part not in ("", -1))
+            click.echo(f"failed last: {name}: {record['error']}")
+
+
+@click.command(cls=HadaCommand)
+@_pipeline_argument
+def cancel(pipeline: Pipeline, manifest: Manifest) -> None:
+    r"""End the batch jobs that `submit` has put into the queue; what is done is kept.
+
+    \b
+    Examples:
+      hada-pipeline cancel study.yaml
+    """
+    from hada.pipelines import slurm
+    from hada.pipelines.state import Folder
+
+    ended = slurm.cancel(Folder(manifest.runs, pipeline.name))
+    for key in ended:
+        click.echo(f"cancelled {key}")
+    if not ended:
+        click.echo("nothing of this pipeline is in the queue")
+
+
+@click.command(cls=HadaCommand, hidden=True)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("key")
+@click.option("--part", type=click.IntRange(min=0), default=0, help="Which share of the shards.")
+def work(file: Path, key: str, part: int) -> int:
+    """Do one job of a submitted pipeline: what its batch scripts call."""
+    from hada.pipelines import work as module
+
+    return module.work(file, key, part)
+
+
+COMMANDS = [plan, run, submit, status, cancel, work]

@@ -160,6 +160,7 @@ def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[Ex
     for name in entry.models:
         model = manifest.model(name)
         for split in entry.splits:
+            wanted = dataset.split(split)
             path = manifest.store_path(entry.dataset, split, name)
             for view in range(entry.views + 1):
                 suffix = f"@view{view}" if view else ""
@@ -170,7 +171,9 @@ def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[Ex
                     dataset={
                         **dataclasses.asdict(dataclasses.replace(dataset, splits={})),
                         "root": str(dataset.root.absolute()),
-                        "splits": {split: dataclasses.asdict(dataset.split(split))},
+                        "splits": {
+                            split: {**dataclasses.asdict(wanted), "sources": list(wanted.sources)}
+                        },
                     },
                     split=split,
                     model={

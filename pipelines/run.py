@@ -152,7 +152,8 @@ def _summary(result: Result, display: Display, seconds: float) -> str:
         lines.append(f"and {len(result.failed) - 20} more")
     if result.failed:
         lines.append("`--retry-failed` tries these again, and nothing else")
-    lines += [f"not begun: {key}" for key in result.skipped[:20]]
+    left = "to do still" if result.stopped or result.out_of_time else "waits for what failed"
+    lines += [f"{left}: {key}" for key in result.skipped[:20]]
     if result.out_of_time:
         lines.append("the time is up; the same command continues")
     elif result.stopped:

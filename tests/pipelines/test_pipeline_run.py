@@ -1,0 +1,264 @@
+"""Pipelines on this machine: the same bytes as the commands, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+from contracts_store import files_of
+from jobs_fakes import PIPELINE, make_study
+
+from hada.evaluate.cli import evaluate as evaluate_command
+from hada.extract.cli import extract as extract_command
+from hada.fuse.cli import fuse as fuse_command
+from hada.pipelines.cli import pipeline as command
+from hada.pipelines.jobs import build_jobs
+from hada.pipelines.state import Folder
+from hada.pipelines.survey import survey
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(
+        [
+            str(Path(__file__).parent),
+            str(Path(__file__).parent.parent),
+            os.environ.get("PYTHONPATH", ""),
+        ]
+    ),
+    "OMP_NUM_THREADS": "1",
+}
+ONLY_EXTRACT = PIPELINE[: PIPELINE.index("fuse:")]
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hada.pipelines", "run", "study.yaml", *words],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(folder: Path, *words: str) -> tuple[int, str]:
+    process = start(folder, *words)
+    _, said = process.communicate(timeout=120)
+    assert "Traceback" not in said, said
+    return process.returncode, said
+
+
+def call(command: Any, *words: str) -> str:
+    result = CliRunner().invoke(command, list(words))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def stores(folder: Path) -> dict[str, dict[str, bytes]]:
+    return {
+        str(p): files_of(folder / p)
+        for p in sorted(q.relative_to(folder) for q in folder.glob("*/*/*"))
+    }
+
+
+def serial(*models: str) -> dict[str, dict[str, bytes]]:
+    """The stores that the serial command makes of the study."""
+    splits = ["--split", "train", "--split", "val", "--shard-size", "3", "--batch-size", "2"]
+    names = [word for model in models for word in ("--model", model)]
+    call(extract_command, *names, *splits, "--root", "stores=serial")
+    return stores(Path("serial"))
+
+
+def test_the_bytes_and_the_recall_of_the_serial_commands(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    code, said = run(tmp_path, "--workers", "2")
+    assert code == 0, said
+    assert "done train/tiny/one+two-fast-s0" in said
+    assert stores(tmp_path / "stores") == serial("one", "two")
+    settings = "epochs=1 node_width=16 head_width=8 graph_width=16 out_width=16 batch_size=6"
+    places = ["--root", "stores=serial", "--root", "runs=serial-runs"]
+    words = [word for setting in settings.split() for word in ("--set", setting)]
+    call(fuse_command, "train", *words, *places)
+    call(evaluate_command, "recall", "--split", "val", "--quick", *places)
+    found, expected = (
+        json.loads((tmp_path / runs / "tiny" / "recall-val.json").read_text())
+        for runs in ("runs", "serial-runs")
+    )
+    assert found["rungs"] == expected["rungs"]
+    # And again: nothing is to do, and nothing is touched.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "stores").rglob("*")}
+    assert run(tmp_path)[0] == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "stores").rglob("*")}
+    assert "everything is done" in call(command, "plan", "study.yaml")
+
+
+def accident(folder: Path, weights: str) -> None:
+    make_study(
+        folder,
+        ONLY_EXTRACT,
+        **{"family: fake, weights: a": f'family: "jobs_fakes:Accident", weights: "{weights}"'},
+    )
+
+
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_an_accident_is_tried_again(tmp_path: Path, how: str) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    accident(tmp_path, f"{how}:{mark}")
+    code, said = run(tmp_path, "--workers", "2", "--retries", "1")
+    if how == "kill":
+        assert "its worker process died" in said
+        assert code == 0, said
+    else:
+        assert code == 1
+        assert "FAILED extract/tiny/train/one image 0: OSError: the disk hiccuped" in said
+        # The other model is complete, and so are the captions of this one.
+        assert len(list((tmp_path / "stores/tiny/val/two/commit").iterdir())) == 3
+        assert "two attempts" not in said
+        assert said.count("train/one image shard 1: OSError: the disk hiccuped; trying again") == 1
+        mark.unlink()
+        code, said = run(tmp_path, "--retry-failed")
+        assert code == 0, said
+        assert "6 tasks" not in said
+    mark.unlink(missing_ok=True)
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
+def test_a_task_that_always_kills_its_worker(tmp_path: Path) -> None:
+    accident(tmp_path, "poison")
+    code, said = run(tmp_path, "--workers", "2", "--retries", "0")
+    assert code == 1
+    assert "FAILED extract/tiny/val/one image 0: its worker process died" in said
+    assert {p.name for p in (tmp_path / "stores/tiny").glob("*/two/commit/image-*")} >= {
+        "image-000000.json",
+        "image-000003.json",
+    }
+    assert "two" not in " ".join(line for line in said.splitlines() if "FAILED" in line)
+
+
+def slow(folder: Path) -> None:
+    accident(folder, "slow")
+
+
+def wait_for(pattern: str, count: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if len(list(folder.glob(pattern))) >= count or process.poll() is not None:
+            return
+        time.sleep(0.05)
+
+
+IMAGES = "stores/tiny/train/one/commit/image-*.json"
+
+
+def test_interrupted_and_continued(tmp_path: Path) -> None:
+    """The whole group gets the signal, as from a terminal."""
+    slow(tmp_path)
+    process = start(tmp_path, "--workers", "2")
+    wait_for(IMAGES, 1, tmp_path, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    listening = {
+        connection.laddr.ip
+        for one in [psutil.Process(process.pid), *family]
+        for connection in one.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "the same command continues" in said
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    left = [
+        p.name for p in (tmp_path / "stores").rglob("*") if p.suffix == ".lock" or "tmp-" in p.name
+    ]
+    assert left == []
+    assert not (tmp_path / "runs/pipelines/study/lock").exists()
+    assert run(tmp_path)[0] == 0
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
+def test_a_worker_and_the_driver_killed(tmp_path: Path) -> None:
+    slow(tmp_path)
+    process = start(tmp_path, "--workers", "2")
+    wait_for(IMAGES, 1, tmp_path, process)
+    lock = json.loads((tmp_path / "runs/pipelines/study/lock").read_text())
+    assert lock["pid"] == process.pid
+    code, said = run(tmp_path)
+    assert code == 4
+    assert f"process {process.pid} on" in said
+    victims = [
+        p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())
+    ]
+    victims[0].kill()
+    time.sleep(0.3)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    code, said = run(tmp_path, "--workers", "2")  # the stale lock is recognised
+    assert code == 0, said
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
+def test_max_hours(tmp_path: Path) -> None:
+    slow(tmp_path)
+    code, said = run(tmp_path, "--max-hours", "0.000001")
+    assert code == 3
+    assert "the time is up" in said
+    assert run(tmp_path)[0] == 0
+
+
+def test_damage_is_planned_and_mended(tmp_path: Path) -> None:
+    study = make_study(tmp_path, ONLY_EXTRACT)
+    assert run(tmp_path)[0] == 0
+    whole = stores(tmp_path / "stores")
+    victim = max((tmp_path / "stores/tiny/train/one").rglob("c/2/*"), key=str)
+    victim = victim if victim.is_file() else next(p for p in victim.rglob("*") if p.is_file())
+    victim.write_bytes(victim.read_bytes()[:-1])
+    states = survey(build_jobs(*study))
+    assert states["extract/tiny/train/one"].damaged == 1
+    assert states["extract/tiny/train/one"].condition == "part"
+    assert run(tmp_path)[0] == 0
+    assert stores(tmp_path / "stores") == whole
+
+
+def test_a_store_of_another_request(tmp_path: Path) -> None:
+    make_study(tmp_path, ONLY_EXTRACT)
+    assert run(tmp_path)[0] == 0
+    study = tmp_path / "study.yaml"
+    study.write_text(study.read_text().replace("shard_size: 3", "shard_size: 4"))
+    assert "DIFFERS" in call(command, "plan", "study.yaml")
+    code, said = run(tmp_path)
+    assert code == 1
+    assert "shard_size is {'image': 3, 'caption': 24} there" in said
+
+
+def test_plan_writes_nothing_and_tells_all(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    text = call(command, "plan", "study.yaml")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "extract   tiny/train/one" in text
+    assert "missing    0/6" in text
+    assert json.loads(call(command, "plan", "study.yaml", "--json"))["jobs"][0]["total"] == 6
+
+
+def test_records_of_a_run(tmp_path: Path) -> None:
+    make_study(tmp_path, ONLY_EXTRACT)
+    folder = Folder(tmp_path / "runs", "study")
+    assert list(folder.records()) == []
+    assert run(tmp_path)[0] == 0
+    records = list(folder.records())
+    assert sum(record.get("items", 0) for record in records if record.get("side") == "image") == 34
+    assert folder.failures() == {}
+    assert set(folder.rates()) >= {"extract/one/image", "extract/two/caption"}
