@@ -147,10 +147,10 @@ class Extraction:
             kept[1].close()
 
     @contextlib.contextmanager
-    def _reading(self, batch_size: int, *, on_gpu: bool) -> Iterator[Reader]:
+    def _reading(self, batch_size: int) -> Iterator[Reader]:
         if self._kept is None or self._kept[0] != batch_size:
             self.close()
-            reader = make_reader(self.items, self.workers, batch_size, on_gpu=on_gpu)
+            reader = make_reader(self.items, self.workers, batch_size)
             self._kept = batch_size, reader
         whole = False
         try:
@@ -213,7 +213,7 @@ class Extraction:
                 self.backbone, self.ids, shards, batch_size, report, check, lengths
             )
             return
-        with self._reading(batch_size, on_gpu=report.on_gpu) as reader:
+        with self._reading(batch_size) as reader:
             yield from encode_images(
                 self.backbone,
                 self.items,

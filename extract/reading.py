@@ -53,7 +53,7 @@ class Reader(Protocol):
 class ThreadReader:
     """Threads of this process: no start-up, any kind of item, limited by the interpreter's lock."""
 
-    def __init__(self, items: ImageItems, threads: int, ahead: int) -> None:
+    def __init__(self, items: ImageItems, threads: int, ahead: int = BATCHES_AHEAD) -> None:
         self._items, self.ahead = items, ahead
         self._torch = sys.modules.get("torch")
         self._torch_threads = self._torch.get_num_threads() if self._torch else 0
@@ -72,8 +72,8 @@ class ThreadReader:
     def _compute_alone(self) -> None:
         """Transforms in PyTorch must not give each decoding thread helpers of its own.
 
-        With more threads than cores OpenMP puts all of them to sleep between two layers, and the
-        model runs at a third of its speed. This counts for threads that have not computed yet.
+        More computing threads than cores wait for each other. This counts for threads that have
+        not computed yet.
         """
         if self._torch:
             self._torch.set_num_threads(1)
@@ -110,17 +110,12 @@ class ProcessReader:
         self._workers.close()
 
 
-def make_reader(items: ImageItems, workers: int, batch_size: int, *, on_gpu: bool) -> Reader:
-    """Worker processes where they were asked for and the model's transform can travel.
-
-    Threads beside a model that computes on the same cores do not read ahead: both would only hold
-    each other up, the model most of all, whose threads wait for the slowest of them at every
-    layer. All cores decode a batch, then all of them run the model.
-    """
+def make_reader(items: ImageItems, workers: int, batch_size: int) -> Reader:
+    """Worker processes where they were asked for and the model's transform can travel."""
     if workers and isinstance(items, PictureItems) and items.portable:
         return ProcessReader(items, workers, batch_size)
     threads = max(1, min(MOST_THREADS, max(workers, cores())))
-    return ThreadReader(items, threads, BATCHES_AHEAD if on_gpu else 0)
+    return ThreadReader(items, threads)
 
 
 def cores() -> int:
