@@ -92,6 +92,8 @@ def retrieved(
     step = max(1, BLOCK_NUMBERS // len(names))
     for start in range(0, len(query), step):
         scores = query[start : start + step] @ gallery.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        some = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        best = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
+        order = np.take_along_axis(some, best, axis=1)
         result.update(zip(query_ids[start : start + step], names[order].tolist(), strict=True))
     return result

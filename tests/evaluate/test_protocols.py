@@ -36,7 +36,12 @@ def store(path: str, name: str, seed: int, **options: Any) -> Any:
     owner = options.get("owner", OWNER)
     truth = options.get("truth", TRUTH)
     spec = makers.make_spec(
-        name=name, image=None, caption=None, embedding_width=truth.shape[1], dtype="float32"
+        name=name,
+        image=None,
+        caption=None,
+        embedding_width=truth.shape[1],
+        dtype="float32",
+        rows_per_shard={"image": 5000, "caption": 25_000},
     )
     embeddings: dict[SideName, Any] = {
         "image": truth + 0.7 * random.normal(size=truth.shape),
