@@ -201,6 +201,8 @@ def _compile(backbone: Backbone | RegionBackbone) -> None:
 
 def pick_device(device: str) -> str:
     """`auto` to what this machine has; anything else as it is, if torch knows it."""
+    if device == "cpu":  # as every build of PyTorch has
+        return device
     import torch
 
     if device == "auto":

@@ -54,7 +54,7 @@ class Folder:
     def record(self, outcome: dict[str, Any]) -> None:
         """Add how a task ended."""
         self.path.mkdir(parents=True, exist_ok=True)
-        kept = {k: v for k, v in outcome.items() if v not in ("", -1, False)}
+        kept = {k: v for k, v in outcome.items() if v != "" and v != -1 and v is not False}
         line = json.dumps({**kept, "at": round(time.time(), 1)}) + "\n"
         # One write of one line: many processes add to the file.
         with (self.path / "tasks.jsonl").open("ab", buffering=0) as file:

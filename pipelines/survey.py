@@ -149,12 +149,11 @@ def _compare(
 def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
     """What of a store is not as asked for, as far as that is known without the model."""
     from hada.extract.tokens import describe
-    from hada.extract.views import pictures_only
 
-    shown = pictures_only(data) if job.view else data
+    shown = _pictures_only(data) if job.view else data
     wanted: dict[str, tuple[object, object]] = {
         "dtype": (spec.dtype, job.dtype),
-        "shard_size": (dict(spec.rows_per_shard), dict(job.rows)),
+        "shard_size": (spec.rows_per_shard["image"], job.rows["image"]),
         "precision": (spec.model.precision, job.precision),
         "the dataset": (spec.dataset_digest, shown.digest()),
         "view_seed": (
@@ -168,6 +167,12 @@ def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
         if there != asked:
             return f"{name} is {there} there, {asked} here"
     return ""
+
+
+def _pictures_only(data: CaptionDataset) -> CaptionDataset:
+    from hada.extract.views import pictures_only  # loads PyTorch
+
+    return pictures_only(data)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -135,7 +135,6 @@ class Station:
         from hada.extract.allocator import reuse_freed_memory
         from hada.extract.extraction import Extraction
         from hada.extract.job import load_model
-        from hada.extract.views import View, pictures_only, viewed
         from hada.pipelines.survey import dataset_of
 
         reuse_freed_memory()
@@ -149,10 +148,15 @@ class Station:
             return self._stores[job.key]
         while len(self._stores) >= MOST_STORES:
             self._stores.pop(next(iter(self._stores))).close()
-        view = View(job.view, job.view_seed) if job.view else None
+        shown, view = self._model, None
+        if job.view:
+            from hada.extract.views import View, pictures_only, viewed
+
+            view = View(job.view, job.view_seed)
+            shown, data = viewed(shown, view), pictures_only(data)
         opened = Extraction.open(
-            viewed(self._model, view) if view else self._model,
-            pictures_only(data) if view else data,
+            shown,
+            data,
             job.store,
             dtype=job.dtype,
             tokens=job.tokens,

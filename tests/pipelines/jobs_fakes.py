@@ -18,6 +18,7 @@ from hada.pipelines.config import Pipeline, load_pipeline
 PIPELINE = """\
 schema: 1
 name: study
+device: cpu
 extract:
   - {dataset: tiny, models: [one, two], splits: [train, val], shard_size: 3, batch_size: 2}
 fuse:

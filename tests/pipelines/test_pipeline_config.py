@@ -40,24 +40,24 @@ def test_jobs_travel_as_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("models: [one, two], splits", "models: [one, tow], splits", "line 4.*'tow'.*'two'"),
-        ("splits: [train, val]", "splits: [train, vall]", "line 4.*'vall'.*'val'"),
-        ("shard_size", "shardsize", "line 4: unknown key.*'extract.shard_size'|'shard_size'"),
-        ("shard_size: 3", "shard_size: 0", "line 4.*1 or more, got 0"),
-        ("shard_size: 3", "tokens: pool", "line 4.*expected all, none or pool:K"),
-        ("shard_size: 3", "store_dtype: float8", "line 4.*'float8'.*float16"),
-        ("dataset: tiny\n", "dataset: tny\n", "line 6.*'tny'.*'tiny'"),
-        ("epochs: 1", "epoch: 1", "line 8.*'epoch'.*'epochs'"),
-        ("    models: [one, two]\n", "    models: one\n", "line 7.*expected a list of models"),
-        ("    models: [one, two]\n", "    seeds: [-1]\n", "line 7.*whole numbers from 0"),
-        ("    models: [one, two]\n", "    recipe: hadda\n", "line 7.*'hadda'.*'hada'"),
-        ("quick: true", "quick: maybe", "line 10.*true or false"),
+        ("models: [one, two], splits", "models: [one, tow], splits", "line 5.*'tow'.*'two'"),
+        ("splits: [train, val]", "splits: [train, vall]", "line 5.*'vall'.*'val'"),
+        ("shard_size", "shardsize", "line 5: unknown key.*'extract.shard_size'|'shard_size'"),
+        ("shard_size: 3", "shard_size: 0", "line 5.*1 or more, got 0"),
+        ("shard_size: 3", "tokens: pool", "line 5.*expected all, none or pool:K"),
+        ("shard_size: 3", "store_dtype: float8", "line 5.*'float8'.*float16"),
+        ("dataset: tiny\n", "dataset: tny\n", "line 7.*'tny'.*'tiny'"),
+        ("epochs: 1", "epoch: 1", "line 9.*'epoch'.*'epochs'"),
+        ("    models: [one, two]\n", "    models: one\n", "line 8.*expected a list of models"),
+        ("    models: [one, two]\n", "    seeds: [-1]\n", "line 8.*whole numbers from 0"),
+        ("    models: [one, two]\n", "    recipe: hadda\n", "line 8.*'hadda'.*'hada'"),
+        ("quick: true", "quick: maybe", "line 11.*true or false"),
         ("name: study", "name: a/b", "line 2.*folder"),
         ("schema: 1", "schema: 2", "line 1.*expected schema 1"),
-        ("evaluate:", "evaluation:", "line 9.*'evaluation'.*'evaluate'"),
-        ("evaluate:", "cluster: {walltime: 4}\nevaluate:", "line 9.*hours:minutes:seconds"),
+        ("evaluate:", "evaluation:", "line 10.*'evaluation'.*'evaluate'"),
+        ("evaluate:", "cluster: {walltime: 4}\nevaluate:", "line 10.*hours:minutes:seconds"),
         ("extract:\n", "fuse2:\n", "unknown key 'fuse2'"),
-        ("quick: true", "models: [zwei]", "line 10.*'zwei'"),
+        ("quick: true", "models: [zwei]", "line 11.*'zwei'"),
     ],
 )
 def test_mistakes_name_line_and_nearest_word(
@@ -70,14 +70,14 @@ def test_mistakes_name_line_and_nearest_word(
 
 def test_a_fusion_whose_stores_nobody_makes(tmp_path: Path) -> None:
     study = make_study(tmp_path, PIPELINE.replace("splits: [train, val]", "splits: [train]"))
-    with pytest.raises(ManifestError, match=r"line 6.*'one' on tiny/val.*hada-extract"):
+    with pytest.raises(ManifestError, match=r"line 7.*'one' on tiny/val.*hada-extract"):
         build_jobs(*study)
 
 
 def test_one_run_for_two_things(tmp_path: Path) -> None:
     again = "  - {dataset: tiny, models: [one, two], set: {epochs: 2}}\nevaluate:"
     text = PIPELINE.replace("evaluate:", again)
-    with pytest.raises(ManifestError, match=r"line 9.*twice.*`name`"):
+    with pytest.raises(ManifestError, match=r"line 10.*twice.*`name`"):
         build_jobs(*make_study(tmp_path, text))
     named = text.replace("set: {epochs: 2}", "name: long, set: {epochs: 2}")
     (tmp_path / "study.yaml").write_text(named)

@@ -93,6 +93,9 @@ def test_the_bytes_and_the_recall_of_the_serial_commands(tmp_path: Path) -> None
         json.loads((tmp_path / runs / "tiny" / "recall-val.json").read_text())
         for runs in ("runs", "serial-runs")
     )
+    for result in (found, expected):
+        for rung in result["rungs"]:
+            rung.pop("run", None)  # where it lies
     assert found["rungs"] == expected["rungs"]
     # And again: nothing is to do, and nothing is touched.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "stores").rglob("*")}
@@ -240,7 +243,7 @@ def test_a_store_of_another_request(tmp_path: Path) -> None:
     assert "DIFFERS" in call(command, "plan", "study.yaml")
     code, said = run(tmp_path)
     assert code == 1
-    assert "shard_size is {'image': 3, 'caption': 24} there" in said
+    assert "shard_size is 3 there, 4 here" in said
 
 
 def test_plan_writes_nothing_and_tells_all(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_plan_writes_nothing_and_tells_all(tmp_path: Path) -> None:
     text = call(command, "plan", "study.yaml")
     assert sorted(tmp_path.rglob("*")) == before
     assert "extract   tiny/train/one" in text
-    assert "missing    0/6" in text
+    assert "missing     0/6" in text
     assert json.loads(call(command, "plan", "study.yaml", "--json"))["jobs"][0]["total"] == 6
 
 

@@ -1,0 +1,213 @@
+"""What pipelines cost: workers against one, overhead per shard, and a plan of many shards.
+
+    benchmarks/scaling.py workers    shards a second with 1 and 2 workers, one thread each
+    benchmarks/scaling.py overhead   seconds per shard beyond the work, shards of nearly nothing
+    benchmarks/scaling.py plan       a plan of 100,000 shards, none and all of them there
+
+`workers` runs the shipped BLIP over drawn pictures, so it measures the machine as well: with fewer
+free cores than workers it shows the others' load. Start-up (processes, PyTorch, the model) is
+measured apart: it is paid once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+STUDY = """\
+schema: 1
+name: scaling
+device: cpu
+extract:
+  - {{dataset: {dataset}, models: [{model}], splits: [{split}], shard_size: {size}, batch_size: 32}}
+"""
+FAKE = """\
+schema: 1
+defaults: {dataset: many, models: [one]}
+stores: stores
+runs: runs
+datasets:
+  many:
+    reader: karpathy
+    root: data
+    annotations: dataset.json
+    images: images
+    splits: {train: {}}
+models:
+  one: {family: fake, weights: a}
+"""
+
+
+def make_many(count: int) -> None:
+    """A data set of `count` pictures, one file, five captions each."""
+    images = Path("data/images")
+    images.mkdir(parents=True)
+    records = []
+    for number in range(count):
+        name = f"{number:06d}.jpg"
+        (images / name).touch()
+        sentences = [{"raw": f"a red thing {k}", "sentid": f"{number}-{k}"} for k in range(5)]
+        records.append({"filename": name, "split": "train", "sentences": sentences})
+    Path("data/dataset.json").write_text(json.dumps({"images": records}))
+    Path("data_manifest.yaml").write_text(FAKE)
+
+
+def study(dataset: str, model: str, split: str, size: int, manifest: Path | None = None) -> Any:
+    """The jobs' states and the folder of a pipeline that extracts one store."""
+    from hada.extract.manifest import load_manifest, load_shipped
+    from hada.pipelines.config import load_pipeline
+    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.state import Folder
+
+    file = Path("study.yaml")
+    file.write_text(STUDY.format(dataset=dataset, model=model, split=split, size=size))
+    loaded = load_manifest(manifest) if manifest else load_shipped({})
+    return build_jobs(load_pipeline(file, loaded), loaded), Folder("runs", "scaling")
+
+
+def extract(jobs: Any, folder: Any, workers: int) -> tuple[float, float, int]:
+    """Seconds from the first shard's end to the last's, seconds before that, shards between."""
+    from hada.pipelines.display import Display
+    from hada.pipelines.driver import Driver, Limits
+    from hada.pipelines.pools import local_pool
+    from hada.pipelines.survey import survey
+
+    class Clock(Display):
+        ends: list[float] = []  # noqa: RUF012
+
+        def outcome(self, outcome: Any, slots: int) -> None:
+            assert outcome["status"] == "done", outcome
+            self.ends.append(time.monotonic())
+
+    states = survey(jobs)
+    clock = Clock(states)
+    clock.ends = []
+    began = time.monotonic()
+    with local_pool(workers, []) as pool:
+        while pool.slots() < workers:
+            time.sleep(0.1)
+        Driver(states, pool, folder, Limits(retries=0), clock).run()
+    # The first shard of each worker loads the model; the task after the last writes nothing.
+    ends = clock.ends[workers - 1 : -1]
+    return ends[-1] - ends[0], ends[0] - began, len(ends) - 1
+
+
+def measure_workers(repeats: int) -> None:
+    from hada.extract.scenes import write_scenes
+
+    write_scenes(Path("data/scenes"), train=1536, val=1, test=1)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(repeats):
+        for workers, found in rates.items():
+            jobs, folder = study("scenes", "blip", "train", 16)
+            for job in jobs:
+                object.__setattr__(job, "store", f"stores/{number}-{workers}")
+            seconds, start, shards = extract(jobs, folder, workers)
+            found.append(shards / seconds)
+            print(f"{workers} workers: {shards / seconds:.2f} shards/s, start-up {start:.1f} s")
+    one, two = (statistics.median(found) for found in rates.values())
+    ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+    print(f"median: {one:.2f} and {two:.2f} shards/s, {statistics.median(ratios):.2f} times")
+
+
+def measure_overhead(repeats: int) -> None:
+    """Shards of one tiny picture: what is left is opening, committing and scheduling."""
+    from PIL import Image
+
+    make_many(200)
+    for path in Path("data/images").iterdir():
+        Image.new("RGB", (32, 24), (200, 30, 120)).save(path, quality=95)
+    for number in range(repeats):
+        jobs, folder = study("many", "one", "train", 1, Path("data_manifest.yaml"))
+        for job in jobs:
+            object.__setattr__(job, "store", f"stores/{number}")
+        seconds, _, shards = extract(jobs, folder, 1)
+        spent = [r["seconds"] for r in folder.records() if r.get("side") != "finish"][-shards:]
+        own = sum(spent) / len(spent)
+        print(
+            f"{1000 * seconds / shards:.1f} ms a shard, of which {1000 * own:.1f} ms are the task "
+            f"itself (commit with fsync) and {1000 * (seconds / shards - own):.1f} ms scheduling"
+        )
+
+
+def measure_plan(count: int) -> None:
+    """`count` images and 5 / 8 as many shards of captions, one image a shard."""
+    from hada.pipelines import planning
+    from hada.pipelines.survey import survey
+
+    make_many(round(count / 1.625))
+    jobs, _ = study("many", "one", "train", 1, Path("data_manifest.yaml"))
+    _plan(survey, planning, jobs, "none there")
+    fill(jobs[0])
+    _plan(survey, planning, jobs, "all there")
+
+
+def _plan(survey: Any, planning: Any, jobs: Any, name: str) -> None:
+    from hada.pipelines import survey as module
+
+    module._read.cache_clear()
+    began = time.monotonic()
+    states = survey(jobs)
+    planning.table(states, {})
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    (state,) = states.values()
+    print(f"{state.done:,}/{state.total:,} shards, {name}: {seconds:.1f} s, peak {peak:.2f} GiB")
+
+
+def fill(job: Any) -> None:
+    """Markers and files as a finished store has them, one byte each: the plan reads no more."""
+    from hada.extract.backbones import load_backbone
+    from hada.extract.backbones.base import BackboneRequest
+    from hada.extract.extraction import Extraction
+    from hada.extract.store import layout
+    from hada.pipelines.survey import dataset_of
+
+    request = BackboneRequest(name="one", family="fake", weights="a", options={})
+    writer = Extraction.open(
+        load_backbone(request), dataset_of(job), job.store, rows_per_shard=job.rows
+    ).writer
+    features = writer.folder / "features.zarr"
+    digest = writer.spec.digest()
+    for side in ("image", "caption"):
+        for shard in range(writer.shards(side)):
+            files = {}
+            for array in ("tokens", "embeddings"):
+                file = features / side / array / "c" / f"{shard}"
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(b"x")
+                files[str(file.relative_to(features))] = [1, 0]
+            marker = {"side": side, "shard": shard, "spec": digest, "files": files}
+            layout.marker_path(writer.folder, side, shard).write_text(
+                json.dumps({**marker, "failed": {}, "provenance": {"batch_size": 32}})
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["workers", "overhead", "plan"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        if arguments.what == "plan":
+            measure_plan(arguments.shards)
+        elif arguments.what == "overhead":
+            measure_overhead(arguments.repeats)
+        else:
+            measure_workers(arguments.repeats)
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()
