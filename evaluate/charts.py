@@ -31,8 +31,8 @@ def line_chart(
 ) -> str:
     """Curves with axes, ticks, units and a legend.
 
-    >>> line_chart([Line("a", [1, 2], [3, 4], "c0")], title="t", x_label="x", y_label="y")[:4]
-    '<svg'
+    >>> line_chart([Line("a", [1, 2], [3, 4], "c0")], title="t", x_label="x", y_label="y")[:8]
+    '<figure>'
     """
     xs, ys = [x for line in lines for x in line.xs], [y for line in lines for y in line.ys]
     x_low, x_high = min(xs), max(xs)
