@@ -96,4 +96,4 @@ def _attempt(task: dict[str, Any], folder: Folder) -> bool:
     name = " ".join(str(outcome[k]) for k in ("key", "side", "shard") if outcome[k] not in ("", -1))
     say(f"{name}: {outcome['status']} in {outcome['seconds']:.1f} s {outcome['error']}".rstrip())
     # What another process is writing will be there: it is not this job's failure.
-    return outcome["status"] != "failed"
+    return bool(outcome["status"] != "failed")
