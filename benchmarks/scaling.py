@@ -102,6 +102,7 @@ def extract(jobs: Any, folder: Any, workers: int) -> tuple[float, float, int]:
 
 
 def measure_workers(repeats: int) -> None:
+    """Shards a second with one and with two workers, in turn."""
     from hada.extract.scenes import write_scenes
 
     write_scenes(Path("data/scenes"), train=1536, val=1, test=1)
@@ -193,6 +194,7 @@ def fill(job: Any) -> None:
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=["workers", "overhead", "plan"])
     parser.add_argument("--repeats", type=int, default=5)

@@ -124,7 +124,7 @@ def _compare(
     inside = f"{features.name}/"
     sizes = {k.removeprefix(inside): v for k, v in listed.items() if k.startswith(inside)}
     marked = {k.rpartition("/")[2] for k in listed if k.startswith(f"{layout.COMMIT}/")}
-    there = [key for key in shards if layout.marker_path(Path(), *key).name in marked]
+    there = [key for key in shards if layout.marker_name(*key) in marked]
     digest = spec.digest()
     whole = set()
     for key, marker in layout.read_markers(folder, there).items():

@@ -39,7 +39,12 @@ class Marker:
 
 def marker_path(folder: Path, side: SideName, shard: int) -> Path:
     """The marker of one shard."""
-    return folder / COMMIT / f"{side}-{shard:06d}.json"
+    return folder / COMMIT / marker_name(side, shard)
+
+
+def marker_name(side: SideName, shard: int) -> str:
+    """The name of a shard's marker in the folder of markers."""
+    return f"{side}-{shard:06d}.json"
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
@@ -134,7 +139,7 @@ def damage(
     """
     if marker.spec_digest != spec_digest:
         return "it was written for another spec"
-    features = features.resolve()
+    resolved: Path | None = None
     for name, (n_bytes, crc) in marker.files.items():
         if sizes is not None and not deep:
             # The listing holds files of the store and no others.
@@ -145,7 +150,8 @@ def damage(
             continue
         path = features / name
         try:
-            if not path.resolve().is_relative_to(features):
+            resolved = resolved or features.resolve()
+            if not path.resolve().is_relative_to(resolved):
                 return f"its marker names a file outside the store: {name!r}"
             found = path.stat().st_size if sizes is None else sizes.get(name)
             if found is None:

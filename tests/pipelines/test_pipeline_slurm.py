@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +29,14 @@ SCRIPT = str(ROOT / "scripts/slurm_up.sh")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """The environment of Slurm's commands; stopped afterwards."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     for tool in ("slurmctld", "slurmd", "munged", "sbatch"):
         if shutil.which(tool, path=path) is None:
             pytest.skip(f"needs Slurm ({tool}): apt-get install slurm-wlm munge")
-    folder = tmp_path_factory.mktemp("slurm")
+    # munged wants a socket that everybody can reach, which pytest's own folders are not.
+    folder = Path(tempfile.mkdtemp(prefix="hada-slurm-"))
     port = 20000 + os.getpid() % 20000
     environment = {
         **ENVIRONMENT,
@@ -49,6 +51,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         pytest.skip(f"Slurm cannot start here: {up.stderr.strip()[-400:]}")
     yield environment
     subprocess.run([SCRIPT, "stop"], env=environment, check=True)
+    shutil.rmtree(folder)
+    Path(f"{folder}.lock").unlink()
 
 
 def call(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
