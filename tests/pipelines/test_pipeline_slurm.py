@@ -124,6 +124,11 @@ def test_submit_equals_the_serial_commands(tmp_path: Path, cluster: dict[str, st
     assert again.returncode == 4
     assert "in the queue" in again.stderr
     assert "in the queue: " in call(cluster, "status", "study.yaml").stdout
+    # A drained node ends what it has begun and begins nothing, until it is given back.
+    node = ask(cluster, "sinfo", "--noheader", "--format=%n").strip()
+    ask(cluster, "scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    time.sleep(2)
+    ask(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
     wait(cluster)
     assert stores(tmp_path / "stores") == serial("one", "two"), logs(tmp_path)
     assert "everything is done" in call(cluster, "status", "study.yaml").stdout
@@ -148,10 +153,13 @@ def test_requeued_cancelled_and_killed(tmp_path: Path, cluster: dict[str, str]) 
     # kill -9 of the process itself, once it has come back: Slurm calls that a failure.
     shutil.rmtree(tmp_path / "stores")
     wait_for_shards(tmp_path, 1)
+    killed = 0
     for process in Path("/proc").glob("[0-9]*"):
         words = (process / "cmdline").read_bytes().split(b"\0") if process.exists() else []
         if b"extract/tiny/train/one" in words and str(tmp_path).encode() in b"".join(words):
             os.kill(int(process.name), signal.SIGKILL)
+            killed += 1
+    assert killed == 1
     wait(cluster)
     # scancel, through the command.
     assert call(cluster, "submit", "study.yaml").returncode == 0
