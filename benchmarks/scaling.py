@@ -105,11 +105,11 @@ def measure_workers(repeats: int) -> None:
     """Shards a second with one and with two workers, in turn."""
     from hada.extract.scenes import write_scenes
 
-    write_scenes(Path("data/scenes"), train=1536, val=1, test=1)
+    write_scenes(Path("data/scenes"), train=3072, val=1, test=1)
     rates: dict[int, list[float]] = {1: [], 2: []}
     for number in range(repeats):
         for workers, found in rates.items():
-            jobs, folder = study("scenes", "blip", "train", 16)
+            jobs, folder = study("scenes", "blip", "train", 128)
             for job in jobs:
                 object.__setattr__(job, "store", f"stores/{number}-{workers}")
             seconds, start, shards = extract(jobs, folder, workers)

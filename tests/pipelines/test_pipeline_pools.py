@@ -1,0 +1,163 @@
+"""Batch systems that are not here, and the parts of a run that need no worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jobs_fakes import make_study
+from test_pipeline_run import ENVIRONMENT, ONLY_EXTRACT, run, serial, stores
+
+from hada.extract.cli import extract as extract_command
+from hada.extract.errors import UsageError
+from hada.pipelines import pools
+from hada.pipelines.config import Cluster
+from hada.pipelines.state import BEAT_S, SILENT_S, BusyError, Folder, driving, holder
+
+
+@pytest.mark.parametrize("system", pools.BATCH_SYSTEMS)
+def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
+    cluster = Cluster(queue="gpu", account="me", memory="3GB", setup=("module load x",), gpus=1)
+    with contextlib.closing(pools.batch_cluster(system, cluster, tmp_path / "logs")) as made:
+        script = made.job_script()
+    assert "distributed.cli.dask_worker" in script
+    assert "--nthreads 1" in script
+    assert "--dashboard-address 127.0.0.1:0" in script
+    assert "--lifetime" in script
+    assert "module load x" in script
+    if system == "slurm":
+        assert "--no-requeue" in script
+        assert "--gres=gpu:1" in script
+    if system != "htcondor":
+        assert "gpu" in script
+        assert "me" in script
+
+
+def test_devices() -> None:
+    assert pools.choose_devices(None) == []
+    assert pools.choose_devices("0, 2") == ["0", "2"]
+    for wrong in ("", "0,", "1,1"):
+        with pytest.raises(UsageError, match="expected all, or numbers"):
+            pools.choose_devices(wrong)
+
+
+def test_one_process_a_device(tmp_path: Path) -> None:
+    """Each worker sees its own device and no other."""
+    code = (
+        "import os\n"
+        "from hada.pipelines.pools import local_pool\n"
+        "def seen(): return os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "if __name__ == '__main__':\n"
+        "    with local_pool(1, ['3', '5']) as pool:\n"
+        "        pool._client.wait_for_workers(2, timeout=60)\n"
+        "        print(sorted(pool._client.run(seen).values()))\n"
+    )
+    (tmp_path / "devices.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "devices.py"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['3', '5']\n"
+
+
+def test_the_lock(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, "study")
+    assert holder(folder) is None
+    with driving(folder):
+        assert holder(folder) == f"process {os.getpid()} on {os.uname().nodename}"
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on"), driving(folder):
+            pass
+    assert not folder.lock_file.exists()
+
+
+def test_stale_locks(tmp_path: Path) -> None:
+    """Of a process that is gone, of one whose number is used again, of a silent machine."""
+    folder = Folder(tmp_path, "study")
+    folder.path.mkdir(parents=True)
+    here = {"host": os.uname().nodename, "pid": os.getpid(), "started": "1"}
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for lock in (here, {**here, "pid": gone.pid}):
+        folder.lock_file.write_text(json.dumps(lock))
+        assert holder(folder) is None
+        with driving(folder):
+            pass
+    folder.lock_file.write_text(json.dumps({**here, "host": "elsewhere"}))
+    with pytest.raises(BusyError, match="on elsewhere"), driving(folder):
+        pass
+    assert SILENT_S > 3 * BEAT_S
+    silent = time.time() - SILENT_S - 1
+    os.utime(folder.lock_file, (silent, silent))
+    with driving(folder):
+        pass
+
+
+def test_views_and_pooled_tokens(tmp_path: Path) -> None:
+    """What a worker's own loading must heed as the serial command does."""
+    text = ONLY_EXTRACT.replace(
+        "shard_size: 3", "shard_size: 3, views: 1, view_seed: 4, tokens: 'pool:2'"
+    )
+    make_study(tmp_path, text)
+    code, said = run(tmp_path)
+    assert code == 0, said
+    from click.testing import CliRunner
+
+    words = "--split train --split val --shard-size 3 --batch-size 2 --views 1 --view-seed 4"
+    options = [*words.split(), "--tokens", "pool:2", "--root", "stores=serial"]
+    done = CliRunner().invoke(extract_command, options)
+    assert done.exit_code == 0, done.output
+    assert len(stores(tmp_path / "serial")) == 8
+    assert stores(tmp_path / "stores") == stores(tmp_path / "serial")
+
+
+def test_a_scheduler_that_is_there(tmp_path: Path) -> None:
+    make_study(tmp_path, ONLY_EXTRACT)
+    code, said = run(tmp_path, "--on", "tcp://127.0.0.1:9")
+    assert code == 1
+    assert "no Dask scheduler answers there" in said
+    file = tmp_path / "scheduler.json"
+    words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    scheduler = subprocess.Popen(
+        [
+            *words,
+            "--port",
+            "0",
+            "--dashboard-address",
+            "127.0.0.1:0",
+            "--scheduler-file",
+            str(file),
+        ],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    while not file.exists():
+        time.sleep(0.1)
+    address = json.loads(file.read_text())["address"]
+    words = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+    worker = subprocess.Popen(
+        [*words, "--no-nanny", "--dashboard-address", "127.0.0.1:0", "--no-dashboard"],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        code, said = run(tmp_path, "--on", address)
+    finally:
+        worker.terminate()
+        scheduler.terminate()
+        worker.wait(timeout=30)
+        scheduler.wait(timeout=30)
+    assert code == 0, said
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
+def test_a_place_nobody_knows(tmp_path: Path) -> None:
+    make_study(tmp_path, ONLY_EXTRACT)
+    code, said = run(tmp_path, "--on", "slrum")
+    assert code == 2
+    assert "expected local, slurm" in said
