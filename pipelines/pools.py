@@ -173,12 +173,6 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
             f"--on {system} needs the package dask-jobqueue: pip install 'hada[jobqueue]'"
         ) from error
     logs.mkdir(parents=True, exist_ok=True)
-    directives = list(cluster.directives)
-    if system == "slurm":
-        # A requeued worker comes back after Dask has replaced it.
-        directives.append("--no-requeue")
-        if cluster.gpus:
-            directives.append(f"--gres=gpu:{cluster.gpus}")
     leave = _lifetime(cluster.walltime)
     options: dict[str, Any] = {
         "cores": 1,
@@ -186,22 +180,50 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
         "memory": cluster.memory,
         "interface": cluster.interface,
         "local_directory": str(logs),
-        "job_extra_directives": directives,
         "job_script_prologue": list(cluster.setup),
         # Monitoring pages would listen to everybody on a shared node.
         "scheduler_options": {"dashboard_address": f"{LOOPBACK}:0"},
         "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", *leave],
     }
-    if system != "htcondor":
-        options |= {"queue": cluster.queue, "walltime": cluster.walltime}
-        options |= {"account": cluster.account} if system != "sge" else {"project": cluster.account}
-        options["log_directory"] = str(logs)
-    if system == "htcondor":
-        options |= {"disk": "1GB", "log_directory": str(logs), "job_extra_directives": {}}
-    if system == "slurm":
-        options["job_cpu"] = cluster.cores
+    options |= {"log_directory": str(logs), **_own_words(system, cluster)}
     with dask.config.set({**SETTINGS, **REPLACING}):
         return getattr(module, BATCH_SYSTEMS[system])(**options)
+
+
+def _own_words(system: str, cluster: Cluster) -> dict[str, Any]:
+    """What each system calls queue, account, cores and devices."""
+    directives = list(cluster.directives)
+    if system == "htcondor":
+        # No queues and no walltime there; directives are NAME = VALUE.
+        pairs = [line.partition("=") for line in directives]
+        wanted = {name.strip(): value.strip() for name, _, value in pairs}
+        if cluster.gpus:
+            wanted["request_gpus"] = str(cluster.gpus)
+        if cluster.account:
+            wanted["accounting_group"] = cluster.account
+        return {"disk": "1GB", "job_extra_directives": wanted}
+    if cluster.gpus and system in ("pbs", "sge") and "gpu" not in " ".join(directives):
+        raise UsageError(
+            f"cluster.gpus: every {system.upper()} site has its own word for these; say it in "
+            "cluster.directives, as in -l select=1:ncpus=8:ngpus=1 or -l gpu=1"
+        )
+    words: dict[str, Any] = {"queue": cluster.queue, "walltime": cluster.walltime}
+    if system in ("slurm", "pbs"):
+        words["account"] = cluster.account
+    else:
+        words["project"] = cluster.account
+    if system == "slurm":
+        words["job_cpu"] = cluster.cores
+        # A requeued worker comes back after Dask has replaced it.
+        directives.append("--no-requeue")
+        if cluster.gpus:
+            directives.append(f"--gres=gpu:{cluster.gpus}")
+    if system == "lsf":
+        words["walltime"] = cluster.walltime.rpartition(":")[0]
+        words["ncpus"] = cluster.cores
+        if cluster.gpus:
+            directives.append(f'-gpu "num={cluster.gpus}"')
+    return {**words, "job_extra_directives": directives}
 
 
 def _lifetime(walltime: str) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,11 @@ from hada.pipelines.state import BEAT_S, SILENT_S, BusyError, Folder, driving, h
 @pytest.mark.parametrize("system", pools.BATCH_SYSTEMS)
 def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
-    cluster = Cluster(queue="gpu", account="me", memory="3GB", setup=("module load x",), gpus=1)
+    cluster = Cluster(queue="long", account="me", memory="3GB", setup=("module load x",), gpus=1)
+    if system in ("pbs", "sge"):
+        with pytest.raises(UsageError, match=r"cluster\.directives, as in"):
+            pools.batch_cluster(system, cluster, tmp_path / "logs")
+        cluster = replace(cluster, directives=("-l gpu=1",))
     with contextlib.closing(pools.batch_cluster(system, cluster, tmp_path / "logs")) as made:
         script = made.job_script()
     assert "distributed.cli.dask_worker" in script
@@ -35,9 +41,10 @@ def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     if system == "slurm":
         assert "--no-requeue" in script
         assert "--gres=gpu:1" in script
+    assert "gpu" in script
+    assert re.search(r"\bme\b", script)
     if system != "htcondor":
-        assert "gpu" in script
-        assert "me" in script
+        assert "long" in script
 
 
 def test_devices() -> None:
