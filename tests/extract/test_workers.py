@@ -195,8 +195,11 @@ def test_a_backbone_without_a_transform_of_its_own_uses_threads(tmp_path: Path) 
     assert files_of(tmp_path / "stores" / "threads") == files_of(tmp_path / "stores" / "processes")
 
 
+# What a shell starts in the background ignores Ctrl-C, and hands that on.
 _STOPPED = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from deadly import Slow
 from hada.extract import cli

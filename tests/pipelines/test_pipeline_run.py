@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 from contracts_store import files_of
 from jobs_fakes import PIPELINE, make_study
@@ -78,6 +80,16 @@ def serial(*models: str, place: str = "serial") -> dict[str, dict[str, bytes]]:
     return stores(Path(place))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As workers compute: with more threads the last bits of a training differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_bytes_and_the_recall_of_the_serial_commands(tmp_path: Path) -> None:
     make_study(tmp_path)
     code, said = run(tmp_path, "--workers", "2")
