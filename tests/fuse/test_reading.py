@@ -253,14 +253,16 @@ def test_the_memory_allowed_is_kept(tmp_path, big_store):
     Of the mapped files' pages, which the system may take back, nothing counts.
     """
     bound = 60 * 2**20
+    # Blocks that the allocator keeps for the next batch come and go with the threads' timing.
+    kept = 8 * 2**20
     took = {}
     for mode, limit in (("window", bound), ("mapped", bound), ("memory", 10 * bound)):
         words = [sys.executable, "-c", MEASURE, mode, str(limit), str(big_store)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         total, took[mode] = map(int, done.stdout.split())
         assert total > 1.5 * bound
-    assert took["window"] <= bound
-    assert took["mapped"] <= bound
+    assert took["window"] <= bound + kept
+    assert took["mapped"] <= bound + kept
     # Memory mode holds train and val: the measure sees what is held.
     assert took["memory"] >= 2 * total
 
