@@ -20,7 +20,7 @@ COPY --from=build /opt/hada /opt/hada
 ENV PATH=/opt/hada/bin:$PATH PYTHONUNBUFFERED=1
 RUN useradd --uid 1000 --create-home hada
 USER hada
-WORKDIR /work
+WORKDIR /data
 # In exec form, so that SIGTERM reaches it.
 ENTRYPOINT ["hada-pipeline"]
 CMD ["--help"]
