@@ -69,9 +69,9 @@ def fuse() -> None:
               "deviation, e.g. --seeds 0,1,2.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 @click.option("--reading", default="auto", show_default=True,
-              type=click.Choice(["auto", "memory", "mapped", "window"]),
-              help="Where tokens come from: all in memory, the files as they are needed, or "
-              "windows of some shards. auto says which it chose and why.")  # fmt: skip
+              type=click.Choice(["auto", "device", "memory", "mapped", "window"]),
+              help="Where tokens come from: all on the GPU, all in memory, the files as they are "
+              "needed, or windows of some shards. auto says which it chose and why.")  # fmt: skip
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
               help="Memory that tokens may take. [default: half of what is free]")  # fmt: skip
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),

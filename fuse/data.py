@@ -45,7 +45,7 @@ class Split:
 
     bytes: of all tokens in memory. blocks: (I,) which block of shards each image lies in.
     shards: Blocks of a window; 0 where the whole split is shuffled. pinned: Whether batches are
-    put where a GPU fetches them by itself.
+    put where a GPU fetches them by itself. resident: Whether all tokens are on a device.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Split:
         self.blocks = self.image_rows // step
         self.shards = 0
         self.pinned = False
+        self.resident = False
         self._windows: Windows | None = None
         if self.bytes < MEMORY_SHARE * free_memory() if in_memory is None else in_memory:
             self.load()
@@ -86,6 +87,13 @@ class Split:
         for side in SIDES:
             for source in self.sources[side]:
                 source.load()
+
+    def reside(self, device: torch.device) -> None:
+        """Take all tokens to a device; batches are gathered there from then on."""
+        for side in SIDES:
+            for source in self.sources[side]:
+                source.reside(device)
+        self.resident = True
 
     def _keep(self) -> None:
         first = self.stores[0]
@@ -194,7 +202,8 @@ class Split:
         threads: int | None = None,
     ) -> Iterator[Batch]:
         """The batches of an epoch from step `first` on, made ahead by threads."""
-        threads = threads or reading_threads()
+        # What is there already needs no fetching, and batches ahead take the device's memory.
+        threads = threads or (1 if self.resident else reading_threads())
 
         def make(items: NDArray[np.int64], windows: Sequence[Window] = ()) -> Batch:
             return self.batch(epoch.order, items, windows).to(device)

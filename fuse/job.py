@@ -138,6 +138,7 @@ def train_run(
         mode=reading,
         memory=memory,
         begun=None if fresh else run.window_shards(),
+        device=chosen,
     )
     config = _resolved(plan, train_part, splits)
     config |= {"paths": plan.paths, "environment": _environment(str(chosen))}

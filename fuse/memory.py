@@ -1,9 +1,13 @@
-"""How much memory a process may still take."""
+"""How much memory a process may still take, of the machine and of a device."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -15,6 +19,15 @@ def free_memory() -> float:
     of the job (Slurm, a container) counts like the machine's own.
     """
     return min(_machine(), _job())
+
+
+def free_on_device(device: torch.device) -> float:
+    """Bytes that a GPU has free; 0 for whatever has no memory of its own, or does not tell."""
+    if device.type != "cuda":
+        return 0.0
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0])
 
 
 def _machine() -> float:

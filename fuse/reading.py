@@ -1,9 +1,10 @@
-"""Where training's tokens come from: memory, the files, or windows of the files.
+"""Where training's tokens come from: the GPU, memory, the files, or windows of the files.
 
-`memory` holds all tokens. `mapped` holds none: each batch is read from the files by byte range,
-which is quick as long as the system can keep their pages. `window` is for stores larger than
-that, or far away: see `hada.fuse.batches`. `memory` and `mapped` make the same batches; the
-windows have an order of their own, which a run keeps wherever it goes on.
+`device` holds all tokens on the GPU, `memory` in the machine's memory. `mapped` holds none: each
+batch is read from the files by byte range, which is quick as long as the system can keep their
+pages. `window` is for stores larger than that, or far away: see `hada.fuse.batches`. The first
+three make the same batches; the windows have an order of their own, which a run keeps wherever
+it goes on.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from hada.extract.errors import UsageError
 from hada.extract.spec import SIDES
 from hada.fuse.batches import Order, reading_threads
 from hada.fuse.data import MEMORY_SHARE, Split
-from hada.fuse.memory import free_memory
+from hada.fuse.memory import free_memory, free_on_device
 from hada.fuse.windows import window_sizes
 
-Mode = Literal["auto", "memory", "mapped", "window"]
+Mode = Literal["auto", "device", "memory", "mapped", "window"]
 GIB = 2.0**30
 # Of the memory for windows, the split that validates may take this share; else it stays on disk.
 _VAL_SHARE = 0.25
+# Of the memory that a GPU has free, tokens and batches on their way may take this share; weights,
+# queues and activations need the rest.
+DEVICE_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,23 @@ class Reading:
     """What was chosen.
 
     mode: Where tokens come from. shards: of a window, 0 where the whole split is shuffled.
-    hold_val: Whether the validation split is in memory. why: the reason, for people.
+    hold_val: Whether the validation split is in memory. why: the reason, for people. device: The
+    one that all tokens are on, None where they are not.
     """
 
     mode: Mode
     shards: int
     hold_val: bool
     why: str
+    device: torch.device | None = None
 
     def apply(self, train: Split, val: Split) -> None:
         """Bring both splits into this state."""
         train.shards = self.shards
+        if self.device is not None:
+            train.reside(self.device)
+            val.reside(self.device)
+            return
         if self.mode == "memory":
             train.load()
         elif self.mode == "window":
@@ -62,6 +73,7 @@ def choose_reading(
     mode: Mode = "auto",
     memory: float | None = None,
     begun: int | None = None,
+    device: torch.device | None = None,
 ) -> Reading:
     """Choose where the tokens of a training come from.
 
@@ -75,6 +87,7 @@ def choose_reading(
             is free.
         begun: Shards of a window of the run that goes on, 0 if it shuffles the whole split; None
             for a new run.
+        device: Where the training runs; None for the CPU.
 
     Raises:
         UsageError: What was asked for does not fit the memory, or the run that goes on.
@@ -86,6 +99,14 @@ def choose_reading(
     takes = f"the tokens take {gib(everything)}"
     fits = everything <= limit
     shards = begun or 0
+    if mode in ("auto", "device"):
+        found = _resident(train, val, order, batch_size, device, shards)
+        if found is not None:
+            return found
+        if mode == "device":
+            raise UsageError(
+                f"--reading device: {takes}, and {_room_there(device)}. Use --reading auto"
+            )
     if mode == "auto":
         mode = _automatic(train, fits, free if memory is None else memory, begun)
         if mode == "window" and not train.remote:
@@ -110,6 +131,30 @@ def choose_reading(
             "or start over with --fresh"
         )
     return _windows(train, val, order, batch_size, limit, begun, takes)
+
+
+def _resident(
+    train: Split,
+    val: Split,
+    order: Order,
+    batch_size: int,
+    device: torch.device | None,
+    shards: int,
+) -> Reading | None:
+    """Everything on the GPU, if it fits beside the batches on their way."""
+    if device is None or not (room := DEVICE_SHARE * free_on_device(device)):
+        return None
+    tokens = train.bytes + val.bytes
+    if tokens + batches_bytes(train, order, batch_size, threads=1) > room:
+        return None
+    why = f"the tokens take {gib(tokens)}, and {_room_there(device)}"
+    return Reading("device", shards, True, why, device)
+
+
+def _room_there(device: torch.device | None) -> str:
+    if device is None or not free_on_device(device):
+        return f"{device or 'cpu'} has no memory of its own"
+    return f"{gib(DEVICE_SHARE * free_on_device(device))} of {device} may be taken"
 
 
 def _automatic(train: Split, fits: bool, pages: float, begun: int | None) -> Mode:

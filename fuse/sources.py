@@ -1,4 +1,4 @@
-"""One model on one side of a split: its nodes by store row, from memory or from its files."""
+"""One model on one side of a split: its nodes by store row, from a device, memory or files."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Source:
         self.embeddings = self._reader.embeddings()
         self.has_tokens = spec is not None
         self.held: Held | None = None
+        self.resident: Resident | None = None
         if spec is not None:
             self.lengths = np.asarray(self._reader.lengths, dtype=np.int64)
             self.count, self.width = spec.count, spec.width
@@ -58,6 +59,20 @@ class Source:
             values = np.empty((int(self.lengths.sum()), self.width), self.dtype)
             self.held = self.read(np.arange(len(self.lengths)), values)
 
+    def reside(self, device: torch.device) -> None:
+        """Take all tokens to a device, in the type they are stored in, a piece at a time."""
+        if not self.has_tokens or self.resident is not None:
+            return
+        shape = (int(self.lengths.sum()), self.width)
+        values_SD = torch.empty(shape, dtype=_torch_dtype(self.dtype), device=device)
+        done = 0
+        for first in range(0, len(self.lengths), ITEMS_PER_READ):
+            rows = np.arange(first, min(first + ITEMS_PER_READ, len(self.lengths)))
+            piece = torch.from_numpy(self._reader.tokens(rows))
+            values_SD[done : done + len(piece)] = piece
+            done += len(piece)
+        self.resident = Resident(values_SD, self.lengths)
+
     def read(self, rows: NDArray[np.int64], room: NDArray[Any]) -> Held:
         """The tokens of `rows`, ascending, read into the first rows of `room`."""
         lengths = self.lengths[rows]
@@ -76,12 +91,14 @@ class Source:
         Args:
             rows: Items, in any order.
             held: Where those items are: the first ones in the first, and so on. Without it they
-                come from what `load` holds, or from the files.
+                come from what `reside` or `load` holds, or from the files.
             pinned: Whether to put them where a GPU can fetch them by itself.
         """
         if not self.has_tokens:
             assert self.embeddings is not None
             return torch.from_numpy(self.embeddings[rows])
+        if self.resident is not None:
+            return self.resident.take(rows)
         lengths = self.lengths[rows]
         out_SD = _room((int(lengths.sum()), self.width), self.dtype, pinned)
         flat = out_SD.numpy()
@@ -137,4 +154,27 @@ def _room(shape: tuple[int, ...], dtype: np.dtype[Any], pinned: bool) -> Tensor:
     if not pinned:
         return torch.from_numpy(np.empty(shape, dtype))
     # torch's own tensor, not a view of it: its allocator must know when the copy is done.
-    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+    return torch.empty(shape, dtype=_torch_dtype(dtype), pin_memory=True)
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+class Resident:
+    """The tokens of all items on a device: no batch of them is read or sent again.
+
+    values: (S, D) on the device, item after item. lengths: (n,) tokens of each item.
+    """
+
+    def __init__(self, values: Tensor, lengths: NDArray[np.int64]) -> None:
+        self._values, self._lengths = values, lengths
+        self.bytes = values.numel() * values.element_size()
+        self._starts = np.cumsum(lengths) - lengths
+
+    def take(self, rows: NDArray[np.int64]) -> Tensor:
+        """(sum of lengths[rows], D) tokens of some items, in any order, gathered on the device."""
+        lengths = self._lengths[rows]
+        shift = self._starts[rows] - (np.cumsum(lengths) - lengths)
+        index_S = np.repeat(shift, lengths) + np.arange(int(lengths.sum()))
+        return self._values.index_select(0, torch.from_numpy(index_S).to(self._values.device))

@@ -40,6 +40,8 @@ def val(tmp_path_factory):
 def split_that_reads(stores, way, shards=0):
     split = Split(stores, in_memory=way == "memory")
     split.shards = shards
+    if way == "device":
+        split.reside(torch.device("cpu"))
     if way == "window":
         split.hold_windows()
     return split
@@ -68,7 +70,16 @@ def assert_same(batches, others):
 @ORDERS
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
-    ("way", "shards"), [("mapped", 0), ("mapped", 2), ("memory", 2), ("window", 2), ("window", 9)]
+    ("way", "shards"),
+    [
+        ("mapped", 0),
+        ("mapped", 2),
+        ("memory", 2),
+        ("device", 0),
+        ("device", 2),
+        ("window", 2),
+        ("window", 9),
+    ],
 )
 def test_batches_are_those_of_the_plain_loop(stores, order, threads, way, shards):
     plain = split_that_reads(stores, "mapped", shards)
@@ -185,6 +196,50 @@ def test_auto_chooses_by_free_memory(stores, val, monkeypatch):
     ):
         found = choose(stores, val, begun=begun, memory=0.8 * train.bytes)
         assert (found.mode, found.shards) == (mode, shards)
+
+
+def test_the_gpu_holds_what_fits_there(stores, val, monkeypatch):
+    train = Split(stores, in_memory=False)
+    gpu = torch.device("cuda", 0)
+    needed = train.bytes + val.bytes + batches_bytes(train, "images", 12, threads=1)
+    for free, mode in ((1.01 * needed / reading.DEVICE_SHARE, "device"), (needed, "memory")):
+        monkeypatch.setattr(reading, "free_on_device", lambda _, free=free: free)
+        found = choose(stores, val, device=gpu)
+        assert (found.mode, found.device) == (mode, gpu if mode == "device" else None)
+        # A run that began in windows keeps its order there too.
+        assert choose(stores, val, device=gpu, begun=2).shards == 2
+    with pytest.raises(UsageError, match=r"--reading device: the tokens take .* of cuda:0 may be"):
+        choose(stores, val, mode="device", device=gpu)
+    monkeypatch.undo()
+    cpu = torch.device("cpu")
+    assert choose(stores, val, device=cpu).mode == "memory"
+    with pytest.raises(UsageError, match="cpu has no memory of its own"):
+        choose(stores, val, mode="device", device=cpu)
+
+
+def test_a_split_on_a_device_holds_nothing_else(stores):
+    """Its tokens, in the type they are stored in; validation reads them there too."""
+    split = split_that_reads(stores, "device")
+    plain = split_that_reads(stores, "mapped")
+    for side in ("image", "caption"):
+        for source in split.sources[side]:
+            assert source.held is None
+            assert not source.has_tokens or source.resident.bytes == source.bytes
+        items = np.arange(len(split.rows(side)))[::-3]
+        ours, theirs = split.features(side, items), plain.features(side, items)
+        assert all(map(torch.equal, ours.nodes, theirs.nodes))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_of_a_split_on_a_gpu(stores, val):
+    device = torch.device("cuda")
+    plain, split = split_that_reads(stores, "mapped"), split_that_reads(stores, "mapped")
+    found = choose_reading(split, val, "images", 12, device=device)
+    assert found.mode == "device"
+    found.apply(split, val)
+    epoch = plain.epoch("images", 12, 0, 0)
+    batches = [b.to("cpu") for b in split.batches(epoch, device=device)]
+    assert_same(batches, [plain.batch("images", items).to("cpu") for items in epoch.steps])
 
 
 def test_what_was_asked_for_must_fit(stores, val):

@@ -39,6 +39,9 @@ def job(stores, path, recipe, way, shards):
     parts[0].shards = shards
     if way == "window":
         parts[0].hold_windows()
+    if way == "device":
+        for part in parts:
+            part.reside(torch.device("cpu"))
     objective = build_objective(recipe, parts[0], 0)
     return Job(
         objective=objective,
@@ -55,7 +58,9 @@ def job(stores, path, recipe, way, shards):
 
 @pytest.mark.parametrize("recipe", [FAST, HADA], ids=["fast", "hada"])
 @pytest.mark.parametrize(
-    "ways", [("memory", "mapped", 0), ("memory", "window", 3)], ids=["whole", "windows"]
+    "ways",
+    [("memory", "mapped", 0), ("memory", "device", 0), ("memory", "window", 3)],
+    ids=["whole", "device", "windows"],
 )
 def test_where_tokens_come_from_changes_no_bit(stores, tmp_path, recipe, ways):
     *both, shards = ways
