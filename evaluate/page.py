@@ -1,6 +1,6 @@
-"""A result as one self-contained HTML page: the ladder as a plot with intervals, and as a table.
+"""What HTML pages share: their style, and the ladder as a plot with intervals and as a table.
 
-No server, no network, no script: the page opens from a file, on a phone too, light or dark.
+No server, no network, no script: a page opens from a file, on a phone too, light or dark.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from hada.evaluate.table import verdicts
+from hada.evaluate.table import notes
 from hada.fuse.ranking import KS
 
 # Pixels of the drawing: narrow, with names above their whiskers, so that a phone shows it whole.
@@ -23,7 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p, li, figcaption { color: var(--soft); } svg { width: 100%; height: auto; }
-.plot svg { max-width: 44rem; }
+.plot svg { max-width: 38rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--rule);
@@ -32,26 +32,9 @@ tr.hada td { font-weight: 600; } text { fill: var(--ink); font: 14px system-ui, 
 .axis { stroke: var(--rule); } .tick { fill: var(--soft); font-size: 12px; }
 .dot { fill: var(--dot); } .dot.hada { fill: var(--hada); }
 .whisker { stroke: var(--soft); stroke-width: 2; }
-"""
-
-
-def page(result: dict[str, Any]) -> str:
-    """The whole page for one result of `recall.evaluate`."""
-    protocol = result["protocol"]
-    title = f"{protocol['dataset']}/{protocol['split']}: image-text retrieval"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-{ladder(result)}
-</body>
-</html>
+@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding: .3rem .4rem; }
+  td:first-child { white-space: normal; min-width: 5.5rem; position: sticky; left: 0;
+  background: var(--paper); } }
 """
 
 
@@ -62,7 +45,7 @@ def ladder(result: dict[str, Any]) -> str:
         f"{protocol['images']:,} images, {protocol['captions']:,} captions. "
         f"Score: {protocol['score']}. Intervals: {protocol['intervals']}. Ties: {protocol['ties']}."
     )
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(result))
+    made = "".join(f"<li>{html.escape(line)}</li>" for line in notes(result))
     return f"""<p>{html.escape(facts)}</p>
 <h2>RSum of every rung</h2>
 <figure style="margin:0"><div class="plot">{plot(result)}</div>
@@ -70,8 +53,8 @@ def ladder(result: dict[str, Any]) -> str:
 Whiskers: 95 % intervals.</figcaption></figure>
 <h2>All figures</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="All figures">{_table(result)}</div>
-<h2>What it means</h2>
-<ul>{notes}</ul>
+<h2>How each was made</h2>
+<ul>{made}</ul>
 """
 
 

@@ -54,6 +54,8 @@ _STYLE = """
 .frame img { display: block; width: 100%; } .frame .heat { position: absolute; inset: 0;
   height: 100%; } .words span { padding: 0 .15em; border-radius: 3px; }
 .words { color: var(--ink); }
+@media (max-width: 40rem) { [role=tablist] { gap: 0; justify-content: space-between; }
+  [role=tab] { font-size: .9rem; padding: .5rem .3rem; } }
 """
 
 _SCRIPT = """
@@ -115,7 +117,6 @@ def assemble(result: dict[str, Any], sections: Sections) -> str:
         f'<section role="tabpanel" id="{name}" aria-labelledby="tab-{name}">{body}</section>'
         for name, _, body in views
     )
-    first = [line for line in verdicts(result) if " is " in line]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -126,7 +127,7 @@ def assemble(result: dict[str, Any], sections: Sections) -> str:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-{"".join(f"<p>{html.escape(line)}.</p>" for line in first)}
+{"".join(f"<p>{html.escape(line)}.</p>" for line in verdicts(result))}
 <div role="tablist" aria-label="Views">{tabs}</div>
 {panels}
 <script>{_SCRIPT}</script>

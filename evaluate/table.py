@@ -11,7 +11,7 @@ WAYS = ("i2t", "t2i")
 
 
 def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
-    """The ladder as text, with its protocol above and the verdicts below."""
+    """The ladder as text, with its protocol above, the notes and verdicts below."""
     from rich.console import Console
     from rich.table import Table
 
@@ -37,12 +37,21 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
         table.add_row(*_row(rung), style="bold" if rung["kind"] == "hada" else None)
     text = io.StringIO()
     Console(file=text, width=width or 132, force_terminal=colour).print(table)
-    return "\n".join([text.getvalue().rstrip(), *(f"  {line}" for line in verdicts(result))])
+    told = [*notes(result), *verdicts(result)]
+    return "\n".join([text.getvalue().rstrip(), *(f"  {line}" for line in told)])
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """How each rung was made, and what was left out."""
+    lines = [f"{rung['name']}: {rung['note']}" for rung in result["rungs"] if rung["note"]]
+    if result["protocol"]["left_out_images"]:
+        lines.append(f"{result['protocol']['left_out_images']} images could not be read: left out")
+    return lines
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
-    """What the table means, a sentence for every fusion and every note."""
-    lines = [f"{rung['name']}: {rung['note']}" for rung in result["rungs"] if rung["note"]]
+    """What the table means: two sentences for every fusion."""
+    lines = []
     for rung in result["rungs"]:
         if rung["kind"] != "hada":
             continue
@@ -52,8 +61,6 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         ):
             if gain is not None:
                 lines.append(f"{rung['name']} is {_against(gain, what)}")
-    if result["protocol"]["left_out_images"]:
-        lines.append(f"{result['protocol']['left_out_images']} images could not be read: left out")
     return lines
 
 

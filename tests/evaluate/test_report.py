@@ -1,12 +1,9 @@
-"""The page of a run: what it holds, that it needs nothing else, and that a browser is content."""
+"""The page of a run: what it holds and that it needs nothing else."""
 
 from __future__ import annotations
 
 import html.parser
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +16,18 @@ from click.testing import CliRunner
 from hada.evaluate import attended, charts
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.report import rank_changes, recall_curve
-from hada.extract.cli import extract
 from hada.extract.store import open_store
 from hada.fuse.checkpoint import RunFolder
-from hada.fuse.cli import fuse
 from hada.fuse.data import Split
 from hada.fuse.ranking import rank_positives, recalls
 
 MODELS = ("one", "two")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny data set, extracted and trained by the commands."""
-    folder = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        makers.make_project(folder, splits={"train": [3] * 12, "val": [2, 1, 3, 2, 2] * 4})
-        for split in ("train", "val"):
-            assert CliRunner().invoke(extract, ["--split", split]).exit_code == 0
-        done = CliRunner().invoke(
-            fuse, ["train", "--epochs", "2", "--set", "heads=1", "--run", "runs/tiny/mine"]
-        )
-        assert done.exit_code == 0, done.output
-        yield folder
-
-
 @pytest.fixture
-def page(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(project)
-    target = project / "runs/tiny/mine/report-val.html"
-    if not target.exists():
-        words = ["report", "runs/tiny/mine", "--split", "val", "--quick", "--resamples", "200"]
-        result = CliRunner().invoke(command, words)
-        assert result.exit_code == 0, result.output
-        assert result.stdout.strip().endswith("report-val.html")
-    return target
+def project(report_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(report_project)
+    return report_project
 
 
 class Reader(html.parser.HTMLParser):
@@ -79,8 +52,8 @@ class Reader(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_nothing_else(page: Path) -> None:
-    text = page.read_text()
+def test_the_page_is_whole_and_needs_nothing_else(report_page: Path) -> None:
+    text = report_page.read_text()
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
@@ -93,10 +66,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page: Path) -> None:
     assert len(text) < 2_000_000
 
 
-def test_without_the_pictures_the_page_says_so(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project)
+def test_without_the_pictures_the_page_says_so(project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "page.html"
     (project / "data").rename(project / "data-gone")
     try:
@@ -115,8 +85,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "no training run there" in result.stderr
 
 
-def test_attention_is_what_the_graph_gives(project: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(project)
+def test_attention_is_what_the_graph_gives(project: Path) -> None:
     run = RunFolder("runs/tiny/mine")
     stores = [open_store(f"stores/tiny/val/{name}") for name in MODELS]
     split = Split(stores)
@@ -186,46 +155,3 @@ def test_a_chart_places_its_points() -> None:
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)  # decades are as far apart
     assert ys[0] > ys[1] > ys[2]
     assert "a &lt; b" in text
-
-
-# What a reader does, done by the page itself: each view, then the keyboard.
-VISIT = """
-<script>
-const errors = [];
-addEventListener('error', event => errors.push(event.message));
-addEventListener('load', () => {
-  const seen = [];
-  for (const tab of document.querySelectorAll('[role=tab]')) {
-    tab.click();
-    const open = [...document.querySelectorAll('[role=tabpanel]')].filter(panel => !panel.hidden);
-    if (open.length === 1 && open[0].offsetHeight > 0) seen.push(open[0].id);
-  }
-  const last = document.querySelector('[aria-selected=true]');
-  last.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
-  seen.push('then ' + document.activeElement.id);
-  const broken = [...document.images].filter(image => !image.naturalWidth).length;
-  const wide = document.documentElement.scrollWidth > innerWidth;
-  document.title = JSON.stringify({seen, broken, wide, errors});
-});
-</script>
-"""
-
-
-def test_a_browser_opens_it_and_switches_views(page: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium")
-    visited = tmp_path / "visited.html"
-    visited.write_text(page.read_text().replace("<style>", f"{VISIT}<style>", 1))
-    done = subprocess.run(
-        [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900",
-            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0",
-            "--virtual-time-budget=5000", "--dump-dom", visited.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    (title,) = re.findall(r"<title>(\{.*?\})</title>", done.stdout)
-    assert '"seen":["ladder","curves","changes","won","lost","then tab-ladder"]' in title
-    assert '"broken":0,"wide":false,"errors":[]' in title

@@ -88,7 +88,11 @@ def make_folder(folder: Path, vision: dict[str, Any], text: dict[str, Any], **ex
         save_tokenizer(folder, start="hf_model_name" in text)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and "running_var" not in name:
+        if not tensor.is_floating_point() or "running_var" in name:
+            continue
+        if tensor.ndim > 1:  # drawn anew: open_clip leaves CoCa's last one as the memory was
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+        else:
             scale = 0.5 if "norm" in name or "ln_" in name else 0.05
             tensor.add_(torch.randn_like(tensor) * scale)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")

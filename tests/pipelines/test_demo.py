@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hada.evaluate.page import page
+from hada.evaluate.page import ladder
 from hada.extract.manifest import load_shipped
 from hada.pipelines.cli import pipeline
 from hada.pipelines.demo import Demo, run_demo
@@ -59,7 +59,7 @@ def test_data_only(tmp_path: Path) -> None:
     assert not (tmp_path / "there/stores").exists()
 
 
-def test_a_page_stands_alone(demo: Demo) -> None:
+def test_the_ladder_of_a_page_stands_alone() -> None:
     rung = {
         "name": "<script>",
         "kind": "model",
@@ -80,6 +80,6 @@ def test_a_page_stands_alone(demo: Demo) -> None:
         "compared_with": None,
         "left_out_images": 0,
     }
-    html = page({"protocol": protocol, "rungs": [rung]})
+    html = ladder({"protocol": protocol, "rungs": [rung]})
     assert "<script>" not in html
     assert "http" not in html
