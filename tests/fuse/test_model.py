@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from fuse_golden import features, load_npz, load_safetensors, our_keys
 
 from hada.fuse.graph import Layout
-from hada.fuse.model import Branch, BranchConfig, Features, ModelShape, _ways, prepare
+from hada.fuse.model import Branch, BranchConfig, Features, GraphLayer, ModelShape, _alike, prepare
 
 PAPER = BranchConfig(
     models=(
@@ -115,9 +117,11 @@ def test_any_number_of_models(models, norm):
     assert torch.equal(branch.eval()(batch), branch(batch))
 
 
+@pytest.mark.parametrize("composite", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_composite_equals_the_long_way(dropout):
-    """BatchNorm's other rows through one small product a way of dropping, and as published."""
+def test_other_rows_equal_the_long_way(dropout, composite, monkeypatch):
+    """BatchNorm's other rows through one small product a way of dropping, or two large ones."""
+    monkeypatch.setattr(GraphLayer, "_composite_pays", lambda _self, _rows: composite)
     torch.manual_seed(0)
     config = BranchConfig(
         models=shapes(2),
@@ -143,10 +147,8 @@ def test_the_composite_equals_the_long_way(dropout):
         alpha, order = torch.ones(len(rest), 4).double(), torch.arange(len(rest))
         if dropout:
             kept = torch.rand(len(rest), 4) < 1 - dropout
-            alpha, order = (
-                alpha * kept / (1 - dropout),
-                torch.cat([some for _, some in _ways(kept)]),
-            )
+            alpha = alpha * kept / (1 - dropout)
+            order = torch.cat(_alike(kept)) if composite else order
         key = attention.lin_l(rest).view(len(rest), 4, -1) * alpha[..., None]
         parts.append(linear(key.flatten(1) + attention.bias)[order])
     long = torch.cat(parts)
@@ -161,10 +163,16 @@ def test_the_composite_equals_the_long_way(dropout):
         torch.testing.assert_close(x, y)
 
 
-def test_ways_are_the_rows_of_a_table():
+def test_rows_alike_are_together():
     table = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]]).bool()
-    found = {tuple(way.tolist()): some.tolist() for way, some in _ways(table)}
-    assert found == {(1, 0): [0, 2], (0, 1): [1], (1, 1): [3]}
+    assert [some.tolist() for some in _alike(table)] == [[0, 2], [1], [3]]
+
+
+def test_the_composite_is_for_many_rows():
+    graph = Branch(replace(PAPER, dropout_graph=0.3)).graph
+    captions, images = 20 * 15, 20 * 594
+    assert not graph._composite_pays(captions)
+    assert graph._composite_pays(images)
 
 
 def test_unit_inputs():
