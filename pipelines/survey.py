@@ -265,6 +265,11 @@ def dataset_of(job: ExtractJob) -> CaptionDataset:
     return _read(json.dumps(job.dataset, sort_keys=True), job.split, pictures)
 
 
+def forget_datasets() -> None:
+    """Read annotations anew: their files may have changed."""
+    _read.cache_clear()
+
+
 @functools.lru_cache(maxsize=4)
 def _read(dataset: str, split: str, pictures: bool) -> CaptionDataset:
     from hada.extract.captions import read_dataset
