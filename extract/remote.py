@@ -91,16 +91,18 @@ def read_bytes(path: Path) -> bytes:
         return bytes(system.cat_file(name, start=0, end=_ENDLESS))
 
 
-def read_many(paths: Sequence[Path]) -> list[bytes | Exception]:
-    """Whole files, or the error of each; remote ones are asked for at once."""
-    if paths and is_remote(paths[0]):
-        system, names = _of(paths[0])[0], [_of(path)[1] for path in paths]
-        count = len(names)
-        return list(system.cat_ranges(names, [0] * count, [_ENDLESS] * count, on_error="return"))
+def read_many(folder: Path, names: Sequence[str]) -> list[bytes | Exception]:
+    """Whole files of a folder, or the error of each; remote ones are asked for at once."""
+    if is_remote(folder):
+        system, root = _of(folder)
+        paths, count = [f"{root}/{name}" for name in names], len(names)
+        return list(system.cat_ranges(paths, [0] * count, [_ENDLESS] * count, on_error="return"))
     result: list[bytes | Exception] = []
-    for path in paths:
+    for name in names:
+        # A hundred thousand of them: without `Path`, and without a buffer, it takes half the time.
         try:
-            result.append(path.read_bytes())
+            with open(f"{folder}/{name}", "rb", buffering=0) as file:
+                result.append(file.read())
         except OSError as error:
             result.append(error)
     return result

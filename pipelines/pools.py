@@ -186,7 +186,9 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
             f"--on {system} needs the package dask-jobqueue: pip install 'hada[jobqueue]'"
         ) from error
     logs.mkdir(parents=True, exist_ok=True)
-    leave = _lifetime(cluster.walltime)
+    # Memory is the batch system's to limit: Dask would pause a worker at 80 % of it for ever, as the
+    # model stays where it is.
+    more = ["--memory-limit", "0", *_lifetime(cluster.walltime)]
     options: dict[str, Any] = {
         "cores": 1,
         "processes": 1,
@@ -196,7 +198,7 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
         "job_script_prologue": [f"export OMP_NUM_THREADS={cluster.cores}", *cluster.setup],
         # Monitoring pages would listen to everybody on a shared node.
         "scheduler_options": {"dashboard_address": f"{LOOPBACK}:0"},
-        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", *leave],
+        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", *more],
     }
     options |= {"log_directory": str(logs), **_own_words(system, cluster)}
     with dask.config.set({**SETTINGS, **REPLACING}):

@@ -37,6 +37,7 @@ def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     assert "--nthreads 1" in script
     assert "--dashboard-address 127.0.0.1:0" in script
     assert "--lifetime" in script
+    assert re.findall(r"--memory-limit (\S+)", script)[-1] == "0"
     assert "module load x" in script
     if system == "slurm":
         assert "--no-requeue" in script
