@@ -186,8 +186,8 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
             f"--on {system} needs the package dask-jobqueue: pip install 'hada[jobqueue]'"
         ) from error
     logs.mkdir(parents=True, exist_ok=True)
-    # Memory is the batch system's to limit: Dask would pause a worker at 80 % of it for ever, as the
-    # model stays where it is.
+    # Memory is the batch system's to limit: at 80 % of it Dask would pause a worker, and for ever,
+    # since the model stays.
     more = ["--memory-limit", "0", *_lifetime(cluster.walltime)]
     options: dict[str, Any] = {
         "cores": 1,
