@@ -8,9 +8,9 @@ FROM python:${PYTHON}-slim AS build
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/hada
 # First what is large and changes rarely.
-RUN /opt/hada/bin/pip install --index-url "${TORCH_INDEX}" torch torchvision
+RUN python -m venv /opt/hada \
+    && /opt/hada/bin/pip install --index-url "${TORCH_INDEX}" torch torchvision
 WORKDIR /src
 COPY . .
 RUN /opt/hada/bin/pip install '.[s3,jobqueue]'
@@ -19,7 +19,8 @@ FROM python:${PYTHON}-slim
 COPY --from=build /opt/hada /opt/hada
 ENV PATH=/opt/hada/bin:$PATH PYTHONUNBUFFERED=1
 RUN useradd --uid 1000 --create-home hada
-USER hada
+# A number: Kubernetes cannot tell of a name that it is not root's.
+USER 1000
 WORKDIR /data
 # In exec form, so that SIGTERM reaches it.
 ENTRYPOINT ["hada-pipeline"]

@@ -5,7 +5,8 @@
     benchmarks/scaling.py plan       a plan of 100,000 shards, none and all of them there
 
 `workers` runs the shipped BLIP over drawn pictures, so it measures the machine as well: with fewer
-free cores than workers it shows the others' load. Start-up (processes, PyTorch, the model) is
+free cores than workers it shows the others' load, and only the shards per second of processor time
+still tell what a second worker costs the first. Start-up (processes, PyTorch, the model) is
 measured apart: it is paid once a run.
 """
 
@@ -74,31 +75,36 @@ def study(dataset: str, model: str, split: str, size: int, manifest: Path | None
     return build_jobs(load_pipeline(file, loaded), loaded), Folder("runs", "scaling")
 
 
-def extract(jobs: Any, folder: Any, workers: int) -> tuple[float, float, int]:
-    """Seconds from the first shard's end to the last's, seconds before that, shards between."""
+def extract(jobs: Any, folder: Any, workers: int) -> tuple[float, float, int, float]:
+    """Seconds with all workers, seconds before, shards that ended meanwhile, their processor time.
+
+    The clock starts when the last of the workers has finished its first shard, for which it loads
+    the model, and stops with the last shard.
+    """
     from hada.pipelines.display import Display
     from hada.pipelines.driver import Driver, Limits
     from hada.pipelines.pools import local_pool
     from hada.pipelines.survey import survey
 
     class Clock(Display):
-        ends: list[float] = []  # noqa: RUF012
-
         def outcome(self, outcome: Any, slots: int) -> None:
             assert outcome["status"] == "done", outcome
-            self.ends.append(time.monotonic())
+            ends.append((time.monotonic(), outcome["pid"], outcome["cpu_seconds"]))
 
+    ends: list[tuple[float, int, float]] = []
     states = survey(jobs)
     clock = Clock(states)
-    clock.ends = []
     began = time.monotonic()
     with local_pool(workers, []) as pool:
         while pool.slots() < workers:
             time.sleep(0.1)
-        Driver(states, pool, folder, Limits(retries=0), clock).run()
-    # The first shard of each worker loads the model; the task after the last writes nothing.
-    ends = clock.ends[workers - 1 : -1]
-    return ends[-1] - ends[0], ends[0] - began, len(ends) - 1
+        Driver(states, pool, folder, Limits(retries=0), clock, threads=1).run()
+    ends.pop()  # the task after the last shard
+    firsts = {pid: at for at, pid, _ in reversed(ends)}
+    assert len(firsts) == workers, firsts
+    start = max(firsts.values())
+    cpu = [seconds for at, _, seconds in ends if at > start]
+    return ends[-1][0] - start, start - began, len(cpu), sum(cpu)
 
 
 def measure_workers(repeats: int) -> None:
@@ -107,17 +113,24 @@ def measure_workers(repeats: int) -> None:
 
     write_scenes(Path("data/scenes"), train=3072, val=1, test=1)
     rates: dict[int, list[float]] = {1: [], 2: []}
+    frugal: dict[int, list[float]] = {1: [], 2: []}
     for number in range(repeats):
         for workers, found in rates.items():
             jobs, folder = study("scenes", "blip", "train", 128)
             for job in jobs:
                 object.__setattr__(job, "store", f"stores/{number}-{workers}")
-            seconds, start, shards = extract(jobs, folder, workers)
+            seconds, start, shards, cpu = extract(jobs, folder, workers)
             found.append(shards / seconds)
-            print(f"{workers} workers: {shards / seconds:.2f} shards/s, start-up {start:.1f} s")
-    one, two = (statistics.median(found) for found in rates.values())
-    ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
-    print(f"median: {one:.2f} and {two:.2f} shards/s, {statistics.median(ratios):.2f} times")
+            frugal[workers].append(shards / cpu)
+            print(
+                f"{workers} workers: {shards / seconds:.2f} shards/s, {shards / cpu:.2f} a second "
+                f"of processor time, start-up {start:.1f} s, load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+    for name, both in (("shards/s", rates), ("shards/s of processor time", frugal)):
+        one, two = (statistics.median(found) for found in both.values())
+        ratios = [b / a for a, b in zip(*both.values(), strict=True)]
+        print(f"median: {one:.2f} and {two:.2f} {name}, {statistics.median(ratios):.2f} times")
 
 
 def measure_overhead(repeats: int) -> None:
@@ -131,7 +144,7 @@ def measure_overhead(repeats: int) -> None:
         jobs, folder = study("many", "one", "train", 1, Path("data_manifest.yaml"))
         for job in jobs:
             object.__setattr__(job, "store", f"stores/{number}")
-        seconds, _, shards = extract(jobs, folder, 1)
+        seconds, _, shards, _ = extract(jobs, folder, 1)
         spent = [r["seconds"] for r in folder.records() if r.get("side") != "finish"][-shards:]
         own = sum(spent) / len(spent)
         print(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,18 +102,19 @@ def _karpathy_image(entry: DatasetEntry, file: Path, number: int, record: dict[s
     name = record.get("filename")
     if not isinstance(name, str) or not name:
         raise DatasetError(f"{file}: images[{number}] has no 'filename'")
-    relative = PurePosixPath(entry.images, str(record.get("filepath") or ""), name)
-    if relative.is_absolute() or ".." in relative.parts:
+    relative = posixpath.join(entry.images, str(record.get("filepath") or ""), name)
+    if relative.startswith("/") or ".." in relative.split("/"):
         raise DatasetError(
-            f"{file}: images[{number}] points outside the dataset's folder: {str(relative)!r}"
+            f"{file}: images[{number}] points outside the dataset's folder: {relative!r}"
         )
     captions = []
     for position, sentence in enumerate(record.get("sentences") or []):
         text = sentence.get("raw") if isinstance(sentence, dict) else None
         if not isinstance(text, str):
             raise DatasetError(f"{file}: images[{number}].sentences[{position}] has no 'raw' text")
-        # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not text.isascii():
+            # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         captions.append((str(sentence.get("sentid", f"{name}#{position}")), text))
     if not captions:
         raise DatasetError(

@@ -42,6 +42,10 @@ class StoreError(HadaError):
     """A feature store is incomplete, damaged or does not fit the request."""
 
 
+class UnreachableError(StoreError):
+    """A store behind a URL does not answer: nothing is known of it, and trying again may help."""
+
+
 class StoreMismatchError(StoreError, UsageError):
     """A store holds something other than what was asked for; the message names the field."""
 

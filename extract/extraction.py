@@ -23,7 +23,7 @@ from hada.extract.errors import HadaError
 from hada.extract.items import ImageItems, image_items
 from hada.extract.planning import store_index, store_spec
 from hada.extract.progress import Advance, progress
-from hada.extract.reading import Reader, make_reader
+from hada.extract.reading import MOST_THREADS, Reader, make_reader
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreWriter
 from hada.extract.store.space import plan_size
@@ -53,6 +53,8 @@ class Extraction:
     skip_failed: bool
     # Worker processes stay between two calls of `fill`, until `close`.
     keep_reader: bool = False
+    # Threads that decode where no worker processes do.
+    most_threads: int = MOST_THREADS
     _kept: tuple[int, Reader] | None = None
 
     @classmethod
@@ -150,7 +152,7 @@ class Extraction:
     def _reading(self, batch_size: int) -> Iterator[Reader]:
         if self._kept is None or self._kept[0] != batch_size:
             self.close()
-            reader = make_reader(self.items, self.workers, batch_size)
+            reader = make_reader(self.items, self.workers, batch_size, self.most_threads)
             self._kept = batch_size, reader
         whole = False
         try:

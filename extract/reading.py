@@ -110,11 +110,16 @@ class ProcessReader:
         self._workers.close()
 
 
-def make_reader(items: ImageItems, workers: int, batch_size: int) -> Reader:
-    """Worker processes where they were asked for and the model's transform can travel."""
+def make_reader(
+    items: ImageItems, workers: int, batch_size: int, most_threads: int = MOST_THREADS
+) -> Reader:
+    """Worker processes where they were asked for and the model's transform can travel.
+
+    Otherwise threads, one a core and `most_threads` at most.
+    """
     if workers and isinstance(items, PictureItems) and items.portable:
         return ProcessReader(items, workers, batch_size)
-    threads = max(1, min(MOST_THREADS, max(workers, cores())))
+    threads = max(1, min(most_threads, max(workers, cores())))
     return ThreadReader(items, threads)
 
 

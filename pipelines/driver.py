@@ -7,7 +7,9 @@ than it can do at once, so a task that kills its worker takes no other with it.
 from __future__ import annotations
 
 import heapq
+import os
 import queue
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -93,9 +95,16 @@ class Driver:
         listener: Listener,
         *,
         decoders: int = 0,
+        threads: int = 0,
     ) -> None:
         self._states, self._pool, self._folder = states, pool, folder
-        self._limits, self._listener, self._decoders = limits, listener, decoders
+        self._limits, self._listener = limits, listener
+        # What each task carries beside its job.
+        self._common = {
+            "decoders": decoders,
+            "threads": threads,
+            "run": f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}",
+        }
         self._answers: queue.SimpleQueue[tuple[Task, dict[str, Any]]] = queue.SimpleQueue()
         self._jobs: dict[str, _Progress] = {}
         self._ready: deque[str] = deque()
@@ -258,7 +267,7 @@ class Driver:
         return {
             "job": to_json(state.job),
             "log": str(self._folder.log(state.job.key)),
-            "decoders": self._decoders,
+            **self._common,
             **part,
         }
 

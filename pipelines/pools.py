@@ -108,15 +108,20 @@ def _outcome(task: Task, future: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def local_pool(workers: int, devices: Sequence[str], *, decoders: int = 0) -> Iterator[DaskPool]:
-    """Processes of this machine, one thread each, or one for each device, which sees no other.
+def local_pool(
+    workers: int, devices: Sequence[str], *, decoders: int = 0, threads: int = 1
+) -> Iterator[DaskPool]:
+    """Processes of this machine, or one for each device, which sees no other.
+
+    Each does one task at a time and computes with `threads` threads, unless OMP_NUM_THREADS says
+    otherwise.
 
     Nothing listens on anything but the loopback interface.
     """
     with contextlib.ExitStack() as stack:
         # A daemonic process may have none of its own, and pictures may be decoded in some.
         daemon = {"distributed.worker.daemon": decoders == 0}
-        stack.enter_context(dask.config.set({**SETTINGS, **daemon}))
+        stack.enter_context(dask.config.set({**SETTINGS, **daemon, **_computing(threads)}))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="hada-dask-"))
         options: dict[str, Any] = {
             "host": LOOPBACK,
@@ -144,6 +149,12 @@ def local_pool(workers: int, devices: Sequence[str], *, decoders: int = 0) -> It
             )
         )
         yield _connected(stack, cluster)
+
+
+def _computing(threads: int) -> dict[str, int]:
+    """Dask starts its processes with these variables where they are not set already."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
 
 
 @contextlib.contextmanager
@@ -175,17 +186,19 @@ def batch_cluster(system: str, cluster: Cluster, logs: Path) -> Any:
             f"--on {system} needs the package dask-jobqueue: pip install 'hada[jobqueue]'"
         ) from error
     logs.mkdir(parents=True, exist_ok=True)
-    leave = _lifetime(cluster.walltime)
+    # Memory is the batch system's to limit: at 80 % of it Dask would pause a worker, and for ever,
+    # since the model stays.
+    more = ["--memory-limit", "0", *_lifetime(cluster.walltime)]
     options: dict[str, Any] = {
         "cores": 1,
         "processes": 1,
         "memory": cluster.memory,
         "interface": cluster.interface,
         "local_directory": str(logs),
-        "job_script_prologue": list(cluster.setup),
+        "job_script_prologue": [f"export OMP_NUM_THREADS={cluster.cores}", *cluster.setup],
         # Monitoring pages would listen to everybody on a shared node.
         "scheduler_options": {"dashboard_address": f"{LOOPBACK}:0"},
-        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", *leave],
+        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", *more],
     }
     options |= {"log_directory": str(logs), **_own_words(system, cluster)}
     with dask.config.set({**SETTINGS, **REPLACING}):

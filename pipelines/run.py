@@ -70,8 +70,8 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
         with contextlib.ExitStack() as stack:
             stopper = _Stopper()
             stack.enter_context(stopper.listening())
-            pool, decoders = stack.enter_context(_pool(pipeline, request, folder, states))
-            driver = Driver(states, pool, folder, limits, display, decoders=decoders)
+            pool, reading = stack.enter_context(_pool(pipeline, request, folder, states))
+            driver = Driver(states, pool, folder, limits, display, **reading)
             stopper.driver = driver
             with display.shown():
                 result = driver.run()
@@ -82,18 +82,19 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
 @contextlib.contextmanager
 def _pool(
     pipeline: Pipeline, request: Request, folder: Folder, states: dict[str, State]
-) -> Iterator[tuple[Any, int]]:
+) -> Iterator[tuple[Any, dict[str, int]]]:
+    """The workers, and the processes or threads with which each of them decodes pictures."""
     from hada.extract.reading import cores
     from hada.pipelines import pools
 
     if "://" in request.on:
         with pools.remote_pool(request.on) as pool:
-            yield pool, request.decoders or 0
+            yield pool, {"decoders": request.decoders or 0}
         return
     if request.on in pools.BATCH_SYSTEMS:
         logs = folder.path / "logs"
         with pools.batch_pool(request.on, pipeline.cluster, request.workers, logs) as pool:
-            yield pool, request.decoders or 0
+            yield pool, {"decoders": request.decoders or 0, "threads": pipeline.cluster.cores}
         return
     if request.on != "local":
         known = ", ".join(["local", *pools.BATCH_SYSTEMS])
@@ -109,8 +110,10 @@ def _pool(
         if state.condition != "done"
     )
     workers = max(1, min(request.workers, tasks))
-    with pools.local_pool(workers, devices, decoders=decoders) as pool:
-        yield pool, decoders
+    # More threads than cores wait for each other.
+    threads = max(1, cores() // (len(devices) or workers))
+    with pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool:
+        yield pool, {"decoders": decoders, "threads": threads}
 
 
 class _Stopper:

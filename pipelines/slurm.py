@@ -139,6 +139,7 @@ def submit(
                 "job": to_json(state.job),
                 "pending": state.pending,
                 "parts": parts_of(state, pipeline.cluster),
+                "threads": pipeline.cluster.cores,
             }
             for key, state in states.items()
         },

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hada.extract import remote
-from hada.extract.errors import HadaError, StoreError
+from hada.extract.errors import HadaError, StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.pipelines.jobs import EvaluateJob, ExtractJob, Job, TrainJob, dataset_entry
 
@@ -65,6 +65,7 @@ def survey(jobs: Iterable[Job]) -> dict[str, State]:
 
     Raises:
         DatasetError: Annotations or pictures are missing.
+        UnreachableError: A store behind a URL does not answer.
     """
     states: dict[str, State] = {}
     for job in jobs:
@@ -100,6 +101,8 @@ def survey_store(job: ExtractJob) -> State:
         return state
     try:
         _compare(state, job, data, folder, found[1])
+    except UnreachableError:
+        raise
     except StoreError as error:
         state.other = str(error)
         state.total = sum(ceil(items[side] / job.rows[side]) for side in SIDES)
@@ -263,6 +266,11 @@ def dataset_of(job: ExtractJob) -> CaptionDataset:
 
     pictures = job.model["family"] not in REGION_FAMILIES
     return _read(json.dumps(job.dataset, sort_keys=True), job.split, pictures)
+
+
+def forget_datasets() -> None:
+    """Read annotations anew: their files may have changed."""
+    _read.cache_clear()
 
 
 @functools.lru_cache(maxsize=4)

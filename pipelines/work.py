@@ -72,16 +72,17 @@ def _do(job: Job, entry: dict[str, Any], part: int, folder: Folder, stop: _Stop)
     """Whether something failed."""
     if not isinstance(job, ExtractJob):
         return not _attempt({"job": to_json(job)}, folder)
+    common = {"job": to_json(job), "threads": entry["threads"]}
     shards = [(side, shard) for side in SIDES for shard in entry["pending"].get(side, [])]
     failed = False
     for side, shard in shards[part :: entry["parts"]]:
         if stop.heard:
             return failed
-        failed |= not _attempt({"job": to_json(job), "side": side, "shard": shard}, folder)
+        failed |= not _attempt({**common, "side": side, "shard": shard}, folder)
     # Whoever finds all shards there does what follows the last one; it may be done twice.
     state = survey_store(job)
     if state.done == state.total and not stop.heard:
-        failed |= not _attempt({"job": to_json(job), "side": FINISH, "shard": -1}, folder)
+        failed |= not _attempt({**common, "side": FINISH, "shard": -1}, folder)
     return failed
 
 

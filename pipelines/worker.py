@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import threading
 import time
@@ -34,7 +35,8 @@ class Outcome:
 
     status: "done", "there" (nothing was to do), "busy" (another process is writing it) or
     "failed". items: images or captions that were encoded now. failed: pictures left out.
-    wrong: the request itself is wrong, so trying again is no use.
+    host, pid: the worker process; cpu_seconds: of all its threads. wrong: the request itself is
+    wrong, so trying again is no use.
     """
 
     key: str
@@ -44,7 +46,9 @@ class Outcome:
     items: int = 0
     failed: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     host: str = ""
+    pid: int = 0
     error: str = ""
     wrong: bool = False
     trace: str = ""
@@ -56,14 +60,15 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
     Args:
         task: `job` as `jobs.to_json` gives it, and for extractions `side` ("image", "caption", or
             "finish" after the last shard) and `shard`. `decoders` is the number of processes that
-            decode pictures, `log` a file for what the work says.
+            decode pictures, `threads` that of threads where there are none, `log` a file for what
+            the work says, `run` a name of the driver's run.
     """
     job = from_json(task["job"])
     outcome = Outcome(
         key=job.key, status="done", side=task.get("side", ""), shard=task.get("shard", -1)
     )
-    outcome.host = socket.gethostname()
-    began = time.monotonic()
+    outcome.host, outcome.pid = socket.gethostname(), os.getpid()
+    began, worked = time.monotonic(), time.process_time()
     try:
         with _said_to(task.get("log")):
             _work(job, task, outcome)
@@ -73,6 +78,7 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
         outcome.wrong = isinstance(error, HadaError) and error.exit_code == 2
         outcome.trace = traceback.format_exc()
     outcome.seconds = time.monotonic() - began
+    outcome.cpu_seconds = time.process_time() - worked
     return dataclasses.asdict(outcome)
 
 
@@ -97,14 +103,18 @@ class Station:
         self._key: str | None = None
         self._model: Any = None
         self._stores: dict[str, Extraction] = {}
+        self._run = ""
         self._lock = threading.Lock()
 
     def extract(self, job: ExtractJob, task: dict[str, Any], outcome: Outcome) -> None:
         """One shard, or what follows the last."""
+        from hada.extract.reading import MOST_THREADS
         from hada.extract.runner import new_report
 
         with self._lock:
+            self._begin(task.get("run", ""))
             extraction = self._open(job, int(task.get("decoders", 0)))
+            extraction.most_threads = task.get("threads") or MOST_THREADS
             report = new_report(extraction)
             if task["side"] == FINISH:
                 extraction.finish(report)
@@ -126,10 +136,22 @@ class Station:
 
     def clear(self) -> None:
         """Give the model's memory back."""
+        self._close()
+        self._key = self._model = None
+
+    def _close(self) -> None:
         for extraction in self._stores.values():
             extraction.close()
         self._stores.clear()
-        self._key = self._model = None
+
+    def _begin(self, run: str) -> None:
+        """A worker that outlives a run may find other files, and other jobs of the same keys."""
+        if run != self._run:
+            from hada.pipelines.survey import forget_datasets
+
+            self._close()
+            forget_datasets()
+            self._run = run
 
     def _open(self, job: ExtractJob, decoders: int) -> Extraction:
         from hada.extract.allocator import reuse_freed_memory

@@ -160,7 +160,8 @@ def find(folder: Path) -> tuple[Format, Path] | None:
     """
     if remote.is_remote(folder):
         features = folder / features_folder("zarr")
-        return (get("zarr"), features) if (features / "zarr.json").exists() else None
+        with remote.reaching(features):
+            return (get("zarr"), features) if (features / "zarr.json").exists() else None
     present = [name for name in NAMES if (folder / features_folder(name)).is_dir()]
     if len(present) > 1:
         raise StoreError(

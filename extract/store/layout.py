@@ -75,22 +75,23 @@ def read_markers(
     folder: Path, shards: Sequence[tuple[SideName, int]]
 ) -> dict[tuple[SideName, int], Marker | StoreError | None]:
     """The markers of many shards at once: broken ones as their error, None where there is none."""
-    paths = [marker_path(folder, side, shard) for side, shard in shards]
+    place = folder / COMMIT
+    names = [marker_name(side, shard) for side, shard in shards]
     found: dict[tuple[SideName, int], Marker | StoreError | None] = {}
-    for key, path, data in zip(shards, paths, remote.read_many(paths), strict=True):
+    for key, name, data in zip(shards, names, remote.read_many(place, names), strict=True):
         try:
             if isinstance(data, FileNotFoundError):
                 found[key] = None
             elif isinstance(data, Exception):
-                found[key] = StoreError(f"{path}: cannot be read ({data})")
+                found[key] = StoreError(f"{place}/{name}: cannot be read ({data})")
             else:
-                found[key] = parse_marker(data, path, *key)
+                found[key] = parse_marker(data, f"{place}/{name}", *key)
         except StoreError as error:
             found[key] = error
     return found
 
 
-def parse_marker(data: bytes, path: Path, side: SideName, shard: int) -> Marker:
+def parse_marker(data: bytes, path: Path | str, side: SideName, shard: int) -> Marker:
     """A marker from its file's bytes; raises `StoreError` where they are none."""
     try:
         raw = json.loads(data)

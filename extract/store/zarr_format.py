@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract import atomic, remote
-from hada.extract.errors import StoreError
+from hada.extract.errors import StoreError, UnreachableError
 from hada.extract.store import zarr_shard
 from hada.extract.store.formats import SHARDED, ArrayPlan
 from hada.extract.store.raw import RawShard
@@ -94,7 +94,8 @@ class ZarrFormat:
         atomic.write_bytes(features / _META, json.dumps(group, indent=2).encode())
 
     def has(self, features: Path, name: str) -> bool:
-        return (features / name / _META).exists()
+        with remote.reaching(features):
+            return (features / name / _META).exists()
 
     def whole(self, features: Path, name: str) -> NDArray[Any]:
         try:
@@ -102,6 +103,8 @@ class ZarrFormat:
             if source is not None and source.remote() is not None:
                 return row_reader(source).slice(0, source.shape[0])
             return np.asarray(_library_array(features / name)[...])
+        except UnreachableError:
+            raise
         except (*_ZARR_ERRORS, RuntimeError, StoreError) as error:
             raise StoreError(
                 f"{features / name}: cannot be read ({error}). What a store knows before its "
@@ -188,6 +191,7 @@ def _library_array(folder: Path) -> Any:
         if remote.is_remote(folder):
             options = dict(place.storage_options)
             place = zarr.storage.FsspecStore.from_url(str(folder), options, read_only=True)
-        return zarr.open_array(place, mode="r", zarr_format=3)
+        with remote.reaching(folder):
+            return zarr.open_array(place, mode="r", zarr_format=3)
     except _ZARR_ERRORS as error:
         raise StoreError(f"{folder}: cannot be opened ({error})") from error

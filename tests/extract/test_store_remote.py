@@ -21,7 +21,13 @@ from contracts_store import Content, files_of
 
 from hada.extract import remote
 from hada.extract.cli import extract, store
-from hada.extract.errors import NonFiniteError, StoreError, StoreMismatchError, UsageError
+from hada.extract.errors import (
+    NonFiniteError,
+    StoreError,
+    StoreMismatchError,
+    UnreachableError,
+    UsageError,
+)
 from hada.extract.spec import SIDES, TokenSpec
 from hada.extract.store import layout, open_store, remote_rows
 from hada.extract.store.maintain import convert, describe, repair
@@ -380,8 +386,10 @@ def test_a_place_that_cannot_be_reached_is_told(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_an_endpoint_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that answers with errors from the middle of a write on."""
+@pytest.fixture
+def going(monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingServer]:
+    """A server of this test's own, with a bucket `going`, that nobody waits for when it is gone."""
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'hada[s3]'")
     pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
     import boto3
     import s3fs
@@ -395,14 +403,54 @@ def test_an_endpoint_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     boto3.client("s3").create_bucket(Bucket="going")
     s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def gone(server: CountingServer) -> None:
+    server.server.shutdown()
+    server.server.server_close()
+
+
+UNREACHABLE = r"cannot be reached.*The same command continues"
+
+
+def test_an_endpoint_that_goes_away_is_told(going: CountingServer) -> None:
+    """In the middle of writing."""
     content = Content(makers.make_spec())
     writer = content.open("s3://going/s")  # type: ignore[arg-type]
     writer.write("image", 0, content.block(writer, "image", 0))
-    server.server.shutdown()
-    server.server.server_close()
-    with pytest.raises(StoreError, match=r"cannot be reached.*The same command continues"):
+    gone(going)
+    with pytest.raises(UnreachableError, match=UNREACHABLE):
         writer.write("image", 1, content.block(writer, "image", 1))
-    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_network_failure_is_no_damage(going: CountingServer) -> None:
+    """Neither rows nor markers that do not come say anything of the store."""
+    url: Any = "s3://going/s"
+    Content(makers.make_spec()).write(url)
+    cold, warm = open_store(url), open_store(url)
+    whole = warm.image.tokens(slice(None))
+    place, spec = remote.place(url), warm.spec
+    gone(going)
+    for ask in (
+        lambda: cold.image.tokens(slice(1, 3)),
+        lambda: warm.image.tokens(slice(None)),  # the shards' indexes are known already
+        lambda: warm.image.embeddings(),
+        lambda: layout.read_markers(place, [("image", 0)]),
+        lambda: layout.damage(
+            place / "features.zarr",
+            layout.Marker("image", 0, spec.digest(), {"image/tokens/c/0/0/0": (9, 0)}, {}, {}),
+            spec.digest(),
+            deep=True,
+            sizes={"image/tokens/c/0/0/0": 9},
+        ),
+        lambda: repair(place),
+    ):
+        with pytest.raises(UnreachableError, match=UNREACHABLE) as told:
+            ask()
+        assert "damaged" not in str(told.value)
+    assert len(whole)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

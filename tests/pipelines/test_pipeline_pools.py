@@ -37,6 +37,7 @@ def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     assert "--nthreads 1" in script
     assert "--dashboard-address 127.0.0.1:0" in script
     assert "--lifetime" in script
+    assert re.findall(r"--memory-limit (\S+)", script)[-1] == "0"
     assert "module load x" in script
     if system == "slurm":
         assert "--no-requeue" in script
@@ -56,21 +57,24 @@ def test_devices() -> None:
 
 
 def test_one_process_a_device(tmp_path: Path) -> None:
-    """Each worker sees its own device and no other."""
+    """Each worker sees its own device and no other, and computes with its share of the cores."""
     code = (
         "import os\n"
         "from hada.pipelines.pools import local_pool\n"
-        "def seen(): return os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "def seen():\n"
+        "    import torch\n"
+        "    return os.environ['CUDA_VISIBLE_DEVICES'], torch.get_num_threads()\n"
         "if __name__ == '__main__':\n"
-        "    with local_pool(1, ['3', '5']) as pool:\n"
+        "    with local_pool(1, ['3', '5'], threads=2) as pool:\n"
         "        pool._client.wait_for_workers(2, timeout=60)\n"
         "        print(sorted(pool._client.run(seen).values()))\n"
     )
     (tmp_path / "devices.py").write_text(code)
+    plain = {k: v for k, v in ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     done = subprocess.run(
-        [sys.executable, "devices.py"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+        [sys.executable, "devices.py"], env=plain, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "['3', '5']\n"
+    assert done.stdout == "[('3', 2), ('5', 2)]\n"
 
 
 def test_the_lock(tmp_path: Path) -> None:
@@ -154,13 +158,16 @@ def test_a_scheduler_that_is_there(tmp_path: Path) -> None:
     )
     try:
         code, said = run(tmp_path, "--on", address)
+        # The same jobs in other places, for a worker that remembers the first.
+        second, said_then = run(tmp_path, "--on", address, "--root", "stores=again")
     finally:
         worker.terminate()
         scheduler.terminate()
         worker.wait(timeout=30)
         scheduler.wait(timeout=30)
     assert code == 0, said
-    assert stores(tmp_path / "stores") == serial("one", "two")
+    assert second == 0, said_then
+    assert stores(tmp_path / "stores") == stores(tmp_path / "again") == serial("one", "two")
 
 
 def test_a_place_nobody_knows(tmp_path: Path) -> None:

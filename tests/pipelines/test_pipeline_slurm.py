@@ -7,87 +7,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from jobs_fakes import PIPELINE, make_study
-from places import ROOT
-from test_pipeline_run import ENVIRONMENT, ONLY_EXTRACT, accident, serial, stores
+from slurm_node import CLUSTER, ask, call, logs, wait, wait_for_shards
+from test_pipeline_run import accident, serial, stores
 
 from hada.pipelines import slurm
 from hada.pipelines.config import Cluster
 from hada.pipelines.jobs import build_jobs
 from hada.pipelines.state import Folder
 from hada.pipelines.survey import survey
-
-CLUSTER = 'cluster: {elements: 2, memory: 500MB, walltime: "00:10:00", interface: lo}\n'
-SCRIPT = str(ROOT / "scripts/slurm_up.sh")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """The environment of Slurm's commands; stopped afterwards."""
-    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-    for tool in ("slurmctld", "slurmd", "munged", "sbatch"):
-        if shutil.which(tool, path=path) is None:
-            pytest.skip(f"needs Slurm ({tool}): apt-get install slurm-wlm munge")
-    # munged wants a socket that everybody can reach, which pytest's own folders are not.
-    folder = Path(tempfile.mkdtemp(prefix="hada-slurm-"))
-    port = 20000 + os.getpid() % 20000
-    environment = {
-        **ENVIRONMENT,
-        "SLURM_TEST_DIR": str(folder),
-        "SLURM_TEST_PORT": str(port),
-        "SLURM_CONF": str(folder / "slurm.conf"),
-    }
-    up = subprocess.run(
-        [SCRIPT, "start"], env=environment, capture_output=True, text=True, check=False
-    )
-    if up.returncode:
-        pytest.skip(f"Slurm cannot start here: {up.stderr.strip()[-400:]}")
-    yield environment
-    subprocess.run([SCRIPT, "stop"], env=environment, check=True)
-    shutil.rmtree(folder)
-    Path(f"{folder}.lock").unlink()
-
-
-def call(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hada.pipelines", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def ask(environment: dict[str, str], *words: str) -> str:
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def wait(environment: dict[str, str], limit: float = 90.0) -> None:
-    """Until the queue is empty."""
-    end = time.monotonic() + limit
-    while ask(environment, "squeue", "--noheader").strip():
-        assert time.monotonic() < end, ask(environment, "squeue")
-        time.sleep(0.2)
-
-
-def wait_for_shards(folder: Path, count: int) -> None:
-    for _ in range(600):
-        if len(list(folder.glob("stores/tiny/train/one/commit/image-*.json"))) >= count:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no shard was written")
-
-
-def logs(folder: Path) -> str:
-    return "\n".join(p.read_text() for p in folder.glob("runs/pipelines/study/logs/*.out"))
 
 
 def test_scripts_say_what_slurm_needs(tmp_path: Path) -> None:
@@ -169,21 +100,3 @@ def test_requeued_cancelled_and_killed(tmp_path: Path, cluster: dict[str, str]) 
     assert call(cluster, "submit", "study.yaml").returncode == 0
     wait(cluster)
     assert stores(tmp_path / "stores") == serial("one", "two"), logs(tmp_path)
-
-
-def test_run_on_slurm_with_a_worker_cancelled(tmp_path: Path, cluster: dict[str, str]) -> None:
-    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
-    accident(tmp_path, "slow")
-    study = tmp_path / "study.yaml"
-    study.write_text(ONLY_EXTRACT + CLUSTER)
-    words = [sys.executable, "-m", "hada.pipelines", "run", "study.yaml", "--on", "slurm"]
-    process = subprocess.Popen(
-        [*words, "--workers", "2"], env=cluster, stderr=subprocess.PIPE, text=True
-    )
-    wait_for_shards(tmp_path, 1)
-    first = ask(cluster, "squeue", "--noheader", "--format=%A", "--states=RUNNING").split()[0]
-    ask(cluster, "scancel", first)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    wait(cluster)
-    assert stores(tmp_path / "stores") == serial("one", "two")
