@@ -75,6 +75,13 @@ def evaluate() -> None:
     help="The result as JSON. [default: RUNS/DATASET/recall-SPLIT.json]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of the table.")
+@click.option(
+    "--plan",
+    metavar="[IxT]",
+    is_flag=False,
+    flag_value="stores",
+    help="Only say what it would cost: of the stores, or of I images and T captions.",
+)
 @manifest_options
 def recall(
     manifest: Manifest,
@@ -93,6 +100,7 @@ def recall(
     device: str,
     output: Path | None,
     as_json: bool,
+    plan: str | None,
 ) -> None:
     r"""R@1/5/10 both ways and RSum: each model, simple combinations, every fusion.
 
@@ -101,6 +109,7 @@ def recall(
       hada-evaluate recall
       hada-evaluate recall --dataset flickr8k --split val
       hada-evaluate recall --split val --run runs/scenes/blip+clip-fast-s0 --quick
+      hada-evaluate recall --quick --plan 1000000x5000000
     """
     from hada.evaluate import eccv as judgements
     from hada.evaluate.ladder import Request, build, finished_runs, ranking_device
@@ -121,6 +130,13 @@ def recall(
         device=device,
         rerank=rerank,
     )
+    if plan is not None:
+        from hada.evaluate import plan as planning
+
+        where = ranking_device(device)
+        sizes = planning.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
+        click.echo(planning.as_text(sizes, planning.seconds(sizes, where), where))
+        return
     if eccv:
         judgements.metrics()  # missing? Say so before the work
     gallery, rungs = build(manifest, request)

@@ -13,13 +13,13 @@ from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
 from hada.extract.errors import StoreError, StoreMismatchError
 from hada.extract.manifest import Manifest
-from hada.extract.store import open_store
+from hada.extract.store import StoreReader, open_store
 from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to compare. `quick` leaves out the rungs that need the train and val stores.
+    """What to compare. `quick` leaves out the rungs that sort, or need the train and val stores.
 
     `rerank` adds a two-stage rung to every run, which orders so many first places anew.
     """
@@ -51,8 +51,7 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
         StoreError: A store is missing or damaged, or nothing has a score.
         RunError: A run does not fit the stores.
     """
-    names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
-    models = list(dict.fromkeys([*names, *request.models])) or list(manifest.defaults.models)
+    models = model_names(manifest, request)
     gallery = open_gallery(manifest, request.dataset, request.split, models)
     singles = make.single_models(gallery)
     for store in gallery.stores:
@@ -61,8 +60,8 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
     ladder: list[Step] = list(singles)
     if len(singles) > 1:
         ladder.append(make.mean_of_cosines(singles))
-        ladder.append(make.reciprocal_ranks(singles))
         if not request.quick:
+            ladder.append(make.reciprocal_ranks(singles))
             ladder += _trained(manifest, request, gallery, singles)
     ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
     if request.rerank:
@@ -98,6 +97,19 @@ def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[
         StoreError: A store is missing or damaged.
         StoreMismatchError: It holds another dataset or split than its place says.
     """
+    return Gallery.of(open_stores(manifest, dataset, split, models))
+
+
+def model_names(manifest: Manifest, request: Request) -> list[str]:
+    """The models of a request's runs, then those asked for; the manifest's where there are none."""
+    names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
+    return list(dict.fromkeys([*names, *request.models])) or list(manifest.defaults.models)
+
+
+def open_stores(
+    manifest: Manifest, dataset: str, split: str, models: Sequence[str]
+) -> list[StoreReader]:
+    """As `open_gallery`, before any item is looked at."""
     stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
     for store in stores:
         for field, asked in (("dataset", dataset), ("split", split)):
@@ -106,7 +118,7 @@ def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[
                     f"{store.path}: asked for {field} {asked!r}, but the store holds {field} "
                     f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
                 )
-    return Gallery.of(stores)
+    return stores
 
 
 def ranking_device(name: str) -> str:

@@ -22,7 +22,7 @@ MOST_ROWS = 250
 # Scores of a tile: 8 MiB of float32 on the CPU stay near its caches, a GPU wants large pieces.
 TILE_NUMBERS = 1 << 21
 TILE_NUMBERS_ELSEWHERE = 1 << 27
-PAIRS_AT_ONCE = 1 << 13
+PAIRS_AT_ONCE = 1 << 11
 UNIT_ROUNDOFF = 2.0**-24
 # Where more than this share of a tile is undecided, all of it is computed in float64.
 SHARE_UNDECIDED = 0.01
