@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import golden_ids
 import numpy as np
 import pytest
 import torch
@@ -73,7 +74,7 @@ def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-def golden_ids(expected: Any) -> tuple[list[list[int]], NDArray[np.bool_]]:
+def ids_of(expected: Any) -> tuple[list[list[int]], NDArray[np.bool_]]:
     mask = expected["text_mask"] > 0
     rows = zip(expected["input_ids"], mask, strict=True)
     return [row[keep].tolist() for row, keep in rows], mask
@@ -83,7 +84,7 @@ def golden_ids(expected: Any) -> tuple[list[list[int]], NDArray[np.bool_]]:
 def test_golden_uniter(golden: Path, load: Any, regions: list[Regions], file: str) -> None:
     uniter = load("uniter", golden / "uniter" / file)
     with np.load(golden / "uniter" / "golden.npz") as expected:
-        ids, mask = golden_ids(expected)
+        ids, mask = ids_of(expected)
         images = split(uniter.encode_regions(regions))
         tokens = np.concatenate([rows[1:] for rows in images])
         close(tokens, expected["image_only_feat"][expected["img_mask"] > 0])
@@ -101,7 +102,7 @@ def test_golden_uniter(golden: Path, load: Any, regions: list[Regions], file: st
 def test_golden_lightningdot(golden: Path, load: Any, regions: list[Regions], file: str) -> None:
     dot = load("lightningdot", golden / "lightningdot" / file)
     with np.load(golden / "lightningdot" / "golden.npz") as expected:
-        ids, mask = golden_ids(expected)
+        ids, mask = ids_of(expected)
         images, captions = dot.encode_regions(regions), dot.encode_captions(ids)
         close(images.values, expected["image_feat"][expected["img_mask_with_cls"] > 0])
         close(images.embeddings, expected["image_embed"])
@@ -262,21 +263,30 @@ models:
 """
 
 
-def make_project(golden: Path, family: str, file: str, regions: str, ids: list[str]) -> None:
+def make_project(
+    golden: Path,
+    family: str,
+    file: str,
+    regions: str,
+    ids: list[str],
+    captions: list[list[str]] | None = None,
+    tokenizer: Path | None = None,
+) -> None:
     """Annotations without a single picture: these models need none."""
+    captions = captions or [CAPTIONS] * len(ids)
     Path("data").mkdir()
     records = [
         {
             "filename": id_,
             "split": "test",
             "sentences": [
-                {"raw": caption, "sentid": f"{id_}-{n}"} for n, caption in enumerate(CAPTIONS)
+                {"raw": caption, "sentid": f"{id_}-{n}"} for n, caption in enumerate(sentences)
             ],
         }
-        for id_ in ids
+        for id_, sentences in zip(ids, captions, strict=True)
     ]
     Path("data/golden.json").write_text(json.dumps({"images": records}))
-    tokenizer = golden / "albef" / "vocab.txt"
+    tokenizer = tokenizer or golden / "albef" / "vocab.txt"
     Path("data_manifest.yaml").write_text(
         MANIFEST.format(
             family=family,
@@ -294,14 +304,22 @@ def command(*more: str) -> Any:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("family", "file"), FILES)
-def test_golden_through_the_command(golden: Path, family: str, file: str, place: str) -> None:
-    make_project(golden, family, file, str(golden / place), IDS)
+def test_golden_through_the_command(
+    golden: Path, tmp_path: Path, family: str, file: str, place: str
+) -> None:
+    with np.load(golden / family / "golden.npz") as expected:
+        words = golden_ids.captions(expected["input_ids"], expected["text_mask"])
+    vocabulary = golden_ids.bert_vocabulary(tmp_path / "vocab.txt", 200)
+    captions = [[caption] for caption in words]
+    make_project(golden, family, file, str(golden / place), IDS, captions, vocabulary)
     result = command("--shard-size", "2")
     assert result.exit_code == 0, result.output
     store = open_store("stores/flickr30k/test/m")
     tokens = store.image.tokens(slice(None))
     assert store.image.lengths.tolist() == [15, 11, 13, 101]
     with np.load(golden / family / "golden.npz") as expected:
+        words = expected["text_only_feat" if family == "uniter" else "text_feat"]
+        close(store.caption.tokens(slice(None)), words[expected["text_mask"] > 0])
         if family == "uniter":
             assert store.image.embeddings() is None
             starts = np.cumsum([0, 15, 11, 13])
@@ -311,6 +329,7 @@ def test_golden_through_the_command(golden: Path, family: str, file: str, place:
         else:
             close(tokens, expected["image_feat"][expected["img_mask_with_cls"] > 0])
             close(store.image.embeddings(), expected["image_embed"])
+            close(store.caption.embeddings(), expected["text_embed"])
     again = command("--shard-size", "2")
     assert "complete already" in again.output
 

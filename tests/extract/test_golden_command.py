@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import golden_ids
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -87,16 +88,44 @@ def test_golden(
     np.testing.assert_allclose(store.image.embeddings(), direct.embeddings, rtol=0, atol=1e-5)
 
 
-def test_blip2_from_its_folder(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["blip2", "clip"])
+def test_golden_ids(shared: Path, tmp_path: Path, family: str) -> None:
+    """Models whose golden captions are ids: folders with a vocabulary in which ids are words."""
     golden = shared / "golden" / "backbones"
-    shutil.copytree(golden / "blip2" / "model", tmp_path / "model")
-    (tmp_path / "model").chmod(0o755)
-    shutil.copy(golden / "albef" / "vocab.txt", tmp_path / "model" / "vocab.txt")
-    captions = ["A dog.", "the man's red shirt", "dog", "a", "people walk past"]
-    make_project(tmp_path, golden / "preproc", captions)
-    command("--model", "g=blip2:model")
-    backbone = load_backbone(BackboneRequest(name="g", family="blip2", weights="model", options={}))
-    store = open_store("stores/golden/test/g")
-    direct = backbone.encode_captions(backbone.tokenize(captions))
-    np.testing.assert_allclose(store.caption.tokens(slice(None)), direct.values, rtol=0, atol=1e-5)
-    assert store.spec.model == backbone.spec
+    source, mask_name, embed_name = {
+        "blip2": ("blip2/model", "attention_mask", "text_embed"),
+        "clip": ("openclip", "text_mask", "text_proj_unnorm"),
+    }[family]
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (golden / source).iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    if family == "blip2":
+        golden_ids.bert_vocabulary(model / "vocab.txt", 200)
+    else:
+        golden_ids.clip_tokenizer(model, 200)
+        config = json.loads((model / "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "local"
+        (model / "open_clip_config.json").write_text(json.dumps(config))
+    with np.load(golden / source.partition("/")[0] / "golden.npz") as expected:
+        mask = expected[mask_name] > 0
+        captions = golden_ids.captions(expected["input_ids"], mask)
+        # Every picture needs a caption; those beyond the golden ones come last.
+        make_project(tmp_path, golden / "preproc", captions + ["word7"] * (5 - len(captions)))
+        command("--model", f"g={family}:model")
+        store = open_store("stores/golden/test/g")
+        tokens = store.caption.tokens(slice(None))[: mask.sum()]
+        np.testing.assert_allclose(tokens, expected["text_feat"][mask], rtol=0, atol=1e-5)
+        embeddings = store.caption.embeddings(slice(len(mask)))
+        np.testing.assert_allclose(embeddings, expected[embed_name], rtol=0, atol=1e-5)
+    if family == "clip":
+        backbone = load_backbone(
+            BackboneRequest(name="g", family=family, weights="model", options={})
+        )
+        with np.load(golden / "preproc" / "golden.npz") as expected:
+            pixels = np.stack([expected[f"{name}_clip64"] for name in PICTURES])
+        direct = backbone.encode_images(pixels)
+        tokens = store.image.tokens(slice(None))
+        np.testing.assert_allclose(tokens, direct.values, rtol=0, atol=1e-5)
+        embeddings = store.image.embeddings()
+        np.testing.assert_allclose(embeddings, direct.embeddings, rtol=0, atol=1e-5)

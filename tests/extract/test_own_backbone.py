@@ -87,3 +87,22 @@ def test_a_module_that_is_not_there(installed: Path, tmp_path: Path) -> None:
     result = run(installed, "--model", "one", "--split", "val")
     assert result.returncode == 2
     assert "not_there" in result.stderr
+
+
+def test_the_readmes_class(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r'^```python\n("""my_models\.py.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    (entry,) = re.findall(r"`mine: (\{family: .*?\})`", text)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "my_models.py").write_text(code)
+    manifest = makers.make_project(tmp_path)
+    manifest.write_text(f"{manifest.read_text()}  mine: {entry}\n")
+    result = run(tmp_path / "path", "--model", "mine", "--split", "val")
+    assert result.returncode == 0, result.stderr
+    store = open_store("stores/tiny/val/mine")
+    images, captions = store.image.embeddings(), store.caption.embeddings()
+    assert images is not None
+    assert captions is not None
+    assert images.shape == (5, 3)
+    assert np.isfinite(images).all()
+    assert np.allclose(captions.sum(axis=1), 1)
