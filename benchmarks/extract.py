@@ -14,6 +14,10 @@
     clip-retrieval  its own reader, mapper and writer, where `--peer` names an interpreter that has
                     it (`python -m venv E; E/bin/pip install clip-retrieval 'setuptools<81'`)
 
+On a CPU `reachable` is what no program can exceed: bare's processor time over that of bare and of
+decoding together. `cpu_of_bare` is the ratio in processor time, which other work on the machine
+disturbs less.
+
 `batch` runs the bare forward pass with batches of several sizes. `memory` extracts different
 numbers of pictures, each in a process of its own, and compares their largest resident sets.
 Weights other than the built-in ones are random: they cost the same time as trained ones.
@@ -44,6 +48,9 @@ from hada.extract.allocator import reuse_freed_memory
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.captions import CaptionDataset
 from hada.extract.runner import run
+
+Way = Callable[[], "float | tuple[float, float]"]
+Seconds = dict[str, list[float]]
 
 TINY = {
     "embed_dim": 32,
@@ -82,15 +89,15 @@ def find_pictures(source: Path, folder: Path, count: int) -> list[Path]:
 
 
 def make_dataset(paths: list[Path]) -> CaptionDataset:
-    """The pictures with one short caption each."""
+    """The pictures, and one short caption: it is the pictures that are timed."""
     return CaptionDataset(
         name="bench",
         split="test",
         image_ids=tuple(path.name for path in paths),
         image_paths=tuple(paths),
-        caption_ids=tuple(f"{path.name}#0" for path in paths),
-        captions=("a photograph",) * len(paths),
-        caption_to_image=np.arange(len(paths), dtype=np.int64),
+        caption_ids=("0",),
+        captions=("a photograph",),
+        caption_to_image=np.zeros(1, np.int64),
     )
 
 
@@ -195,10 +202,20 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         reports.append(report)
         return report.side_seconds["image"]
 
-    ways = {"bare": bare, "plain loop": plain_loop, "hada": hada}
+    def decode() -> float:
+        for path in paths:
+            backbone.preprocess(PIL.Image.open(path))
+        return 0.0
+
+    ways: dict[str, Way] = {"bare": bare, "plain loop": plain_loop, "hada": hada}
     if arguments.peer:
         ways["clip-retrieval"] = peer(arguments, work, batch)
-    rates, ratios = measure(ways, len(paths), arguments.repeat)
+    if arguments.device == "cpu":
+        ways["decode"] = decode
+    seconds, processor = measure(ways, arguments.repeat)
+    bare_cpu = statistics.median(processor["bare"])
+    decode_cpu = statistics.median(processor.pop("decode", [0.0]))
+    seconds.pop("decode", None)
     counted = reports[1:]
     binding = {key: sum(report.seconds[key] for report in counted) for key in counted[0].seconds}
     return {
@@ -211,13 +228,19 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        "images_per_second": rates,
-        "of_bare": ratios,
+        "images_per_second": rates(seconds, len(paths)),
+        "of_bare": ratios(seconds),
+        "cpu_of_bare": ratios(processor),
+        "cpu_ms_per_image": {
+            "bare": round(1000 * bare_cpu / len(paths), 2),
+            "decode": round(1000 * decode_cpu / len(paths), 2),
+        },
+        "reachable": round(bare_cpu / (bare_cpu + decode_cpu), 3),
         "hada_seconds": {key: round(value, 2) for key, value in binding.items()},
     }
 
 
-def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Callable[[], float]:
+def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Way:
     """clip-retrieval in its own environment, loaded once; it must know the architecture."""
     file = work / "model" / "open_clip_pytorch_model.bin"
     model = f"open_clip:{arguments.model}/{file}"
@@ -235,37 +258,51 @@ def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Callable[[], 
     if answer.readline() != "ready\n":
         raise SystemExit("clip-retrieval does not run there: try the script by hand")
 
-    def once() -> float:
+    def once() -> tuple[float, float]:
         ask.write("\n")
         ask.flush()
-        return float(answer.readline())
+        wall, cpu = answer.readline().split()
+        return float(wall), float(cpu)
 
     return once
 
 
-def measure(
-    ways: dict[str, Callable[[], float]], images: int, repeat: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median images per second of each way, and the median ratio to `bare` of the same turn.
+def measure(ways: dict[str, Way], repeat: int) -> tuple[Seconds, Seconds]:
+    """Wall and processor seconds of each way in each turn; the first turn is not counted.
 
-    Ways are taken in turns; the first turn is not counted. A way returns the seconds that count,
-    or 0 where all of its time does.
+    A way returns the wall seconds that count, or 0 where all of its time does; or both kinds,
+    where another process did the work.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    wall: Seconds = {name: [] for name in ways}
+    processor: Seconds = {name: [] for name in ways}
     for turn in range(repeat + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             own = way()
+            taken, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+            if isinstance(own, tuple):
+                taken, cpu = own
+            elif own:
+                taken = own
             if turn:
-                seconds[name].append(own or time.perf_counter() - began)
-    rates = {name: round(images / statistics.median(taken), 2) for name, taken in seconds.items()}
-    ratios = {
+                wall[name].append(taken)
+                processor[name].append(cpu)
+    return wall, processor
+
+
+def rates(seconds: Seconds, images: int) -> dict[str, float]:
+    """Median images per second of each way."""
+    return {name: round(images / statistics.median(taken), 2) for name, taken in seconds.items()}
+
+
+def ratios(seconds: Seconds) -> dict[str, float]:
+    """Median ratio of each way's speed to that of `bare` in the same turn."""
+    return {
         name: round(
             statistics.median(b / s for b, s in zip(seconds["bare"], taken, strict=True)), 3
         )
         for name, taken in seconds.items()
     }
-    return rates, ratios
 
 
 def batch_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -276,7 +313,7 @@ def batch_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = backbone.preprocess(PIL.Image.new("RGB", (64, 64))).shape
     tensor = torch.randn(max(arguments.sizes), *shape, device=arguments.device)
 
-    def way(size: int) -> Callable[[], float]:
+    def way(size: int) -> Way:
         def once() -> float:
             with backbone.running():
                 for _ in range(arguments.images // size):
@@ -287,10 +324,14 @@ def batch_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
         return once
 
     ways = {str(size): way(size) for size in arguments.sizes}
-    rates, _ = measure(
-        {"bare": way(arguments.sizes[0]), **ways}, arguments.images, arguments.repeat
-    )
-    return {"model": arguments.model, "threads": torch.get_num_threads(), "by_batch": rates}
+    seconds, processor = measure(ways, arguments.repeat)
+    return {
+        "model": arguments.model,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "images_per_second": rates(seconds, arguments.images),
+        "images_per_cpu_second": rates(processor, arguments.images),
+    }
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -185,11 +185,13 @@ def extract(
     from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.captions import read_dataset
     from hada.extract.crops import CropPlan
+    from hada.extract.threads import sleep_while_waiting
     from hada.extract.tokens import pool_size
 
     pool_size(tokens)  # an unusable --tokens is told before a model is loaded
     crop_plan = CropPlan.parse(crops) if crops else None
     reuse_freed_memory()
+    sleep_while_waiting()
     entry = manifest.dataset(dataset)
     chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
     pictures = any(model.family not in REGION_FAMILIES for model in chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,13 +35,13 @@ def open_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     threads. Raises `ImageError`.
     """
     label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    stream: io.BytesIO | Path
+    stream: io.BytesIO | str
     if isinstance(source, bytes):
         stream = io.BytesIO(source)
     else:
-        stream = Path(source)
-        if not stream.is_file():  # a FIFO would block for ever
-            reason = "is not a regular file" if stream.exists() else "no such file"
+        stream = os.fspath(source)
+        if not os.path.isfile(stream):  # a FIFO would block for ever
+            reason = "is not a regular file" if os.path.exists(stream) else "no such file"
             raise ImageError(label, reason)
     try:
         with Image.open(stream) as image:

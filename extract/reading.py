@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 # Batches that wait for the model, decoded: enough to never wait, little memory.
 BATCHES_AHEAD = 2
 MOST_THREADS = 8
-# Pictures a worker process is given at once: few, so that a batch spreads over all of them.
+# Pictures a thread or a process is given at once: few, so that a batch spreads over all of them.
 MOST_AT_ONCE = 8
 
 BatchT = TypeVar("BatchT")
+SequenceT = TypeVar("SequenceT", range, list[Any])
 
 
 class Pending(Protocol):
@@ -54,7 +55,7 @@ class ThreadReader:
     """Threads of this process: no start-up, any kind of item, limited by the interpreter's lock."""
 
     def __init__(self, items: ImageItems, threads: int, ahead: int = BATCHES_AHEAD) -> None:
-        self._items, self.ahead = items, ahead
+        self._items, self._threads, self.ahead = items, threads, ahead
         self._torch = sys.modules.get("torch")
         self._torch_threads = self._torch.get_num_threads() if self._torch else 0
         self._pool = ThreadPoolExecutor(
@@ -62,7 +63,9 @@ class ThreadReader:
         )
 
     def begin(self, rows: range) -> Pending:
-        return _Futures([self._pool.submit(self._read, row) for row in rows])
+        return _Futures(
+            [self._pool.submit(self._read, part) for part in _parts(rows, self._threads)]
+        )
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -78,11 +81,14 @@ class ThreadReader:
         if self._torch:
             self._torch.set_num_threads(1)
 
-    def _read(self, row: int) -> list[Any]:
+    def _read(self, rows: range) -> list[Any]:
+        return [self._read_one(row) for row in rows]
+
+    def _read_one(self, row: int) -> Any:
         try:
-            return [self._items.read(row)]
+            return self._items.read(row)
         except DatasetError as error:
-            return [str(error)]
+            return str(error)
 
 
 class ProcessReader:
@@ -101,13 +107,18 @@ class ProcessReader:
     def begin(self, rows: range) -> Pending:
         first, self._next = self._next * self._batch_size, (self._next + 1) % self._blocks
         tasks = [(first + n, *self._items.source(row)) for n, row in enumerate(rows)]
-        at_once = min(MOST_AT_ONCE, ceil(len(tasks) / self._workers.count))
-        parts = [tasks[start : start + at_once] for start in range(0, len(tasks), at_once)]
         pixels = self._workers.pixels[first : first + len(tasks)]
+        parts = _parts(tasks, self._workers.count)
         return _Slots([self._workers.submit(part) for part in parts], pixels)
 
     def close(self) -> None:
         self._workers.close()
+
+
+def _parts(tasks: SequenceT, readers: int) -> list[SequenceT]:
+    """`tasks` cut so that every reader has work."""
+    at_once = min(MOST_AT_ONCE, ceil(len(tasks) / readers))
+    return [tasks[start : start + at_once] for start in range(0, len(tasks), at_once)]
 
 
 def make_reader(
