@@ -169,13 +169,17 @@ def _plan(survey: Any, planning: Any, jobs: Any, name: str) -> None:
     from hada.pipelines import survey as module
 
     module._read.cache_clear()
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     states = survey(jobs)
     planning.table(states, {})
-    seconds = time.monotonic() - began
+    seconds, cpu = time.monotonic() - began, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     (state,) = states.values()
-    print(f"{state.done:,}/{state.total:,} shards, {name}: {seconds:.1f} s, peak {peak:.2f} GiB")
+    print(
+        f"{state.done:,}/{state.total:,} shards, {name}: {seconds:.1f} s, of which the processor "
+        f"{cpu:.1f} s, peak {peak:.2f} GiB",
+        flush=True,
+    )
 
 
 def fill(job: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable
@@ -178,14 +179,14 @@ def _check_counts(dataset: CaptionDataset, wanted: SplitEntry, entry: DatasetEnt
 
 
 def _check_pictures(dataset: CaptionDataset, entry: DatasetEntry) -> None:
-    present: dict[Path, set[str]] = {}
+    present: dict[str, set[str]] = {}
     missing = []
     for path in dataset.image_paths:
-        folder = path.parent
+        folder, name = os.path.split(path)
         if folder not in present:
             # One listing per folder: a stat per picture takes minutes on network file systems.
-            present[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        if path.name not in present[folder]:
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in present[folder]:
             missing.append(path)
     if missing:
         raise DatasetError(

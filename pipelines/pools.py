@@ -151,10 +151,11 @@ def local_pool(
         yield _connected(stack, cluster)
 
 
-def _computing(threads: int) -> dict[str, int]:
+def _computing(threads: int) -> dict[str, str]:
     """Dask starts its processes with these variables where they are not set already."""
+    each = os.environ.get("OMP_NUM_THREADS", str(threads))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {f"distributed.nanny.pre-spawn-environ.{name}": threads for name in names}
+    return {f"distributed.nanny.pre-spawn-environ.{name}": each for name in names}
 
 
 @contextlib.contextmanager

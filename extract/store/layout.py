@@ -94,7 +94,7 @@ def read_markers(
 def parse_marker(data: bytes, path: Path | str, side: SideName, shard: int) -> Marker:
     """A marker from its file's bytes; raises `StoreError` where they are none."""
     try:
-        raw = json.loads(data)
+        raw = json.loads(data.decode())
         return Marker(
             side=side,
             shard=shard,

@@ -46,7 +46,7 @@ class Accident(FakeBackbone):
     """A fake model that, by its weights' words `HOW:FILE`, meets with an accident.
 
     how: "kill" and "raise" happen in every batch of pictures until FILE is gone, which "kill"
-    removes itself; "poison" kills in every batch; "slow" takes a while, or FILE seconds.
+    removes itself; "poison" kills in every batch; "slow" takes a while, or what FILE says.
     """
 
     def __init__(self, request: BackboneRequest) -> None:
@@ -63,5 +63,5 @@ class Accident(FakeBackbone):
         if self._how == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._how == "slow":
-            time.sleep(float(str(self._file)) if self._file.name else 0.2)
+            time.sleep(float(self._file.read_text()) if self._file.is_file() else 0.2)
         return super().encode_images(pixels)

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from places import ROOT
 from test_pipeline_run import ENVIRONMENT
+
+from hada.pipelines.state import Folder
 
 CLUSTER = 'cluster: {elements: 2, memory: 500MB, walltime: "00:10:00", interface: lo}\n'
 SCRIPT = str(ROOT / "scripts/slurm_up.sh")
@@ -32,6 +35,7 @@ def brought_up() -> Iterator[dict[str, str]]:
         **ENVIRONMENT,
         "SLURM_TEST_DIR": str(folder),
         "SLURM_TEST_PORT": str(port),
+        "SLURM_TEST_CPUS": "3",
         "SLURM_CONF": str(folder / "slurm.conf"),
     }
     up = subprocess.run(
@@ -45,9 +49,12 @@ def brought_up() -> Iterator[dict[str, str]]:
     Path(f"{folder}.lock").unlink()
 
 
-def call(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def call(
+    environment: dict[str, str], *words: str, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "hada.pipelines", *words],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -76,5 +83,12 @@ def wait_for_shards(folder: Path, count: int) -> None:
     raise AssertionError("no shard was written")
 
 
+def how_often_done(folder: Path, name: str = "study") -> set[int]:
+    """How often the shards were written that were."""
+    records = Folder(folder / "runs", name).records()
+    done = [r for r in records if r["status"] == "done" and "shard" in r]
+    return set(Counter((r["key"], r["side"], r["shard"]) for r in done).values())
+
+
 def logs(folder: Path) -> str:
-    return "\n".join(p.read_text() for p in folder.glob("runs/pipelines/study/logs/*.out"))
+    return "\n".join(p.read_text() for p in folder.glob("runs/pipelines/*/logs/*.out"))

@@ -10,8 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from jobs_fakes import PIPELINE, make_study
-from slurm_node import CLUSTER, ask, call, logs, wait, wait_for_shards
+from slurm_node import CLUSTER, ask, call, how_often_done, logs, wait, wait_for_shards
 from test_pipeline_run import accident, serial, stores
 
 from hada.pipelines import slurm
@@ -44,6 +45,22 @@ def test_scripts_say_what_slurm_needs(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def limited(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that takes longer than its jobs may; submitted early, as a minute is the least."""
+    folder = tmp_path_factory.mktemp("limited")
+    (folder / "pace").write_text("4")
+    accident(folder, f"slow:{folder / 'pace'}")
+    study = folder / "study.yaml"
+    text = study.read_text().replace("[one, two]", "[one]").replace("[train, val]", "[train]")
+    text = text.replace("name: study", "name: limited")
+    study.write_text(text + CLUSTER.replace("elements: 2", "elements: 1").replace(":10:", ":01:"))
+    done = call(cluster, "submit", "study.yaml", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.usefixtures("limited")
 def test_submit_equals_the_serial_commands(tmp_path: Path, cluster: dict[str, str]) -> None:
     make_study(tmp_path, PIPELINE + CLUSTER)
     dry = call(cluster, "submit", "study.yaml", "--dry-run")
@@ -60,7 +77,7 @@ def test_submit_equals_the_serial_commands(tmp_path: Path, cluster: dict[str, st
     ask(cluster, "scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
     time.sleep(2)
     ask(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
-    wait(cluster)
+    wait(cluster, "hada-study")
     assert stores(tmp_path / "stores") == serial("one", "two"), logs(tmp_path)
     assert "everything is done" in call(cluster, "status", "study.yaml").stdout
     result = json.loads((tmp_path / "runs/tiny/recall-val.json").read_text())
@@ -91,12 +108,29 @@ def test_requeued_cancelled_and_killed(tmp_path: Path, cluster: dict[str, str]) 
             os.kill(int(process.name), signal.SIGKILL)
             killed += 1
     assert killed == 1
-    wait(cluster)
+    wait(cluster, "hada-study")
     # scancel, through the command.
     assert call(cluster, "submit", "study.yaml").returncode == 0
     time.sleep(1)
     assert "cancelled extract/tiny/train/one" in call(cluster, "cancel", "study.yaml").stdout
-    wait(cluster)
+    wait(cluster, "hada-study")
     assert call(cluster, "submit", "study.yaml").returncode == 0
-    wait(cluster)
+    wait(cluster, "hada-study")
     assert stores(tmp_path / "stores") == serial("one", "two"), logs(tmp_path)
+
+
+def test_a_time_limit(limited: Path, cluster: dict[str, str]) -> None:
+    """Slurm's own SIGTERM before the limit: the shard ends, the job comes back and goes on."""
+    id_ = slurm.submitted(Folder(limited / "runs", "limited"))["extract/tiny/train/one"]
+    end = time.monotonic() + 240
+    while ask(cluster, "squeue", "-h", "-o", "%F").split().count(id_):
+        assert time.monotonic() < end, logs(limited)
+        time.sleep(0.2)
+    said = logs(limited)
+    assert "SIGTERM: the shard that is being written is finished" in said
+    assert "back into the queue" in said
+    assert how_often_done(limited, "limited") == {1}
+    (limited / "pace").write_text("0")
+    os.chdir(limited)
+    whole = serial("one")
+    assert stores(limited / "stores") == {k: v for k, v in whole.items() if "train" in k}

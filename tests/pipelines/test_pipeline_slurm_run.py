@@ -6,13 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from slurm_node import CLUSTER, ask, call, wait, wait_for_shards
+from slurm_node import CLUSTER, ask, call, how_often_done, wait, wait_for_shards
 from test_pipeline_run import ONLY_EXTRACT, accident, serial, stores
 
 from hada.extract.scenes import write_scenes
@@ -108,7 +107,8 @@ def drive(environment: dict[str, str]) -> subprocess.Popen[str]:
 
 def test_workers_node_and_driver_lost(tmp_path: Path, cluster: dict[str, str]) -> None:
     """One worker after the other, the node, the driver: nothing is lost, nothing done twice."""
-    accident(tmp_path, "slow:0.5")
+    (tmp_path / "pace").write_text("0.5")
+    accident(tmp_path, f"slow:{tmp_path / 'pace'}")
     study = tmp_path / "study.yaml"
     study.write_text(ONLY_EXTRACT + CLUSTER)
     process = drive(cluster)
@@ -122,7 +122,7 @@ def test_workers_node_and_driver_lost(tmp_path: Path, cluster: dict[str, str]) -
     # scancel of the whole job, on a drained node: it is replaced when the node comes back.
     node = ask(cluster, "sinfo", "--noheader", "--format=%n").strip()
     ask(cluster, "scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
-    job = ask(cluster, "squeue", "--noheader", "--format=%A", "--states=RUNNING").split()[0]
+    job = ask(cluster, "squeue", "-h", "-o", "%A", "-t", "RUNNING", "-n", "dask-worker").split()[0]
     ask(cluster, "scancel", job)
     wait_for_shards(tmp_path, 3)
     ask(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
@@ -136,8 +136,4 @@ def test_workers_node_and_driver_lost(tmp_path: Path, cluster: dict[str, str]) -
     assert process.returncode == 0, said
     wait(cluster, "dask-worker")
     assert stores(tmp_path / "stores") == serial("one", "two"), said
-    records = Folder(tmp_path / "runs", "study").records()
-    done = Counter(
-        (r["key"], r["side"], r["shard"]) for r in records if r["status"] == "done" and "shard" in r
-    )
-    assert set(done.values()) == {1}
+    assert how_often_done(tmp_path) == {1}
