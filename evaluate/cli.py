@@ -303,7 +303,7 @@ def search(manifest: Manifest, **request: Any) -> None:
 @click.option(
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="With --classes: JSON of image id -> class name.",
+    help="With --classes: JSON of image id -> class name, or several, any of which is right.",
 )
 @click.option("--prompt", default="a photo of a {}.", show_default=True, help="{} is the class.")
 @click.option(
