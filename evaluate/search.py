@@ -91,7 +91,7 @@ def faiss_top(
 
 
 def hnsw(index: Index, path: Path | None) -> Any:
-    """faiss's graph of an index, read from beside `path` where it was kept."""
+    """Faiss's graph of an index, read from beside `path` where it was kept."""
     try:
         import faiss
     except ModuleNotFoundError as error:
@@ -122,7 +122,13 @@ class Encoder:
 
     def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
         self._like = stores
-        self._backbones = [_load(manifest, store, device) for store in stores]
+        self._backbones = [load_model(manifest, store, device) for store in stores]
+        for store, backbone in zip(stores, self._backbones, strict=True):
+            if isinstance(backbone, RegionBackbone):
+                name = store.spec.model.name
+                raise UsageError(
+                    f"model {name!r} sees regions, not pictures: it cannot encode a query"
+                )
         self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
 
     def through(self, folder: RunFolder, device: str) -> Encoder:
@@ -162,7 +168,7 @@ class Encoder:
             return np.asarray((image if side == "image" else caption)[0], np.float32)
 
 
-def _load(manifest: Manifest, store: StoreReader, device: str) -> Any:
+def load_model(manifest: Manifest, store: StoreReader, device: str) -> Any:
     """The model that a store was made with; raises `StoreMismatchError` for another."""
     name = store.spec.model.name
     entry = manifest.model(name)
@@ -175,8 +181,6 @@ def _load(manifest: Manifest, store: StoreReader, device: str) -> Any:
             options=dict(entry.options),
         )
     )
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {name!r} sees regions, not pictures: it cannot encode a query")
     if backbone.spec.weights_digest != store.spec.model.weights_digest:
         raise StoreMismatchError(
             f"model {name!r}: {store.path} was extracted with other weights than the manifest "
