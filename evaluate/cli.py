@@ -63,6 +63,11 @@ def evaluate() -> None:
     help="Also order the first K places of each run anew by its match head, shown apart.",
 )
 @click.option(
+    "--rerank-with",
+    metavar="MODEL",
+    help="With --rerank: by this frozen model's match head; its own rung is re-ranked too.",
+)
+@click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
@@ -94,6 +99,7 @@ def recall(
     quick: bool,
     folds: int,
     rerank: int,
+    rerank_with: str | None,
     eccv: bool,
     resamples: int,
     seed: int,
@@ -116,6 +122,7 @@ def recall(
     from hada.evaluate.recall import evaluate as measure
     from hada.evaluate.table import render
     from hada.extract import atomic
+    from hada.extract.errors import UsageError
 
     entry = manifest.dataset(dataset)
     entry.split(split)
@@ -129,7 +136,10 @@ def recall(
         quick=quick,
         device=device,
         rerank=rerank,
+        rerank_with=rerank_with,
     )
+    if rerank_with and not rerank:
+        raise UsageError("--rerank-with needs --rerank K: how many places to order anew")
     if plan is not None:
         from hada.evaluate import plan as planning
 
@@ -303,7 +313,7 @@ def search(manifest: Manifest, **request: Any) -> None:
 @click.option(
     "--labels",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="With --classes: JSON of image id -> class name.",
+    help="With --classes: JSON of image id -> class name, or several, any of which is right.",
 )
 @click.option("--prompt", default="a photo of a {}.", show_default=True, help="{} is the class.")
 @click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hada.evaluate import rungs as make
 from hada.evaluate.linear import concatenation_linear
-from hada.evaluate.rerank import reranked
+from hada.evaluate.rerank import Reranked, model_head, reranked
 from hada.evaluate.rungs import Gallery, Rung, Step
 from hada.extract.console import say
 from hada.extract.errors import StoreError, StoreMismatchError
@@ -21,7 +21,8 @@ from hada.fuse.checkpoint import BEST, CONFIG, RunFolder
 class Request:
     """What to compare. `quick` leaves out the rungs that sort, or need the train and val stores.
 
-    `rerank` adds a two-stage rung to every run, which orders so many first places anew.
+    `rerank` adds a two-stage rung to every run, which orders so many first places anew, by the
+    run's head or by that of the model `rerank_with`, whose own rung then gets one too.
     """
 
     dataset: str
@@ -33,6 +34,7 @@ class Request:
     quick: bool = False
     device: str = "auto"
     rerank: int = 0
+    rerank_with: str | None = None
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -64,7 +66,14 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
             ladder.append(make.reciprocal_ranks(singles))
             ladder += _trained(manifest, request, gallery, singles)
     ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
-    if request.rerank:
+    if request.rerank and request.rerank_with:
+        head = model_head(manifest, gallery, request.rerank_with, request.device)
+        ladder += [
+            Reranked(rung, head, request.rerank)
+            for rung in list(ladder)
+            if isinstance(rung, Rung) and (rung.kind == "hada" or rung.name == request.rerank_with)
+        ]
+    elif request.rerank:
         fused = [rung for rung in ladder if isinstance(rung, Rung) and rung.kind == "hada"]
         for run, rung in zip(request.runs, fused, strict=True):
             ladder.append(reranked(run, rung, gallery, request.rerank, request.device))

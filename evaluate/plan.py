@@ -247,7 +247,7 @@ def _time(value: float) -> str:
     """For a reader.
 
     >>> _time(0.2), _time(75), _time(7300)
-    ('<1s', '1m15s', '2h02m')
+    ('<1s', '1m15s', '2h01m')
     """
     whole = round(value)
     if whole < 1:

@@ -1,43 +1,181 @@
-"""Two stages: the first places by cosine, then those alone in the order of the matching head.
+"""Two stages: the first places by cosine, then those alone in the order of a matching head.
+
+The head is a run's own, on its fused embeddings, or a frozen model's, on its stored image tokens
+and the captions themselves.
 
 Shape letters: I images, T captions, E embedding width, Q queries, K candidates, P pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hada.evaluate.rungs import Gallery, Rung
-from hada.extract.errors import RunError
+from hada.evaluate.rungs import Gallery, Pair, Rung
+from hada.evaluate.search import load_model
+from hada.extract.captions import read_dataset
+from hada.extract.errors import RunError, UsageError
+from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
 from hada.fuse.checkpoint import RunFolder, branch_from_json
+from hada.fuse.counting import pair_scores
 from hada.fuse.embed import embed_split
 from hada.fuse.objective import Discriminator
 from hada.fuse.ranking import Ranks
 
 PAIRS_AT_ONCE = 1 << 15
+PAIRS_OF_A_MODEL = 256
 BLOCK_NUMBERS = 1 << 21
 # Logits are float32, and the same pair rounds differently in another batch.
 SAME = 1e-6
 
 
-@dataclass(frozen=True)
-class Reranked:
-    """A rung whose first `depth` places are ordered anew; the rest stays where it was.
+class Head(Protocol):
+    """What gives a logit to a pair of an image and a caption: the higher, the likelier a match."""
 
-    `fused` are the fusion's embeddings alone, which is what its head was trained on.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def owner(self) -> str: ...
+
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        ...
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Head:
+        """The same for some of the images and captions."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunHead:
+    """A run's head. `fused` are the fusion's embeddings alone, what it was trained on."""
+
+    fused: tuple[Tensor, Tensor]
+    network: Discriminator
+    name: str = "match head"
+    owner: str = "the run's match head"
+
+    @torch.no_grad()
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        parts = [
+            self.network(self.fused[0][i], self.fused[1][t])
+            for start in range(0, len(images_P), PAIRS_AT_ONCE)
+            for i in [torch.from_numpy(images_P[start : start + PAIRS_AT_ONCE].copy())]
+            for t in [torch.from_numpy(captions_P[start : start + PAIRS_AT_ONCE].copy())]
+        ]
+        return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RunHead:
+        """The same for some of the images and captions."""
+        return replace(self, fused=(self.fused[0][images], self.fused[1][captions]))
+
+
+@dataclass(frozen=True)
+class ModelHead:
+    """A frozen model's head, which looks at every pair anew: slow, so for few places.
+
+    `own` are its embeddings; `image_rows` lead to rows of the store; `ids` are the captions as
+    the model's tokens.
     """
 
+    backbone: Any
+    store: StoreReader
+    own: Pair
+    image_rows: NDArray[np.int64]
+    ids: Sequence[Sequence[int]]
+
+    @property
+    def name(self) -> str:
+        """How a rung is called that ends with it."""
+        return f"{self.store.spec.model.name}'s match head"
+
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        return f"{self.name}, from stored image tokens"
+
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        result = np.empty(len(images_P), np.float32)
+        # Captions of like length go together, so little is padded.
+        order = np.argsort([len(self.ids[t]) for t in captions_P], kind="stable")
+        for start in range(0, len(order), PAIRS_OF_A_MODEL):
+            some = order[start : start + PAIRS_OF_A_MODEL]
+            rows, place = np.unique(self.image_rows[images_P[some]], return_inverse=True)
+            tokens = self.store.image.tokens(rows).reshape(len(rows), -1, self._width)
+            pair = self.backbone.match_tokens(
+                tokens.astype(np.float32)[place], [self.ids[t] for t in captions_P[some]]
+            )
+            result[some] = pair[:, 1]
+        # The official evaluation adds the cosine to the logit of "match".
+        return result + pair_scores(*self.own, images_P, captions_P).astype(np.float32)
+
+    @property
+    def _width(self) -> int:
+        image = self.store.spec.model.image
+        assert image is not None
+        return image.width
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> ModelHead:
+        """The same for some of the images and captions."""
+        ids = [self.ids[t] for t in captions]
+        own = (self.own[0][images], self.own[1][captions])
+        return replace(self, own=own, image_rows=self.image_rows[images], ids=ids)
+
+
+def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> ModelHead:
+    """The matching head of a model whose store is in the gallery.
+
+    Raises:
+        UsageError: It has no such head, or its store does not hold the tokens as they were.
+        DatasetError: The captions are not on this machine.
+    """
+    found = [store for store in gallery.stores if store.spec.model.name == name]
+    if not found:
+        raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
+    store = found[0]
+    backbone = load_model(manifest, store, device)
+    if not hasattr(backbone, "match_tokens"):
+        raise UsageError(
+            f"--rerank-with {name}: family {store.spec.model.family!r} has no match head that "
+            "works from stored tokens; blip has"
+        )
+    if store.spec.model.image != backbone.spec.image:
+        raise UsageError(
+            f"--rerank-with {name}: {store.path} does not hold all image tokens as the model gave "
+            "them; extract it again without --tokens"
+        )
+    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
+    if data.digest() != store.spec.dataset_digest:
+        raise UsageError(f"--rerank-with {name}: the captions here are not those of {store.path}")
+    ids = backbone.tokenize([data.captions[row] for row in gallery.caption_rows])
+    own = gallery.own(store)
+    assert own is not None, "a model with a match head has a joint space"
+    return ModelHead(backbone, store, own, gallery.image_rows, ids)
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """A rung whose first `depth` places are ordered anew; the rest stays where it was."""
+
     first: Rung
-    fused: tuple[Tensor, Tensor]
-    head: Discriminator
+    head: Head
     depth: int
     kind: str = "itm"
     details: dict[str, Any] = field(default_factory=dict)
@@ -45,17 +183,18 @@ class Reranked:
     @property
     def name(self) -> str:
         """The first stage's name, and that there is a second."""
-        return f"{self.first.name} + match head"
+        return f"{self.first.name} + {self.head.name}"
 
     @property
     def note(self) -> str:
         """How it was made."""
-        return f"two stages: the first {self.depth} by cosine, re-ranked by the run's match head"
+        return f"two stages: the first {self.depth} by cosine, re-ranked by {self.head.owner}"
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
         """The same rung on some of the images and captions."""
-        fused = self.fused[0][images], self.fused[1][captions]
-        return Reranked(self.first.part(images, captions), fused, self.head, self.depth)
+        return Reranked(
+            self.first.part(images, captions), self.head.part(images, captions), self.depth
+        )
 
     def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands."""
@@ -84,7 +223,9 @@ class Reranked:
             found_QK = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
             asked_QK = np.broadcast_to(rows[:, None], found_QK.shape)
             pair = (asked_QK, found_QK) if captions_found else (found_QK, asked_QK)
-            logit_QK = self._logits(*(side.reshape(-1) for side in pair)).reshape(found_QK.shape)
+            logit_QK = self.head.logits(*(side.reshape(-1) for side in pair)).reshape(
+                found_QK.shape
+            )
             own_QK = owner[pair[1]] == pair[0]
             best_Q = np.where(own_QK, logit_QK, -np.inf).max(axis=1)
             in_QK = own_QK.any(axis=1)
@@ -97,16 +238,6 @@ class Reranked:
             same = (near_QK & own_QK).sum(axis=1)
             tied[rows] = np.where(in_QK, same, 1)
         return lo, hi, tied
-
-    @torch.no_grad()
-    def _logits(self, images_P: NDArray[Any], captions_P: NDArray[Any]) -> NDArray[np.float32]:
-        parts = [
-            self.head(self.fused[0][i], self.fused[1][t])
-            for start in range(0, len(images_P), PAIRS_AT_ONCE)
-            for i in [torch.from_numpy(images_P[start : start + PAIRS_AT_ONCE].copy())]
-            for t in [torch.from_numpy(captions_P[start : start + PAIRS_AT_ONCE].copy())]
-        ]
-        return np.asarray(torch.cat(parts).numpy(), np.float32)
 
 
 def reranked(run: Path, first: Rung, gallery: Gallery, depth: int, device: str) -> Reranked:
@@ -136,4 +267,4 @@ def reranked(run: Path, first: Rung, gallery: Gallery, depth: int, device: str) 
         torch.from_numpy(found.fused_image[images]),
         torch.from_numpy(found.fused_caption[captions]),
     )
-    return Reranked(first, fused, head.eval(), depth)
+    return Reranked(first, RunHead(fused, head.eval()), depth)

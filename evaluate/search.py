@@ -74,19 +74,43 @@ class Index:
             return None
 
 
-def faiss_top(index: Index, query_E: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-    """The best by faiss's HNSW; raises `UsageError` where the package is missing."""
+def faiss_top(
+    index: Index, query_E: NDArray[np.float32], count: int, path: Path | None = None
+) -> list[tuple[int, float]]:
+    """The best by faiss's HNSW, which is kept at `path` and made again for another index.
+
+    Raises:
+        UsageError: The package is missing.
+    """
+    graph = hnsw(index, path)
+    graph.hnsw.efSearch = max(64, 4 * count)
+    scores, rows = graph.search(query_E[None].astype(np.float32), count)
+    # Where fewer are found than asked for, faiss fills up with row -1.
+    found = zip(rows[0], scores[0], strict=True)
+    return [(int(row), float(score)) for row, score in found if row >= 0]
+
+
+def hnsw(index: Index, path: Path | None) -> Any:
+    """Faiss's graph of an index, read from beside `path` where it was kept."""
     try:
         import faiss
     except ModuleNotFoundError as error:
         raise UsageError(
             "--faiss needs the package faiss, which is not installed: pip install 'hada[faiss]'"
         ) from error
+    kept = None if path is None else path.with_name(f"{path.stem}-{index.key}.faiss")
+    if kept is not None and kept.exists():
+        try:
+            return faiss.read_index(str(kept))
+        except RuntimeError:  # damaged: made again
+            kept.unlink()
     graph = faiss.IndexHNSWFlat(index.embeddings.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efSearch = max(64, 4 * count)
     graph.add(index.embeddings)
-    scores, rows = graph.search(query_E[None].astype(np.float32), count)
-    return [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
+    if kept is not None and path is not None:
+        for old in path.parent.glob(f"{path.stem}-*.faiss"):
+            old.unlink()
+        atomic.write_bytes(kept, faiss.serialize_index(graph).tobytes())
+    return graph
 
 
 class Encoder:
@@ -98,7 +122,13 @@ class Encoder:
 
     def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
         self._like = stores
-        self._backbones = [_load(manifest, store, device) for store in stores]
+        self._backbones = [load_model(manifest, store, device) for store in stores]
+        for store, backbone in zip(stores, self._backbones, strict=True):
+            if isinstance(backbone, RegionBackbone):
+                name = store.spec.model.name
+                raise UsageError(
+                    f"model {name!r} sees regions, not pictures: it cannot encode a query"
+                )
         self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
 
     def through(self, folder: RunFolder, device: str) -> Encoder:
@@ -138,7 +168,7 @@ class Encoder:
             return np.asarray((image if side == "image" else caption)[0], np.float32)
 
 
-def _load(manifest: Manifest, store: StoreReader, device: str) -> Any:
+def load_model(manifest: Manifest, store: StoreReader, device: str) -> Any:
     """The model that a store was made with; raises `StoreMismatchError` for another."""
     name = store.spec.model.name
     entry = manifest.model(name)
@@ -151,8 +181,6 @@ def _load(manifest: Manifest, store: StoreReader, device: str) -> Any:
             options=dict(entry.options),
         )
     )
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {name!r} sees regions, not pictures: it cannot encode a query")
     if backbone.spec.weights_digest != store.spec.model.weights_digest:
         raise StoreMismatchError(
             f"model {name!r}: {store.path} was extracted with other weights than the manifest "

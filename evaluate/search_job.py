@@ -70,7 +70,7 @@ def search(
         encoder.through(folder, device)
     query = encoder.text(text) if text is not None else encoder.image(Path(str(image)))
     exact = index.top(query, top)
-    found = faiss_top(index, query, min(top, len(index.ids))) if faiss else exact
+    found = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
     if faiss:
         same = len({row for row, _ in found} & {row for row, _ in exact})
         say(f"faiss found {same} of the {len(exact)} that an exact search finds")

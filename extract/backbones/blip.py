@@ -64,6 +64,7 @@ class BlipBackbone(TorchBackbone):
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
         check_vocabulary(request.name, tokenizer, text.vocab_size)
+        self.match_start = match_start(tokenizer, text.vocab_size)
         patches = (self.image_size // int(vision.patch_size)) ** 2
         self.spec = ModelSpec(
             name=request.name,
@@ -121,29 +122,56 @@ class BlipBackbone(TorchBackbone):
     ) -> NDArray[np.float32]:
         """(I, 3, S, S) and T captions -> (I, T, 2) logits of the matching head; 1 is "match".
 
-        The training and retrieval code puts [ENC], the last word, in place of [CLS]; `demo` keeps
-        [CLS], as the demo class and transformers' own forward pass do. The logits differ.
+        The training and retrieval code puts [ENC] in place of [CLS] (see `match_start`); `demo`
+        keeps [CLS], as the demo class and transformers' own forward pass do. The logits differ.
         """
         with self.running():
             images = self.model.vision_model(self.to_device(pixels)).last_hidden_state
             input_ids, real = self.pad(ids, self.pad_id)
             if not demo:
-                input_ids[:, 0] = self.model.config.text_config.vocab_size - 1
-            logits = []
-            for image in images:
-                fused = self.model.text_encoder(
-                    input_ids=input_ids,
-                    attention_mask=real.long(),
-                    encoder_hidden_states=image.expand(len(ids), -1, -1),
-                    encoder_attention_mask=real.new_ones(len(ids), len(image)).long(),
-                ).last_hidden_state
-                logits.append(self.model.itm_head(fused[:, 0]).float())
+                input_ids[:, 0] = self.match_start
+            logits = [
+                self._match(image.expand(len(ids), -1, -1), input_ids, real) for image in images
+            ]
             result: NDArray[np.float32] = torch.stack(logits).cpu().numpy()
             return result
+
+    def match_tokens(
+        self, tokens_PND: NDArray[np.float32], ids: Sequence[Sequence[int]]
+    ) -> NDArray[np.float32]:
+        """(P, 2) logits of P pairs: images as `encode_images` gave them, and one caption each."""
+        with self.running():
+            input_ids, real = self.pad(ids, self.pad_id)
+            input_ids[:, 0] = self.match_start
+            logits = self._match(self.to_device(tokens_PND), input_ids, real)
+            result: NDArray[np.float32] = logits.cpu().numpy()
+            return result
+
+    def _match(
+        self, images: torch.Tensor, input_ids: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        fused = self.model.text_encoder(
+            input_ids=input_ids,
+            attention_mask=real.long(),
+            encoder_hidden_states=images,
+            encoder_attention_mask=real.new_ones(images.shape[:2]).long(),
+        ).last_hidden_state
+        return torch.as_tensor(self.model.itm_head(fused[:, 0]).float())
 
     @staticmethod
     def _unit(projected: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(projected.float(), dim=-1)
+
+
+def match_start(tokenizer: Any, vocab_size: int) -> int:
+    """The first token of a caption that the matching head reads.
+
+    The official code adds [ENC] as the last word. Where the last word is another one, the head was
+    trained through transformers' own forward pass, which keeps [CLS].
+    """
+    last = vocab_size - 1
+    word = tokenizer.convert_ids_to_tokens(last) if last < len(tokenizer) else "[ENC]"
+    return last if word == "[ENC]" else int(tokenizer.cls_token_id)
 
 
 def load(request: BackboneRequest) -> BlipBackbone:

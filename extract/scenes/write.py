@@ -4,6 +4,7 @@
       dataset_scenes.json   {"dataset": "scenes", "images": [{"filename", "imgid", "split", ...}]}
       images/               test_000000.png, ...
       scenes.json           the parameters, counts and digest; its presence says: complete
+      classes.json, labels.json   what is in which picture, for zero-shot classification
 
 Every picture and caption depends on (seed, split, index) alone, so neither the order of drawing
 nor the size of a split changes any of them, and the same parameters give the same bytes anywhere.
@@ -22,6 +23,7 @@ from typing import Any
 
 from hada.extract.atomic import TEMPORARY
 from hada.extract.errors import DatasetError, UsageError
+from hada.extract.scenes.classes import write_classes
 from hada.extract.scenes.draw import encode_png, render
 from hada.extract.scenes.grammar import PEOPLE, write_captions
 from hada.extract.scenes.words import tokens
@@ -79,6 +81,8 @@ def write_scenes(
     wanted = {"generator": GENERATOR, "seed": seed, "images": counts}
     kept = _existing(root, wanted, fresh)
     if kept is not None:
+        if os.access(root, os.W_OK):  # a set of before there were these files lacks them
+            write_classes(root, seed, counts)
         return kept
     root = root.absolute()
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,7 @@ def _fill(folder: Path, wanted: dict[str, Any], progress: Callable[[int], None])
     (folder / ANNOTATIONS).write_bytes(annotations)
     digest = hashlib.sha256(annotations + pictures.digest()).hexdigest()
     marker = {**wanted, "digest": digest, "bytes": n_bytes + len(annotations)}
+    write_classes(folder, seed, wanted["images"])
     (folder / MARKER).write_bytes(_json(marker))
 
 

@@ -28,7 +28,12 @@ def write(split: str, images: int, per_image: int, widths: dict[str, int]) -> No
     truth = random.standard_normal((images, max(widths.values())))
     for name, width in widths.items():
         spec = makers.make_spec(
-            name=name, split=split, image=None, caption=None, embedding_width=width
+            name=name,
+            split=split,
+            image=None,
+            caption=None,
+            embedding_width=width,
+            rows_per_shard={"image": images, "caption": len(owner)},
         )
         write_store(
             f"stores/tiny/{split}/{name}",
@@ -80,7 +85,7 @@ def test_the_plan_has_the_widths_of_a_run(
 
 def test_the_memory_is_enough_and_not_far_more(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
-    write("val", 600, 3, {"one": 1024, "two": 1024})
+    write("val", 1000, 3, {"one": 1024, "two": 1024})
     request = Request(dataset="tiny", split="val", quick=True, device="cpu")
     expected = sum(planned(request).memory().values())
     tracemalloc.start()

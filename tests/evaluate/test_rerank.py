@@ -14,9 +14,14 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.ladder import Request, build
-from hada.evaluate.rerank import Reranked
+from hada.evaluate.rerank import Reranked, RunHead
+from hada.evaluate.rungs import Rung
+from hada.evaluate.search import load_model
+from hada.extract.captions import read_dataset
 from hada.extract.cli import extract
+from hada.extract.images import open_image
 from hada.extract.manifest import load_manifest
+from hada.extract.scenes import write_scenes
 from hada.fuse.cli import fuse
 
 
@@ -44,13 +49,15 @@ def test_it_equals_a_loop(made: Path, monkeypatch: pytest.MonkeyPatch, depth: in
     gallery, ladder = build(load_manifest(None), request)
     second = ladder[-1]
     assert isinstance(second, Reranked)
+    head = second.head
+    assert isinstance(head, RunHead)
     first, found = second.first.ranks(gallery.owner), second.ranks(gallery.owner)
     scores = second.first.pair[0] @ second.first.pair[1].T
     for caption, image in enumerate(gallery.owner):
         best = np.argsort(-scores[:, caption], kind="stable")[:depth]
         with torch.no_grad():
-            text = second.fused[1][[caption] * len(best)]
-            logits = second.head(second.fused[0][best.copy()], text).numpy()
+            text = head.fused[1][[caption] * len(best)]
+            logits = head.network(head.fused[0][best.copy()], text).numpy()
         if image in best:
             own = logits[best == image][0]
             # Equal pictures have equal logits but for rounding, so bounds are all there is.
@@ -62,8 +69,8 @@ def test_it_equals_a_loop(made: Path, monkeypatch: pytest.MonkeyPatch, depth: in
         best = np.argsort(-scores[image], kind="stable")[:depth]
         own = gallery.owner[best] == image
         with torch.no_grad():
-            logits = second.head(
-                second.fused[0][[image] * len(best)], second.fused[1][best.copy()]
+            logits = head.network(
+                head.fused[0][[image] * len(best)], head.fused[1][best.copy()]
             ).numpy()
         if own.any():
             best_own = logits[own].max()
@@ -85,3 +92,50 @@ def test_the_command_reports_it_apart(made: Path, monkeypatch: pytest.MonkeyPatc
     refused = CliRunner().invoke(command, [*words, "--run", "runs/tiny/plain"])
     assert refused.exit_code == 2
     assert "has no match head to re-rank with; train with --set weight_itm=1" in refused.stderr
+
+
+def test_a_models_head_orders_the_first_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped BLIP on a few scenes, against `match_logits` from the pictures themselves."""
+    write_scenes(Path("data/scenes"), train=0, val=12, test=0)
+    names = ["--model", "blip", "--split", "val", "--dataset", "scenes"]
+    assert CliRunner().invoke(extract, [*names, "--store-dtype", "float32"]).exit_code == 0
+    request = Request(
+        dataset="scenes", split="val", models=["blip"], rerank=5, rerank_with="blip", device="cpu"
+    )
+    manifest = load_manifest(None)
+    gallery, (first, second) = build(manifest, request)
+    assert isinstance(first, Rung)
+    assert isinstance(second, Reranked)
+    assert second.name == "blip + blip's match head"
+    data = read_dataset(manifest.dataset("scenes"), "val")
+    store = gallery.stores[0]
+    backbone = load_model(manifest, store, "cpu")
+    pixels = np.stack([backbone.preprocess(open_image(path)) for path in data.image_paths])
+    cosines = first.pair[0] @ first.pair[1].T
+    ids = backbone.tokenize(data.captions)
+    scores = backbone.match_logits(pixels, ids)[..., 1] + cosines
+    images, captions = np.divmod(np.arange(scores.size), scores.shape[1])
+    found = second.head.logits(images, captions).reshape(scores.shape)
+    np.testing.assert_allclose(found, scores, atol=1e-4)
+    some = np.array([2, 5]), np.flatnonzero(np.isin(gallery.owner, [2, 5]))
+    part = second.head.part(*some).logits(np.array([0, 1]), np.array([7, 3]))
+    np.testing.assert_allclose(part, scores[[2, 5], some[1][[7, 3]]], atol=1e-4)
+    ranks = second.ranks(gallery.owner)
+    for caption, image in enumerate(gallery.owner):
+        best = np.argsort(-cosines[:, caption], kind="stable")[:5]
+        if image in best:
+            above = (scores[best, caption] > scores[image, caption]).sum()
+            assert ranks.t2i_lo[caption] == above
+    words = ["recall", "--dataset", "scenes", "--split", "val", "--quick", "--rerank-with"]
+    refused = CliRunner().invoke(command, [*words, "blip"])
+    assert refused.exit_code == 2
+    assert "--rerank-with needs --rerank K" in refused.stderr
+    refused = CliRunner().invoke(command, [*words, "clip", "--rerank", "5", "--model", "blip"])
+    assert refused.exit_code == 2
+    assert "not among the models that are evaluated" in refused.stderr
+    assert CliRunner().invoke(extract, ["--model", "clip", *names[2:]]).exit_code == 0
+    refused = CliRunner().invoke(command, [*words, "clip", "--rerank", "5", "--model", "clip"])
+    assert refused.exit_code == 2
+    assert "family 'clip' has no match head that works from stored tokens" in refused.stderr

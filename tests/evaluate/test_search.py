@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,46 @@ def test_an_index_is_exact_and_says_when_it_is_of_other_features(tmp_path: Path)
     assert same is not None
     assert same.ids == index.ids
     assert Index.load(tmp_path / "index.npz", "other") is None
-    try:
-        import faiss  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(UsageError, match=r"pip install 'hada\[faiss\]'"):
-            faiss_top(index, query, 3)
-    else:
-        assert [row for row, _ in faiss_top(index, query, 5)] == slow[:5]
+
+
+def test_without_faiss_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    index = Index(np.eye(3, dtype=np.float32), ["a", "b", "c"], "key")
+    with pytest.raises(UsageError, match=r"pip install 'hada\[faiss\]'"):
+        faiss_top(index, np.ones(3, np.float32), 3)
+
+
+def test_faiss_finds_what_an_exact_search_finds(tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="needs faiss: pip install 'hada[faiss]'")
+    random = np.random.default_rng(0)
+    values = random.normal(size=(3000, 16)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    index = Index(values, [str(k) for k in range(3000)], "key")
+    path = tmp_path / "index.npz"
+    found = 0
+    for query in values[:20] + 0.1 * random.normal(size=(20, 16)).astype(np.float32):
+        exact, graph = index.top(query, 10), faiss_top(index, query, 10, path)
+        scores = [score for _, score in graph]
+        assert scores == sorted(scores, reverse=True)
+        assert scores == pytest.approx([float(values[row] @ query) for row, _ in graph], abs=1e-5)
+        found += len({row for row, _ in exact} & {row for row, _ in graph})
+    assert found >= 190  # 95 % of the neighbours
+    (kept,) = tmp_path.glob("*.faiss")
+    before = kept.stat().st_mtime_ns
+    again = faiss_top(index, values[0], 10, path)
+    assert kept.stat().st_mtime_ns == before
+    kept.write_bytes(kept.read_bytes()[:100])  # damaged: made again
+    assert faiss_top(index, values[0], 10, path) == again
+    other = Index(values[:50], index.ids[:50], "other")  # of other features: replaced
+    assert len(faiss_top(other, values[0], 60, path)) == 50
+    assert [file.name for file in tmp_path.glob("*.faiss")] == ["index-other.faiss"]
+
+
+def test_the_command_searches_with_faiss(project: Path) -> None:
+    pytest.importorskip("faiss", reason="needs faiss: pip install 'hada[faiss]'")
+    exact = run("red above blue", "--top", "3", "--jsonl")
+    approximate = run("red above blue", "--top", "3", "--jsonl", "--faiss")
+    assert approximate.exit_code == 0, approximate.output
+    assert "faiss found 3 of the 3 that an exact search finds" in approximate.stderr
+    ids = [[json.loads(line)["id"] for line in r.stdout.splitlines()] for r in (exact, approximate)]
+    assert ids[0] == ids[1]

@@ -106,9 +106,9 @@ def test_retrieval_with_crops(project: Path) -> None:
     names = [rung["name"] for rung in written["rungs"]]
     assert names == [
         "one",
-        "WCA (lgca crops, 0 rounds)",
-        "LGCA (lgca crops, 1 rounds)",
-        "LGCA (lgca crops, 2 rounds)",
+        "WCA (lgca crops)",
+        "LGCA (lgca crops, 1 expansion)",
+        "LGCA (lgca crops, 2 expansions)",
     ]
     run("--whole", "1")
     whole = json.loads((project / "runs/tiny/zeroshot-one-val.json").read_text())
@@ -129,6 +129,13 @@ def test_classification_with_crops(project: Path) -> None:
         "CuPL (mean of descriptions)",
     ]
     assert written["protocol"]["classes"] == 6
+    plain = written["methods"][0]
+    assert (plain["gain"], plain["gain_interval"]) == (0, {"low": 0, "high": 0})
+    assert "the gain over CLIP: paired bootstrap" in result.stdout
+    Path("labels.json").write_text(json.dumps({id_: list(words) for id_ in ids}))
+    assert run("--classes", "classes.json", "--labels", "labels.json").exit_code == 0
+    written = json.loads((project / "runs/tiny/zeroshot-one-val.json").read_text())
+    assert {line["top1"] for line in written["methods"]} == {100}  # any of them is right
     Path("labels.json").write_text(json.dumps(dict.fromkeys(ids, "mauve")))
     for words_, says in (
         (("--classes", "classes.json"), "belong together"),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hada.extract.errors import DatasetError, UsageError
 from hada.extract.scenes import write_scenes
+from hada.extract.scenes.classes import CLASSES, LABELS
 from hada.extract.scenes.draw import PALETTE, SIDE, encode_png, render, render_with_owners
 from hada.extract.scenes.grammar import PEOPLE, write_captions
 from hada.extract.scenes.recipes import RECIPES
@@ -49,6 +50,22 @@ def test_the_same_seed_gives_the_pinned_bytes(tmp_path: Path) -> None:
         pictures.update((tmp_path / "scenes" / IMAGES / row["filename"]).read_bytes())
     content.update(pictures.digest())
     assert summary.digest == content.hexdigest() == PINNED
+
+
+def test_classes_and_labels_are_true_of_the_pictures(tmp_path: Path) -> None:
+    root = tmp_path / "scenes"
+    write_scenes(root, **SMALL)
+    classes, labels = (json.loads((root / name).read_text()) for name in (CLASSES, LABELS))
+    assert len(classes) == 100
+    assert "A crimson disc." in classes["red circle"]
+    rows = json.loads((root / ANNOTATIONS).read_text())["images"]
+    assert set(labels) == {row["filename"] for row in rows}
+    things = sample_scene(0, "val", 3).things
+    assert set(labels["val_000003.png"]) == {f"{t.colour} {t.shape}" for t in things}
+    assert {name for names in labels.values() for name in names} <= set(classes)
+    (root / LABELS).unlink()  # as in a set of before there were labels
+    assert write_scenes(root, **SMALL).kept
+    assert json.loads((root / LABELS).read_text()) == labels
 
 
 def _entry(number: int) -> tuple[int, str, bytes]:

@@ -208,3 +208,22 @@ def test_recall_is_torchmetrics_hit_rate():
             given = (values.ravel(), truth.ravel(), queries)
             found = metric(*(torch.from_numpy(np.ascontiguousarray(x)) for x in given))
             assert 100 * float(found) == pytest.approx(table[f"{way}_R@{k}"], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:unsafe cast from uint64")  # numba's, on ranx's own code
+def test_recall_is_ranx_hit_rate():
+    ranx = pytest.importorskip("ranx", reason="needs ranx")
+    rng = np.random.default_rng(5)
+    owner = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 5, 12)))
+    image = rng.normal(size=(12, 6))
+    caption = image[owner] + rng.normal(size=(len(owner), 6))
+    match, scores = owner == np.arange(12)[:, None], image @ caption.T
+    table = recalls(rank_positives(image, caption, owner))
+    for way, values, truth in (("i2t", scores, match), ("t2i", scores.T, match.T)):
+        rows, columns = (range(size) for size in values.shape)
+        right = {f"q{q}": {f"g{g}": 1 for g in columns if truth[q, g]} for q in rows}
+        found = {f"q{q}": {f"g{g}": float(values[q, g]) for g in columns} for q in rows}
+        names = [f"hit_rate@{k}" for k in (1, 5, 10)]
+        given = ranx.evaluate(ranx.Qrels(right), ranx.Run(found), names)
+        for k in (1, 5, 10):
+            assert 100 * given[f"hit_rate@{k}"] == pytest.approx(table[f"{way}_R@{k}"])
