@@ -23,6 +23,7 @@ from hada.evaluate.rankfusion import BLOCK_NUMBERS, places
 from hada.evaluate.significance import BLOCK_COUNTS
 from hada.extract.errors import UsageError
 from hada.extract.manifest import Manifest
+from hada.extract.progress import duration, size
 from hada.extract.store import StoreReader
 from hada.fuse.checkpoint import RunFolder
 from hada.fuse.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
@@ -91,9 +92,9 @@ class Plan:
 
 
 def make_plan(
-    manifest: Manifest, request: Request, size: str, *, folds: int, resamples: int
+    manifest: Manifest, request: Request, asked: str, *, folds: int, resamples: int
 ) -> Plan:
-    """The plan of a request; `size` is "stores", or "1000000x5000000" in place of theirs.
+    """The plan of a request; `asked` is "stores", or "1000000x5000000" in place of theirs.
 
     Raises:
         StoreError: A store is missing.
@@ -101,10 +102,10 @@ def make_plan(
     """
     stores = open_stores(manifest, request.dataset, request.split, model_names(manifest, request))
     images, captions = len(stores[0].image.ids), len(stores[0].caption.ids)
-    if size != "stores":
-        found = re.fullmatch(r"([\d_,]+)[xX]([\d_,]+)", size.replace(" ", ""))
+    if asked != "stores":
+        found = re.fullmatch(r"([\d_,]+)[xX]([\d_,]+)", asked.replace(" ", ""))
         if found is None:
-            raise UsageError(f"--plan {size}: expected IMAGESxCAPTIONS, e.g. 1000000x5000000")
+            raise UsageError(f"--plan {asked}: expected IMAGESxCAPTIONS, e.g. 1000000x5000000")
         images, captions = (int(re.sub("[_,]", "", part)) for part in found.groups())
     if min(images, captions) < folds or captions < images:
         raise UsageError(f"--plan: {images:,} x {captions:,}: expected a caption or more an image")
@@ -212,18 +213,18 @@ def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
         work = _short(plan.multiply_adds(step) * (2 if step.sorts else 1))
         note = "  sorts every row" if step.sorts else ""
         lines.append(
-            f"  {step.name[:36]:36} {step.width:6} {work:>14} {_time(times[step.name]):>9}{note}"
+            f"  {step.name[:36]:36} {step.width:6} {work:>14} {duration(times[step.name]):>9}{note}"
         )
     draws = plan.images * plan.resamples
     lines.append(
-        f"  {'bootstrap':36} {'':6} {_short(draws):>8} draws {_time(times['bootstrap']):>9}"
+        f"  {'bootstrap':36} {'':6} {_short(draws):>8} draws {duration(times['bootstrap']):>9}"
     )
     total = sum(times.values())
-    lines.append(f"time about {_time(total)}, at the rates measured just now on {device}")
+    lines.append(f"time about {duration(total)}, at the rates measured just now on {device}")
     memory = plan.memory()
     lines.append(
-        f"memory about {_bytes(sum(memory.values()))}: "
-        + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items())
+        f"memory about {size(sum(memory.values()))}: "
+        + ", ".join(f"{name} {size(part)}" for name, part in memory.items())
     )
     if plan.runs:
         lines.append("not counted: the pass of the split's tokens through each run's network")
@@ -233,27 +234,7 @@ def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
 
 
 def _short(count: float) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
+    for unit, one in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if count >= one:
+            return f"{count / one:,.1f} {unit}"
     return f"{count:,.0f}"
-
-
-def _bytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 1):,.0f} MB"
-
-
-def _time(value: float) -> str:
-    """For a reader.
-
-    >>> _time(0.2), _time(75), _time(7300)
-    ('<1s', '1m15s', '2h01m')
-    """
-    whole = round(value)
-    if whole < 1:
-        return "<1s"
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600:,}h{whole % 3600 // 60:02}m"
