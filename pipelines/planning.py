@@ -9,7 +9,7 @@ from hada.extract.progress import duration, size
 from hada.extract.spec import SIDES
 from hada.pipelines.jobs import ExtractJob
 from hada.pipelines.state import rate_key
-from hada.pipelines.survey import State, pending_bytes
+from hada.pipelines.survey import State
 
 WORDS = {"done": "done", "part": "in part", "missing": "missing", "other": "DIFFERS"}
 
@@ -33,6 +33,29 @@ def estimate(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[st
         else:
             found[key] = rates.get(rate_key(key, ""))
     return found
+
+
+def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
+    """Bytes that each extraction still needs, from its own shards or a kindred store's.
+
+    None where no store of the model exists yet to tell what one of its items takes.
+    """
+    known: dict[tuple[str, str, str], float] = {}
+    for state in states.values():
+        if isinstance(state.job, ExtractJob) and state.done and state.total:
+            written = sum(state.items.values()) * state.done / state.total
+            known[_kin(state.job)] = state.bytes / written
+    needed: dict[str, int | None] = {}
+    for key, state in states.items():
+        if isinstance(state.job, ExtractJob):
+            rate = known.get(_kin(state.job))
+            left = sum(state.items.values()) * (1 - state.done / max(1, state.total))
+            needed[key] = 0 if not left else None if rate is None else int(rate * left)
+    return needed
+
+
+def _kin(job: ExtractJob) -> tuple[str, str, str]:
+    return str(job.model["name"]), job.dtype, f"{job.tokens} {bool(job.view)}"
 
 
 def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, Any]:

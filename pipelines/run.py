@@ -6,8 +6,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hada.extract.console import say
@@ -17,9 +17,10 @@ from hada.extract.progress import duration
 from hada.pipelines.config import Pipeline
 from hada.pipelines.display import Display
 from hada.pipelines.driver import Driver, Limits, Result
-from hada.pipelines.jobs import ExtractJob, build_jobs
+from hada.pipelines.jobs import ExtractJob
+from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder, driving
-from hada.pipelines.survey import State, only_failed, survey
+from hada.pipelines.survey import State, survey
 
 DONE, FAILED, MORE_TO_DO = 0, 1, 3
 BATCH_WAIT_S = 24 * 3600.0
@@ -77,6 +78,32 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
                 result = driver.run()
         say(_summary(result, display, time.monotonic() - began))
         return stopper.code or _code(result)
+
+
+def only_failed(
+    states: Mapping[str, State], failures: Iterable[tuple[str, str, int]]
+) -> dict[str, State]:
+    """Of a plan, the tasks that failed before, what waits for nothing else, and what is done."""
+    failed: dict[str, set[tuple[str, int]]] = {}
+    for key, side, shard in failures:
+        failed.setdefault(key, set()).add((side, shard))
+    kept: dict[str, State] = {}
+    for key, state in states.items():
+        if state.condition == "done":
+            kept[key] = state
+        elif isinstance(state.job, ExtractJob):
+            again = {
+                s: [k for k in shards if (s, k) in failed.get(key, ())]
+                for s, shards in state.pending.items()
+            }
+            if any(again.values()) or (key in failed and state.done == state.total):
+                kept[key] = replace(state, pending=again)
+        elif all(need in kept for need in state.job.needs) and (
+            key in failed or any(need in failed for need in state.job.needs)
+        ):
+            kept[key] = state
+            failed.setdefault(key, set())
+    return kept
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ class Station:
     def _begin(self, run: str) -> None:
         """A worker that outlives a run may find other files, and other jobs of the same keys."""
         if run != self._run:
-            from hada.pipelines.survey import forget_datasets
+            from hada.pipelines.datasets import forget_datasets
 
             self._close()
             forget_datasets()
@@ -157,7 +157,7 @@ class Station:
         from hada.extract.allocator import reuse_freed_memory
         from hada.extract.extraction import Extraction
         from hada.extract.job import load_model
-        from hada.pipelines.survey import dataset_of
+        from hada.pipelines.datasets import dataset_of
 
         reuse_freed_memory()
         model, data = job.model_entry(), dataset_of(job)
@@ -220,7 +220,7 @@ def _evaluate(job: EvaluateJob) -> None:
     from hada.evaluate.recall import evaluate
     from hada.extract import atomic
     from hada.extract.manifest import Defaults, Manifest
-    from hada.pipelines.survey import evaluation_inputs, inputs_file
+    from hada.pipelines.inputs import evaluation_inputs, inputs_file
 
     inputs = evaluation_inputs(job)
     manifest = Manifest(

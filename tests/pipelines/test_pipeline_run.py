@@ -23,7 +23,7 @@ from hada.evaluate.cli import evaluate as evaluate_command
 from hada.extract.cli import extract as extract_command
 from hada.fuse.cli import fuse as fuse_command
 from hada.pipelines.cli import pipeline as command
-from hada.pipelines.jobs import build_jobs
+from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder
 from hada.pipelines.survey import survey
 
