@@ -21,8 +21,10 @@ from jobs_fakes import PIPELINE, make_study
 
 from hada.evaluate.cli import evaluate as evaluate_command
 from hada.extract.cli import extract as extract_command
+from hada.extract.spec import SIDES
 from hada.fuse.cli import fuse as fuse_command
 from hada.pipelines.cli import pipeline as command
+from hada.pipelines.planning import table
 from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder
 from hada.pipelines.survey import survey
@@ -257,13 +259,19 @@ def test_a_store_of_another_request(tmp_path: Path) -> None:
 
 
 def test_plan_writes_nothing_and_tells_all(tmp_path: Path) -> None:
-    make_study(tmp_path)
+    study = make_study(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     text = call(command, "plan", "study.yaml")
     assert sorted(tmp_path.rglob("*")) == before
     assert "extract   tiny/train/one" in text
     assert "missing     0/6" in text
     assert json.loads(call(command, "plan", "study.yaml", "--json"))["jobs"][0]["total"] == 6
+    last = text.splitlines()[-1]
+    assert last.startswith("6 of 6 jobs to do: 20 tasks; nothing is known of their size and time")
+    rates = {f"extract/one/{side}": 2.0 for side in SIDES}
+    last = table(survey(build_jobs(*study)), rates).splitlines()[-1]
+    known = "20 tasks, at least 18s of one worker (? is not known until a first shard is written)"
+    assert last == f"6 of 6 jobs to do: {known}"
 
 
 def test_records_of_a_run(tmp_path: Path) -> None:
