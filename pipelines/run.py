@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hada.extract.console import say
@@ -71,8 +73,8 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
         with contextlib.ExitStack() as stack:
             stopper = _Stopper()
             stack.enter_context(stopper.listening())
-            pool, reading = stack.enter_context(_pool(pipeline, request, folder, states))
-            driver = Driver(states, pool, folder, limits, display, **reading)
+            pool, details = stack.enter_context(_pool(pipeline, request, folder, states))
+            driver = Driver(states, pool, folder, limits, display, **details)
             stopper.driver = driver
             with display.shown():
                 result = driver.run()
@@ -109,8 +111,8 @@ def only_failed(
 @contextlib.contextmanager
 def _pool(
     pipeline: Pipeline, request: Request, folder: Folder, states: dict[str, State]
-) -> Iterator[tuple[Any, dict[str, int]]]:
-    """The workers, and the processes or threads with which each of them decodes pictures."""
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The workers, and what else the driver needs to know of them."""
     from hada.extract.reading import cores
     from hada.pipelines import pools
 
@@ -139,12 +141,15 @@ def _pool(
     workers = max(1, min(request.workers, tasks))
     # More threads than cores wait for each other.
     threads = max(1, cores() // (len(devices) or workers))
-    with pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool:
-        yield pool, {"decoders": decoders, "threads": threads}
+    with (
+        tempfile.TemporaryDirectory(prefix="hada-marks-") as marks,
+        pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool,
+    ):
+        yield pool, {"decoders": decoders, "threads": threads, "marks": Path(marks)}
 
 
 class _Stopper:
-    """Ctrl-C and SIGTERM: the first lets tasks under way end, the second does not."""
+    """Ctrl-C and SIGTERM: the first lets what has begun end, the second does not."""
 
     def __init__(self) -> None:
         self.driver: Driver | None = None

@@ -61,7 +61,8 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
         task: `job` as `jobs.to_json` gives it, and for extractions `side` ("image", "caption", or
             "finish" after the last shard) and `shard`. `decoders` is the number of processes that
             decode pictures, `threads` that of threads where there are none, `log` a file for what
-            the work says, `run` a name of the driver's run.
+            the work says, `run` a name of the driver's run, `mark` a file to make when the model
+            is loaded and the work begins.
     """
     job = from_json(task["job"])
     outcome = Outcome(
@@ -91,9 +92,17 @@ def _work(job: Job, task: dict[str, Any], outcome: Outcome) -> None:
         _STATION.extract(job, task, outcome)
     elif isinstance(job, TrainJob):
         _STATION.clear()
+        _mark(task)
         _train(job, outcome)
     elif isinstance(job, EvaluateJob):
+        _mark(task)
         _evaluate(job)
+
+
+def _mark(task: dict[str, Any]) -> None:
+    """Say that the work begins; fails where the driver has stopped and does not wait for it."""
+    if "mark" in task:
+        Path(task["mark"]).touch()
 
 
 class Station:
@@ -114,6 +123,7 @@ class Station:
         with self._lock:
             self._begin(task.get("run", ""))
             extraction = self._open(job, int(task.get("decoders", 0)))
+            _mark(task)
             extraction.most_threads = task.get("threads") or MOST_THREADS
             report = new_report(extraction)
             if task["side"] == FINISH:

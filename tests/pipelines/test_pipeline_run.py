@@ -204,6 +204,25 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     assert stores(tmp_path / "stores") == serial("one", "two")
 
 
+def test_a_model_that_loads_is_not_waited_for(tmp_path: Path) -> None:
+    mark = tmp_path / "loading"
+    accident(tmp_path, f"load:{mark}")
+    process = start(tmp_path)
+    wait_for("loading", 1, tmp_path, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert time.monotonic() - began < 60, "the model takes two minutes"
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "to do still: extract/tiny/train/one" in said
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert list((tmp_path / "stores").rglob("*.lock")) == []
+    assert run(tmp_path)[0] == 0
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
 def test_a_worker_and_the_driver_killed(tmp_path: Path) -> None:
     slow(tmp_path)
     process = start(tmp_path, "--workers", "2")
