@@ -33,211 +33,32 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import PIL.Image
 import torch
+from extract_inputs import (
+    find_pictures,
+    forward_pass,
+    load,
+    make_dataset,
+    make_model,
+    make_pictures,
+)
+from turns import Way, measure, rates, ratios
 
-from hada.extract import job, scenes
-from hada.extract.allocator import reuse_freed_memory
+from hada.extract import job
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.captions import CaptionDataset
-from hada.extract.runner import run
-
-Way = Callable[[], "float | tuple[float, float]"]
-Seconds = dict[str, list[float]]
-
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
-    "text_cfg": {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "width": 64,
-        "heads": 2,
-        "layers": 2,
-    },
-}
-
-
-def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """JPEGs of a photograph's size and about a photograph's bytes: smooth noise."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        small = random.integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
-        paths.append(folder / f"{number:06d}.jpg")
-        picture = PIL.Image.fromarray(small).resize(size, PIL.Image.Resampling.BICUBIC)
-        picture.save(paths[-1], quality=90)
-    return paths
-
-
-def find_pictures(source: Path, folder: Path, count: int) -> list[Path]:
-    """The first pictures of a folder, linked into one that holds nothing else."""
-    folder.mkdir(parents=True)
-    paths = []
-    for path in sorted(source.iterdir())[:count]:
-        paths.append(folder / path.name)
-        paths[-1].symlink_to(path.resolve())
-    return paths
-
-
-def make_dataset(paths: list[Path]) -> CaptionDataset:
-    """The pictures, and one short caption: it is the pictures that are timed."""
-    return CaptionDataset(
-        name="bench",
-        split="test",
-        image_ids=tuple(path.name for path in paths),
-        image_paths=tuple(paths),
-        caption_ids=("0",),
-        captions=("a photograph",),
-        caption_to_image=np.zeros(1, np.int64),
-    )
-
-
-def make_model(folder: Path, name: str) -> tuple[str, str]:
-    """Family and weights: built-in ones, or random ones saved into a folder."""
-    if name.startswith("builtin:"):
-        place = Path(scenes.__file__).parent / "weights" / name.rpartition("/")[2]
-        return place.name, str(place)
-    if name == "blip-base-384":
-        from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
-
-        config = BlipConfig(
-            text_config={"num_attention_heads": 12}, vision_config={"image_size": 384}
-        )
-        BlipForImageTextRetrieval(config).save_pretrained(folder)
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photograph"]
-        (folder / "vocab.txt").write_text("\n".join(words))
-        BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-        return "blip", str(folder)
-    config = TINY if name == "tiny" else open_clip.get_model_config(name)
-    folder.mkdir()
-    document = {"model_cfg": config, "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(document))
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return "clip", str(folder)
-
-
-def load(arguments: argparse.Namespace, work: Path) -> Any:
-    """The backbone that the command line asks for, as `hada-extract` has it."""
-    reuse_freed_memory()
-    family, weights = make_model(work / "model", arguments.model)
-    return load_backbone(
-        BackboneRequest(
-            name="bench",
-            family=family,
-            weights=weights,
-            device=arguments.device,
-            precision=arguments.precision,
-            options={},
-        )
-    )
-
-
-def forward_pass(backbone: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The bare model: (B, 3, H, W) -> (B, E)."""
-    model = backbone.model
-    if backbone.spec.family == "clip":
-        forward: Callable[[torch.Tensor], torch.Tensor] = model.encode_image
-        return forward
-    return lambda pixels: model.vision_proj(model.vision_model(pixels).last_hidden_state[:, 0])
+from hada.extract.runner import Report, run
 
 
 def wait(device: str) -> None:
     """Until the device has done what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-
-
-def speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of all ways, and what bound the store's."""
-    work = Path(tempfile.mkdtemp(prefix="hada-bench-"))
-    if arguments.pictures:
-        paths = find_pictures(arguments.pictures, work / "images", arguments.images)
-    else:
-        paths = make_pictures(work / "images", arguments.images, tuple(arguments.size))
-    backbone = load(arguments, work)
-    forward, batch = forward_pass(backbone), arguments.batch_size
-    workers = arguments.workers
-    workers = job.default_workers(arguments.device) if workers is None else workers
-    pixels = np.stack([backbone.preprocess(PIL.Image.open(path)) for path in paths[:batch]])
-    tensor = torch.from_numpy(pixels).to(arguments.device)
-
-    def bare() -> float:
-        with backbone.running():
-            for start in range(0, len(paths), batch):
-                forward(tensor[: min(batch, len(paths) - start)])
-            wait(arguments.device)
-        return 0.0
-
-    def plain_loop() -> float:
-        kept = []
-        with backbone.running():
-            for start in range(0, len(paths), batch):
-                pictures = [PIL.Image.open(path) for path in paths[start : start + batch]]
-                stacked = torch.from_numpy(np.stack([backbone.preprocess(p) for p in pictures]))
-                kept.append(forward(stacked.to(arguments.device)).cpu())
-        return 0.0
-
-    runs = iter(range(1000))
-    reports = []
-
-    def hada() -> float:
-        report = run(
-            backbone,
-            make_dataset(paths),
-            work / f"store-{next(runs)}",
-            batch_size=batch,
-            workers=workers,
-            **({"tokens": arguments.tokens} if arguments.tokens else {}),
-        )
-        reports.append(report)
-        return report.side_seconds["image"]
-
-    def decode() -> float:
-        for path in paths:
-            backbone.preprocess(PIL.Image.open(path))
-        return 0.0
-
-    ways: dict[str, Way] = {"bare": bare, "plain loop": plain_loop, "hada": hada}
-    if arguments.peer:
-        ways["clip-retrieval"] = peer(arguments, work, batch)
-    if arguments.device == "cpu":
-        ways["decode"] = decode
-    seconds, processor = measure(ways, arguments.repeat)
-    bare_cpu = statistics.median(processor["bare"])
-    decode_cpu = statistics.median(processor.pop("decode", [0.0]))
-    seconds.pop("decode", None)
-    counted = reports[1:]
-    binding = {key: sum(report.seconds[key] for report in counted) for key in counted[0].seconds}
-    return {
-        "model": arguments.model,
-        "device": arguments.device,
-        "precision": arguments.precision,
-        "images": len(paths),
-        "batch": batch,
-        "workers": workers,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "images_per_second": rates(seconds, len(paths)),
-        "of_bare": ratios(seconds),
-        "cpu_of_bare": ratios(processor),
-        "cpu_ms_per_image": {
-            "bare": round(1000 * bare_cpu / len(paths), 2),
-            "decode": round(1000 * decode_cpu / len(paths), 2),
-        },
-        "reachable": round(bare_cpu / (bare_cpu + decode_cpu), 3),
-        "hada_seconds": {key: round(value, 2) for key, value in binding.items()},
-    }
 
 
 def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Way:
@@ -267,42 +88,97 @@ def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Way:
     return once
 
 
-def measure(ways: dict[str, Way], repeat: int) -> tuple[Seconds, Seconds]:
-    """Wall and processor seconds of each way in each turn; the first turn is not counted.
-
-    A way returns the wall seconds that count, or 0 where all of its time does; or both kinds,
-    where another process did the work.
-    """
-    wall: Seconds = {name: [] for name in ways}
-    processor: Seconds = {name: [] for name in ways}
-    for turn in range(repeat + 1):
-        for name, way in ways.items():
-            began, began_cpu = time.perf_counter(), time.process_time()
-            own = way()
-            taken, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-            if isinstance(own, tuple):
-                taken, cpu = own
-            elif own:
-                taken = own
-            if turn:
-                wall[name].append(taken)
-                processor[name].append(cpu)
-    return wall, processor
-
-
-def rates(seconds: Seconds, images: int) -> dict[str, float]:
-    """Median images per second of each way."""
-    return {name: round(images / statistics.median(taken), 2) for name, taken in seconds.items()}
-
-
-def ratios(seconds: Seconds) -> dict[str, float]:
-    """Median ratio of each way's speed to that of `bare` in the same turn."""
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of all ways, and what bound the store's."""
+    workers = arguments.workers
+    workers = job.default_workers(arguments.device) if workers is None else workers
+    work = Path(tempfile.mkdtemp(prefix="hada-bench-"))
+    if arguments.pictures:
+        paths = find_pictures(arguments.pictures, work / "images", arguments.images)
+    else:
+        paths = make_pictures(work / "images", arguments.images, tuple(arguments.size))
+    reports: list[Report] = []
+    ways = ways_to_extract(arguments, work, paths, workers, reports)
+    seconds, processor = measure(ways, arguments.repeat)
+    bare_cpu = statistics.median(processor["bare"])
+    decode_cpu = statistics.median(processor.pop("decode", [0.0]))
+    seconds.pop("decode", None)
+    counted = reports[1:]
+    binding = {key: sum(report.seconds[key] for report in counted) for key in counted[0].seconds}
     return {
-        name: round(
-            statistics.median(b / s for b, s in zip(seconds["bare"], taken, strict=True)), 3
-        )
-        for name, taken in seconds.items()
+        "model": arguments.model,
+        "device": arguments.device,
+        "precision": arguments.precision,
+        "images": len(paths),
+        "batch": arguments.batch_size,
+        "workers": workers,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "images_per_second": rates(seconds, len(paths)),
+        "of_bare": ratios(seconds),
+        "cpu_of_bare": ratios(processor),
+        "cpu_ms_per_image": {
+            "bare": round(1000 * bare_cpu / len(paths), 2),
+            "decode": round(1000 * decode_cpu / len(paths), 2),
+        },
+        "reachable": round(bare_cpu / (bare_cpu + decode_cpu), 3),
+        "hada_seconds": {key: round(value, 2) for key, value in binding.items()},
     }
+
+
+def ways_to_extract(
+    arguments: argparse.Namespace,
+    work: Path,
+    paths: list[Path],
+    workers: int,
+    reports: list[Report],
+) -> dict[str, Way]:
+    """What `speed` times; the store's way adds its report to `reports`."""
+    backbone = load(arguments, work)
+    forward, batch = forward_pass(backbone), arguments.batch_size
+    pixels = np.stack([backbone.preprocess(PIL.Image.open(path)) for path in paths[:batch]])
+    tensor = torch.from_numpy(pixels).to(arguments.device)
+
+    def bare() -> float:
+        with backbone.running():
+            for start in range(0, len(paths), batch):
+                forward(tensor[: min(batch, len(paths) - start)])
+            wait(arguments.device)
+        return 0.0
+
+    def plain_loop() -> float:
+        kept = []
+        with backbone.running():
+            for start in range(0, len(paths), batch):
+                pictures = [PIL.Image.open(path) for path in paths[start : start + batch]]
+                stacked = torch.from_numpy(np.stack([backbone.preprocess(p) for p in pictures]))
+                kept.append(forward(stacked.to(arguments.device)).cpu())
+        return 0.0
+
+    def hada() -> float:
+        report = run(
+            backbone,
+            make_dataset(paths),
+            work / f"store-{len(reports)}",
+            batch_size=batch,
+            workers=workers,
+            **({"tokens": arguments.tokens} if arguments.tokens else {}),
+        )
+        reports.append(report)
+        return report.side_seconds["image"]
+
+    def decode() -> float:
+        for path in paths:
+            backbone.preprocess(PIL.Image.open(path))
+        return 0.0
+
+    ways: dict[str, Way] = {"bare": bare, "plain loop": plain_loop, "hada": hada}
+    if arguments.peer:
+        ways["clip-retrieval"] = peer(arguments, work, batch)
+    if arguments.device == "cpu":
+        ways["decode"] = decode
+    return ways
 
 
 def batch_sizes(arguments: argparse.Namespace) -> dict[str, Any]:

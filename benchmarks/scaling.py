@@ -66,7 +66,7 @@ def study(dataset: str, model: str, split: str, size: int, manifest: Path | None
     """The jobs' states and the folder of a pipeline that extracts one store."""
     from hada.extract.manifest import load_manifest, load_shipped
     from hada.pipelines.config import load_pipeline
-    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder
 
     file = Path("study.yaml")
@@ -166,9 +166,9 @@ def measure_plan(count: int) -> None:
 
 
 def _plan(survey: Any, planning: Any, jobs: Any, name: str) -> None:
-    from hada.pipelines import survey as module
+    from hada.pipelines.datasets import forget_datasets
 
-    module._read.cache_clear()
+    forget_datasets()
     began, worked = time.monotonic(), time.process_time()
     states = survey(jobs)
     planning.table(states, {})
@@ -188,7 +188,7 @@ def fill(job: Any) -> None:
     from hada.extract.backbones.base import BackboneRequest
     from hada.extract.extraction import Extraction
     from hada.extract.store import layout
-    from hada.pipelines.survey import dataset_of
+    from hada.pipelines.datasets import dataset_of
 
     request = BackboneRequest(name="one", family="fake", weights="a", options={})
     writer = Extraction.open(

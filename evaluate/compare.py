@@ -10,6 +10,7 @@ import numpy as np
 
 from hada.evaluate.packing import unpack, unpack_ranks
 from hada.evaluate.significance import Hits, bootstrap_rsums, difference, interval
+from hada.evaluate.table import standing
 from hada.extract.errors import UsageError, unknown
 from hada.fuse.ranking import KS
 
@@ -100,11 +101,9 @@ def compare(
 def sentences(found: dict[str, Any]) -> list[str]:
     """A comparison in words."""
     gap, rsum = found["rsum"], found["differences"]["rsum"]
-    within = gap["low"] <= 0 <= gap["high"]
-    word = "within noise of" if within else "above" if rsum > 0 else "below"
     pairing = "paired by image" if found["paired"] else "not paired: the items differ"
     lines = [
-        f"{found['second']} is {word} {found['first']}: {rsum:+.1f} RSum, 95 % interval "
+        f"{found['second']} is {standing(gap)} {found['first']}: {rsum:+.1f} RSum, 95 % interval "
         f"{gap['low']:+.1f} to {gap['high']:+.1f}, p = {gap['p']:.2g} ({pairing})",
         ", ".join(f"{k} {v:+.1f}" for k, v in found["differences"].items() if k != "rsum"),
     ]

@@ -4,6 +4,9 @@ An image is drawn together with all its captions, since those are not independen
 The gallery stays whole; what is resampled is which queries count. The same draws serve every
 rung, so differences between rungs are paired.
 
+A p-value is the interval turned round: 1 minus the level at which a percentile interval of the same
+resamples ends at 0. So p < 0.05 exactly where the 95 % interval leaves 0 out, from 40 resamples on.
+
 Shape letters: I images, R resamples, K figures.
 """
 
@@ -55,7 +58,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval; `p` is the two-sided bootstrap p-value of a difference being 0."""
+    """A 95 % interval; `p` is the two-sided p-value of a difference being 0, see above."""
 
     low: float
     high: float
@@ -87,10 +90,26 @@ def interval(values: NDArray[np.float64]) -> Interval:
 def difference(values: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
     """Interval and p-value of `values - others`, drawn in pairs."""
     gap = values - others
-    # One more resample than drawn on each side: a p-value of exactly 0 is never honest.
-    tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
     found = interval(gap)
-    return Interval(found.low, found.high, p=float(min(1.0, 2 * tail / (len(gap) + 1))))
+    tail = min(_share_to_zero(gap), _share_to_zero(-gap))
+    # Had one more resample been drawn, it might have been beyond 0: p is never exactly 0.
+    least = 2 / (len(gap) + 1)
+    return Interval(found.low, found.high, p=min(1.0, max(least, 2 * tail)))
+
+
+def _share_to_zero(values: NDArray[np.float64]) -> float:
+    """The largest share q with `np.quantile(values, q) <= 0`, 0 where there is none.
+
+    >>> _share_to_zero(np.array([-1.0, 1.0, 2.0])), _share_to_zero(np.array([1.0, 2.0]))
+    (0.25, 0.0)
+    """
+    ordered = np.sort(values)
+    below = int(np.searchsorted(ordered, 0.0, side="right"))
+    if below in (0, len(ordered)):
+        return float(below > 0)
+    low, high = ordered[below - 1], ordered[below]
+    # Quantiles are linear between neighbours.
+    return float((below - 1 + low / (low - high)) / (len(ordered) - 1))
 
 
 def _draws(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:

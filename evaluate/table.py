@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from hada.fuse.ranking import KS
@@ -64,11 +65,18 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def standing(gain: Mapping[str, Any]) -> str:
+    """The verdict on a difference, from its interval (`low`, `high`) alone.
+
+    >>> standing({"low": 0.4, "high": 5.7}), standing({"low": -0.1, "high": 4.0})
+    ('above', 'within noise of')
+    """
+    return "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "within noise of"
+
+
 def _against(gain: dict[str, Any], what: str) -> str:
-    within = gain["low"] <= 0 <= gain["high"]
-    word = "within noise of" if within else "above" if gain["rsum"] > 0 else "below"
     return (
-        f"{word} {what}, {gain['over']}: {gain['rsum']:+.1f} RSum, "
+        f"{standing(gain)} {what}, {gain['over']}: {gain['rsum']:+.1f} RSum, "
         f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}, p = {gain['p']:.2g}"
     )
 

@@ -49,7 +49,7 @@ def plan(pipeline: Pipeline, manifest: Manifest, as_json: bool) -> None:
       hada-pipeline plan study.yaml --root stores=/scratch/stores --json
     """
     from hada.pipelines import planning
-    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder
     from hada.pipelines.survey import survey
 
@@ -151,7 +151,7 @@ def submit(
       hada-pipeline submit study.yaml --workers 8
     """
     from hada.pipelines import slurm
-    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder, driving
     from hada.pipelines.survey import survey
 
@@ -181,7 +181,7 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
       hada-pipeline status study.yaml
     """
     from hada.pipelines import planning, slurm
-    from hada.pipelines.jobs import build_jobs
+    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder, holder
     from hada.pipelines.survey import survey
 

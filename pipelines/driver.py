@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from hada.extract.errors import HadaError
@@ -96,9 +97,11 @@ class Driver:
         *,
         decoders: int = 0,
         threads: int = 0,
+        marks: Path | None = None,
     ) -> None:
+        """`marks`: an empty folder for `worker.run_task`'s marks, where it is on this machine."""
         self._states, self._pool, self._folder = states, pool, folder
-        self._limits, self._listener = limits, listener
+        self._limits, self._listener, self._marks = limits, listener, marks
         # What each task carries beside its job.
         self._common = {
             "decoders": decoders,
@@ -118,7 +121,7 @@ class Driver:
         self.result = Result()
 
     def stop(self) -> None:
-        """Begin nothing more; what is being done is waited for."""
+        """Begin nothing more; what is being done is waited for, a model's loading is not."""
         self._stop = self.result.stopped = True
 
     def run(self) -> Result:
@@ -140,8 +143,9 @@ class Driver:
                     "start the workers' jobs? What is done is kept; the same command continues."
                 )
             while self._flying < slots and (task := self._next()) is not None:
-                self._flying += 1
-                self._pool.submit(task, lambda t, o: self._answers.put((t, o)))
+                self._submit(task)
+            if self._stop and self._none_has_begun():
+                break
             if not self._flying and (self._closed() or not (self._ready or self._again)):
                 break
             self._collect(slots)
@@ -174,6 +178,23 @@ class Driver:
             self._settle(key)
         return None
 
+    def _submit(self, task: Task) -> None:
+        self._flying += 1
+        if self._marks is not None:
+            self._number += 1
+            task = {**task, "mark": str(self._marks / str(self._number))}
+        self._pool.submit(task, lambda t, o: self._answers.put((t, o)))
+
+    def _none_has_begun(self) -> bool:
+        """Whether all tasks under way can be dropped; from then on none of them begins."""
+        if self._marks is None:
+            return False
+        try:
+            self._marks.rmdir()  # only an empty folder goes, and without it no mark can be made
+        except OSError:
+            return False
+        return True
+
     def _collect(self, slots: int) -> None:
         """Wait for an outcome, a moment at most, and take all that are there."""
         try:
@@ -183,6 +204,8 @@ class Driver:
             return
         while True:
             self._flying -= 1
+            if "mark" in answer[0]:
+                Path(answer[0]["mark"]).unlink(missing_ok=True)
             self._take(*answer, slots)
             try:
                 answer = self._answers.get_nowait()

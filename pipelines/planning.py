@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hada.extract.progress import duration, size
 from hada.extract.spec import SIDES
 from hada.pipelines.jobs import ExtractJob
 from hada.pipelines.state import rate_key
-from hada.pipelines.survey import State, pending_bytes
+from hada.pipelines.survey import State
 
 WORDS = {"done": "done", "part": "in part", "missing": "missing", "other": "DIFFERS"}
 
@@ -33,6 +33,29 @@ def estimate(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[st
         else:
             found[key] = rates.get(rate_key(key, ""))
     return found
+
+
+def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
+    """Bytes that each extraction still needs, from its own shards or a kindred store's.
+
+    None where no store of the model exists yet to tell what one of its items takes.
+    """
+    known: dict[tuple[str, str, str], float] = {}
+    for state in states.values():
+        if isinstance(state.job, ExtractJob) and state.done and state.total:
+            written = sum(state.items.values()) * state.done / state.total
+            known[_kin(state.job)] = state.bytes / written
+    needed: dict[str, int | None] = {}
+    for key, state in states.items():
+        if isinstance(state.job, ExtractJob):
+            rate = known.get(_kin(state.job))
+            left = sum(state.items.values()) * (1 - state.done / max(1, state.total))
+            needed[key] = 0 if not left else None if rate is None else int(rate * left)
+    return needed
+
+
+def _kin(job: ExtractJob) -> tuple[str, str, str]:
+    return str(job.model["name"]), job.dtype, f"{job.tokens} {bool(job.view)}"
 
 
 def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, Any]:
@@ -100,16 +123,28 @@ def _total(
     needed: Mapping[str, int | None],
     seconds: Mapping[str, float | None],
 ) -> str:
-    open_jobs = [state for state in states.values() if state.condition != "done"]
+    open_jobs = {key: state for key, state in states.items() if state.condition != "done"}
     if not open_jobs:
         return "everything is done"
-    tasks = sum(state.total - state.done for state in open_jobs)
-    known = [value for value in seconds.values() if value is not None]
-    time = f"at least {duration(sum(known))}" if len(known) < len(seconds) else duration(sum(known))
-    missing = [value for value in needed.values() if value is None]
-    room = size(sum(value or 0 for value in needed.values()))
-    return (
-        f"{len(open_jobs)} of {len(states)} jobs to do: {tasks:,} tasks, "
-        f"{'at least ' if missing else ''}{room} to write, {time} of one worker "
-        "(? is not known before a first shard)"
-    )
+    tasks = sum(state.total - state.done for state in open_jobs.values())
+    rooms = [needed[key] for key in open_jobs if key in needed]
+    times = [seconds[key] for key in open_jobs]
+    room, time = _known(rooms, size), _known(times, duration)
+    told = [f"{tasks:,} tasks"]
+    told += [f"{room} to write"] if room else []
+    told += [f"{time} of one worker"] if time else []
+    line = f"{len(open_jobs)} of {len(states)} jobs to do: {', '.join(told)}"
+    if None not in [*rooms, *times]:
+        return line
+    first = "shard is written" if rooms else "one is done"
+    if not (room or time):
+        return f"{line}; nothing is known of their size and time until a first {first}"
+    return f"{line} (? is not known until a first {first})"
+
+
+def _known(values: Sequence[float | None], in_words: Callable[[float], str]) -> str:
+    """The sum of what is known in words; nothing where that is nothing."""
+    known = sum(value or 0 for value in values)
+    if not known:
+        return ""
+    return f"{'at least ' if None in values else ''}{in_words(known)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hada.extract.console import say
@@ -17,9 +19,10 @@ from hada.extract.progress import duration
 from hada.pipelines.config import Pipeline
 from hada.pipelines.display import Display
 from hada.pipelines.driver import Driver, Limits, Result
-from hada.pipelines.jobs import ExtractJob, build_jobs
+from hada.pipelines.jobs import ExtractJob
+from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder, driving
-from hada.pipelines.survey import State, only_failed, survey
+from hada.pipelines.survey import State, survey
 
 DONE, FAILED, MORE_TO_DO = 0, 1, 3
 BATCH_WAIT_S = 24 * 3600.0
@@ -70,8 +73,8 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
         with contextlib.ExitStack() as stack:
             stopper = _Stopper()
             stack.enter_context(stopper.listening())
-            pool, reading = stack.enter_context(_pool(pipeline, request, folder, states))
-            driver = Driver(states, pool, folder, limits, display, **reading)
+            pool, details = stack.enter_context(_pool(pipeline, request, folder, states))
+            driver = Driver(states, pool, folder, limits, display, **details)
             stopper.driver = driver
             with display.shown():
                 result = driver.run()
@@ -79,11 +82,37 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
         return stopper.code or _code(result)
 
 
+def only_failed(
+    states: Mapping[str, State], failures: Iterable[tuple[str, str, int]]
+) -> dict[str, State]:
+    """Of a plan, the tasks that failed before, what waits for nothing else, and what is done."""
+    failed: dict[str, set[tuple[str, int]]] = {}
+    for key, side, shard in failures:
+        failed.setdefault(key, set()).add((side, shard))
+    kept: dict[str, State] = {}
+    for key, state in states.items():
+        if state.condition == "done":
+            kept[key] = state
+        elif isinstance(state.job, ExtractJob):
+            again = {
+                s: [k for k in shards if (s, k) in failed.get(key, ())]
+                for s, shards in state.pending.items()
+            }
+            if any(again.values()) or (key in failed and state.done == state.total):
+                kept[key] = replace(state, pending=again)
+        elif all(need in kept for need in state.job.needs) and (
+            key in failed or any(need in failed for need in state.job.needs)
+        ):
+            kept[key] = state
+            failed.setdefault(key, set())
+    return kept
+
+
 @contextlib.contextmanager
 def _pool(
     pipeline: Pipeline, request: Request, folder: Folder, states: dict[str, State]
-) -> Iterator[tuple[Any, dict[str, int]]]:
-    """The workers, and the processes or threads with which each of them decodes pictures."""
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The workers, and what else the driver needs to know of them."""
     from hada.extract.reading import cores
     from hada.pipelines import pools
 
@@ -112,12 +141,15 @@ def _pool(
     workers = max(1, min(request.workers, tasks))
     # More threads than cores wait for each other.
     threads = max(1, cores() // (len(devices) or workers))
-    with pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool:
-        yield pool, {"decoders": decoders, "threads": threads}
+    with (
+        tempfile.TemporaryDirectory(prefix="hada-marks-") as marks,
+        pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool,
+    ):
+        yield pool, {"decoders": decoders, "threads": threads, "marks": Path(marks)}
 
 
 class _Stopper:
-    """Ctrl-C and SIGTERM: the first lets tasks under way end, the second does not."""
+    """Ctrl-C and SIGTERM: the first lets what has begun end, the second does not."""
 
     def __init__(self) -> None:
         self.driver: Driver | None = None

@@ -7,13 +7,11 @@ that a hundred thousand of them take seconds.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +19,9 @@ from typing import TYPE_CHECKING, Literal
 from hada.extract import remote
 from hada.extract.errors import HadaError, StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.pipelines.jobs import EvaluateJob, ExtractJob, Job, TrainJob, dataset_entry
+from hada.pipelines.datasets import dataset_of
+from hada.pipelines.inputs import is_evaluated
+from hada.pipelines.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 
 if TYPE_CHECKING:
     from hada.extract.captions import CaptionDataset
@@ -79,7 +79,7 @@ def survey(jobs: Iterable[Job]) -> dict[str, State]:
             elif isinstance(job, EvaluateJob):
                 state = State(job=job)
                 settled = all(states[key].condition == "done" for key in job.needs)
-                state.done = int(settled and _is_evaluated(job))
+                state.done = int(settled and is_evaluated(job))
                 states[job.key] = state
     return states
 
@@ -241,104 +241,3 @@ def request_of(job: TrainJob) -> dict[str, object]:
         "recipe": job.recipe,
         "seed": job.seed,
     }
-
-
-def evaluation_inputs(job: EvaluateJob) -> str:
-    """A digest of all that a result is made from: the request, the stores' specs, the weights."""
-    from hada.extract.store.reader import read_spec
-    from hada.fuse.checkpoint import BEST
-
-    digest = hashlib.sha256(repr((job.quick, job.models, job.runs)).encode())
-    splits = [job.split] if job.quick else [job.split, job.train_split, job.val_split]
-    for split in dict.fromkeys(splits):
-        for model in job.models:
-            folder = remote.place(f"{job.stores.rstrip('/')}/{job.dataset}/{split}/{model}")
-            digest.update(read_spec(folder).digest().encode())
-    for run in job.runs:
-        digest.update((Path(run) / BEST).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def inputs_file(job: EvaluateJob) -> Path:
-    """Where the digest of a result's inputs lies."""
-    output = Path(job.output)
-    return output.with_name(f".{output.stem}.inputs")
-
-
-def _is_evaluated(job: EvaluateJob) -> bool:
-    file = inputs_file(job)
-    if not (file.exists() and Path(job.output).exists()):
-        return False
-    try:
-        return file.read_text().strip() == evaluation_inputs(job)
-    except (StoreError, OSError):
-        return False
-
-
-def dataset_of(job: ExtractJob) -> CaptionDataset:
-    """The job's split; the last few are kept."""
-    from hada.extract.backbones import REGION_FAMILIES
-
-    pictures = job.model["family"] not in REGION_FAMILIES
-    return _read(json.dumps(job.dataset, sort_keys=True), job.split, pictures)
-
-
-def forget_datasets() -> None:
-    """Read annotations anew: their files may have changed."""
-    _read.cache_clear()
-
-
-@functools.lru_cache(maxsize=4)
-def _read(dataset: str, split: str, pictures: bool) -> CaptionDataset:
-    from hada.extract.captions import read_dataset
-
-    return read_dataset(dataset_entry(json.loads(dataset)), split, pictures=pictures)
-
-
-def only_failed(
-    states: Mapping[str, State], failures: Iterable[tuple[str, str, int]]
-) -> dict[str, State]:
-    """Of a plan, the tasks that failed before, what waits for nothing else, and what is done."""
-    failed: dict[str, set[tuple[str, int]]] = {}
-    for key, side, shard in failures:
-        failed.setdefault(key, set()).add((side, shard))
-    kept: dict[str, State] = {}
-    for key, state in states.items():
-        if state.condition == "done":
-            kept[key] = state
-        elif isinstance(state.job, ExtractJob):
-            again = {
-                s: [k for k in shards if (s, k) in failed.get(key, ())]
-                for s, shards in state.pending.items()
-            }
-            if any(again.values()) or (key in failed and state.done == state.total):
-                kept[key] = replace(state, pending=again)
-        elif all(need in kept for need in state.job.needs) and (
-            key in failed or any(need in failed for need in state.job.needs)
-        ):
-            kept[key] = state
-            failed.setdefault(key, set())
-    return kept
-
-
-def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
-    """Bytes that each extraction still needs, from its own shards or a kindred store's.
-
-    None where no store of the model exists yet to tell what one of its items takes.
-    """
-    known: dict[tuple[str, str, str], float] = {}
-    for state in states.values():
-        if isinstance(state.job, ExtractJob) and state.done and state.total:
-            written = sum(state.items.values()) * state.done / state.total
-            known[_kin(state.job)] = state.bytes / written
-    needed: dict[str, int | None] = {}
-    for key, state in states.items():
-        if isinstance(state.job, ExtractJob):
-            rate = known.get(_kin(state.job))
-            left = sum(state.items.values()) * (1 - state.done / max(1, state.total))
-            needed[key] = 0 if not left else None if rate is None else int(rate * left)
-    return needed
-
-
-def _kin(job: ExtractJob) -> tuple[str, str, str]:
-    return str(job.model["name"]), job.dtype, f"{job.tokens} {bool(job.view)}"

@@ -61,7 +61,8 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
         task: `job` as `jobs.to_json` gives it, and for extractions `side` ("image", "caption", or
             "finish" after the last shard) and `shard`. `decoders` is the number of processes that
             decode pictures, `threads` that of threads where there are none, `log` a file for what
-            the work says, `run` a name of the driver's run.
+            the work says, `run` a name of the driver's run, `mark` a file to make when the model
+            is loaded and the work begins.
     """
     job = from_json(task["job"])
     outcome = Outcome(
@@ -91,9 +92,17 @@ def _work(job: Job, task: dict[str, Any], outcome: Outcome) -> None:
         _STATION.extract(job, task, outcome)
     elif isinstance(job, TrainJob):
         _STATION.clear()
+        _mark(task)
         _train(job, outcome)
     elif isinstance(job, EvaluateJob):
+        _mark(task)
         _evaluate(job)
+
+
+def _mark(task: dict[str, Any]) -> None:
+    """Say that the work begins; fails where the driver has stopped and does not wait for it."""
+    if "mark" in task:
+        Path(task["mark"]).touch()
 
 
 class Station:
@@ -114,6 +123,7 @@ class Station:
         with self._lock:
             self._begin(task.get("run", ""))
             extraction = self._open(job, int(task.get("decoders", 0)))
+            _mark(task)
             extraction.most_threads = task.get("threads") or MOST_THREADS
             report = new_report(extraction)
             if task["side"] == FINISH:
@@ -147,7 +157,7 @@ class Station:
     def _begin(self, run: str) -> None:
         """A worker that outlives a run may find other files, and other jobs of the same keys."""
         if run != self._run:
-            from hada.pipelines.survey import forget_datasets
+            from hada.pipelines.datasets import forget_datasets
 
             self._close()
             forget_datasets()
@@ -157,7 +167,7 @@ class Station:
         from hada.extract.allocator import reuse_freed_memory
         from hada.extract.extraction import Extraction
         from hada.extract.job import load_model
-        from hada.pipelines.survey import dataset_of
+        from hada.pipelines.datasets import dataset_of
 
         reuse_freed_memory()
         model, data = job.model_entry(), dataset_of(job)
@@ -220,7 +230,7 @@ def _evaluate(job: EvaluateJob) -> None:
     from hada.evaluate.recall import evaluate
     from hada.extract import atomic
     from hada.extract.manifest import Defaults, Manifest
-    from hada.pipelines.survey import evaluation_inputs, inputs_file
+    from hada.pipelines.inputs import evaluation_inputs, inputs_file
 
     inputs = evaluation_inputs(job)
     manifest = Manifest(

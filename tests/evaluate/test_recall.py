@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hada.evaluate.rungs import (
     weighted_sum,
 )
 from hada.evaluate.significance import Hits, bootstrap_rsums, difference, interval
-from hada.evaluate.table import render, verdicts
+from hada.evaluate.table import render, standing, verdicts
 from hada.extract.errors import NonFiniteError, StoreMismatchError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader, open_store, write_store
@@ -164,6 +165,33 @@ def test_intervals_are_reproducible_and_paired(gallery: Gallery) -> None:
     assert (
         interval(one).low < recalls(rank_positives(*single_models(gallery)[0].pair, OWNER))["rsum"]
     )
+
+
+def test_verdict_and_p_never_contradict_each_other() -> None:
+    random = np.random.default_rng(0)
+    verdicts_seen: Counter[str] = Counter()
+    for _ in range(3000):
+        resamples = int(random.choice([40, 100, 101, 200, 999]))
+        # Half a standard deviation around where the 95 % interval ends at 0, on either side.
+        centre = random.choice([-1, 1]) * random.uniform(1.4, 2.5)
+        gap = random.normal(centre, 1, resamples)
+        if random.random() < 0.5:
+            gap = np.round(gap, 1)  # recall comes in steps, so resamples tie with 0
+        found = difference(gap, np.zeros(resamples))
+        assert found.p is not None
+        verdict = standing(vars(found))
+        assert (found.p < 0.05) == (verdict != "within noise of"), (found, resamples)
+        assert difference(-gap, np.zeros(resamples)).p == found.p
+        verdicts_seen[verdict] += 1
+    assert min(verdicts_seen[word] for word in ("above", "below", "within noise of")) > 300
+
+
+def test_p_is_where_the_percentile_interval_ends_at_zero() -> None:
+    gap = np.random.default_rng(1).normal(1.5, 1, 500)
+    found = difference(gap, np.zeros(500))
+    assert found.p is not None
+    assert 0.05 < found.p < 0.3
+    assert np.quantile(gap, found.p / 2) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_constant_scorer_gets_chance(gallery: Gallery) -> None:

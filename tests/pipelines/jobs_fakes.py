@@ -46,13 +46,17 @@ class Accident(FakeBackbone):
     """A fake model that, by its weights' words `HOW:FILE`, meets with an accident.
 
     how: "kill" and "raise" happen in every batch of pictures until FILE is gone, which "kill"
-    removes itself; "poison" kills in every batch; "slow" takes a while, or what FILE says.
+    removes itself; "poison" kills in every batch; "slow" takes a while, or what FILE says. "load"
+    makes FILE and takes two minutes to load, unless FILE is there.
     """
 
     def __init__(self, request: BackboneRequest) -> None:
         super().__init__(request, FakeOptions())
         self._how, _, file = request.weights.partition(":")
         self._file = Path(file)
+        if self._how == "load" and not self._file.exists():
+            self._file.touch()
+            time.sleep(120)
 
     def encode_images(self, pixels: Any) -> Any:
         if self._how == "kill" and self._file.exists():

@@ -21,9 +21,11 @@ from jobs_fakes import PIPELINE, make_study
 
 from hada.evaluate.cli import evaluate as evaluate_command
 from hada.extract.cli import extract as extract_command
+from hada.extract.spec import SIDES
 from hada.fuse.cli import fuse as fuse_command
 from hada.pipelines.cli import pipeline as command
-from hada.pipelines.jobs import build_jobs
+from hada.pipelines.planning import table
+from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder
 from hada.pipelines.survey import survey
 
@@ -202,6 +204,25 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     assert stores(tmp_path / "stores") == serial("one", "two")
 
 
+def test_a_model_that_loads_is_not_waited_for(tmp_path: Path) -> None:
+    mark = tmp_path / "loading"
+    accident(tmp_path, f"load:{mark}")
+    process = start(tmp_path)
+    wait_for("loading", 1, tmp_path, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert time.monotonic() - began < 60, "the model takes two minutes"
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "to do still: extract/tiny/train/one" in said
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert list((tmp_path / "stores").rglob("*.lock")) == []
+    assert run(tmp_path)[0] == 0
+    assert stores(tmp_path / "stores") == serial("one", "two")
+
+
 def test_a_worker_and_the_driver_killed(tmp_path: Path) -> None:
     slow(tmp_path)
     process = start(tmp_path, "--workers", "2")
@@ -257,13 +278,19 @@ def test_a_store_of_another_request(tmp_path: Path) -> None:
 
 
 def test_plan_writes_nothing_and_tells_all(tmp_path: Path) -> None:
-    make_study(tmp_path)
+    study = make_study(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     text = call(command, "plan", "study.yaml")
     assert sorted(tmp_path.rglob("*")) == before
     assert "extract   tiny/train/one" in text
     assert "missing     0/6" in text
     assert json.loads(call(command, "plan", "study.yaml", "--json"))["jobs"][0]["total"] == 6
+    last = text.splitlines()[-1]
+    assert last.startswith("6 of 6 jobs to do: 20 tasks; nothing is known of their size and time")
+    rates = {f"extract/one/{side}": 2.0 for side in SIDES}
+    last = table(survey(build_jobs(*study)), rates).splitlines()[-1]
+    known = "20 tasks, at least 18s of one worker (? is not known until a first shard is written)"
+    assert last == f"6 of 6 jobs to do: {known}"
 
 
 def test_records_of_a_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from test_pipeline_run import accident, serial, stores
 
 from hada.pipelines import slurm
 from hada.pipelines.config import Cluster
-from hada.pipelines.jobs import build_jobs
+from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder
 from hada.pipelines.survey import survey
 
