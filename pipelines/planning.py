@@ -130,7 +130,7 @@ def _total(
     rooms = [needed[key] for key in open_jobs if key in needed]
     times = [seconds[key] for key in open_jobs]
     room, time = _known(rooms, size), _known(times, duration)
-    told = [f"{tasks:,} tasks"]
+    told = ["1 task" if tasks == 1 else f"{tasks:,} tasks"]
     told += [f"{room} to write"] if room else []
     told += [f"{time} of one worker"] if time else []
     line = f"{len(open_jobs)} of {len(states)} jobs to do: {', '.join(told)}"
