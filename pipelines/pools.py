@@ -45,6 +45,8 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": "15 minutes",
     # Models hold the interpreter for long; that is no news here.
     "distributed.admin.tick.limit": "10 minutes",
+    # Dask would look at every worker's stack a hundred times a second, for its dashboard.
+    "distributed.worker.profile.enabled": False,
 }
 SLOTS_KEPT_S = 1.0
 
