@@ -108,23 +108,22 @@ class GraphLayer(nn.Module):
         Such a node hears only itself, so it leaves GATv2 as a_h (W_l h + b_l) + bias, where the
         dropout on its one weight makes a_h 0 or 1 / (1 - p) for each head.
         """
-        rest = []
+        attention, found = self.attention, []
+        count = sum(len(h) - len(layout.rows_B) for h, layout in zip(nodes, layouts, strict=True))
+        composite = self._composite_pays(count) and self._composite()
         for h, layout in zip(nodes, layouts, strict=True):
             token_S = torch.ones(len(h), dtype=torch.bool, device=h.device)
             token_S[layout.rows_B] = False
-            rest.append(h.index_select(0, token_S.nonzero()[:, 0]))
-        attention, found = self.attention, []
-        composite = self._composite_pays(sum(map(len, rest))) and self._composite()
-        for h_NW in rest:
+            rows_N = token_S.nonzero()[:, 0]
             share_NH: Tensor | None = None
             if attention.dropout:
                 keep = 1 - attention.dropout
-                kept_NH = torch.rand(len(h_NW), attention.heads, device=h_NW.device) < keep
-                share_NH = kept_NH.to(h_NW.dtype) / keep
+                kept_NH = torch.rand(len(rows_N), attention.heads, device=h.device) < keep
+                share_NH = kept_NH.to(h.dtype) / keep
             if composite:
-                found += _through(h_NW, share_NH, *composite)
+                found += _through(h, rows_N, share_NH, *composite)
                 continue
-            keys_NX = attention.lin_l(h_NW)
+            keys_NX = attention.lin_l(h.index_select(0, rows_N))
             if share_NH is not None:
                 width = keys_NX.shape[1] // attention.heads
                 keys_NX = keys_NX * share_NH.repeat_interleave(width, dim=1)
@@ -154,16 +153,23 @@ class GraphLayer(nn.Module):
 
 
 def _through(
-    h_NW: Tensor, share_NH: Tensor | None, joint_HGW: Tensor, shift_HG: Tensor, constant_G: Tensor
+    h_SW: Tensor,
+    rows_N: Tensor,
+    share_NH: Tensor | None,
+    joint_HGW: Tensor,
+    shift_HG: Tensor,
+    constant_G: Tensor,
 ) -> list[Tensor]:
-    """(n, G) parts of rows through the composite: one product for each way of dropping heads."""
+    """(n, G) parts of some rows through the composite: one product a way of dropping heads."""
     if share_NH is None:
-        return [F.linear(h_NW, joint_HGW.sum(0), shift_HG.sum(0) + constant_G)]
+        rest_NW = h_SW.index_select(0, rows_N)
+        return [F.linear(rest_NW, joint_HGW.sum(0), shift_HG.sum(0) + constant_G)]
     parts = []
     for some in _alike(share_NH > 0):
         share_H = share_NH[some[0]]
         weight_GW, bias_G = torch.tensordot(share_H, joint_HGW, dims=1), share_H @ shift_HG
-        parts.append(F.linear(h_NW.index_select(0, some), weight_GW, bias_G + constant_G))
+        part = h_SW.index_select(0, rows_N.index_select(0, some))
+        parts.append(F.linear(part, weight_GW, bias_G + constant_G))
     return parts
 
 
