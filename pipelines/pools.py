@@ -49,6 +49,8 @@ SETTINGS = {
     "distributed.worker.profile.enabled": False,
 }
 SLOTS_KEPT_S = 1.0
+# What Slurm says where it has no node for a job, and how long that may be so for the moment only.
+NO_NODE, NO_NODE_S = "Requested node configuration is not available", 30.0
 
 
 class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc]
@@ -258,14 +260,19 @@ def _test_only(script: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        try:
-            done = subprocess.run(
-                ["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError as error:
-            raise UsageError("--on slurm: there is no sbatch on this machine") from error
-    if done.returncode:
-        raise HadaError(f"Slurm refuses the workers' jobs: {done.stderr.strip()}")
+        words = ["sbatch", "--test-only", file.name]
+        end = time.monotonic() + NO_NODE_S
+        while True:
+            try:
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+            except FileNotFoundError as error:
+                raise UsageError("--on slurm: there is no sbatch on this machine") from error
+            if not done.returncode:
+                return
+            # This is also said of nodes that are being drained, or have just come back.
+            if NO_NODE not in done.stderr or time.monotonic() > end:
+                raise HadaError(f"Slurm refuses the workers' jobs: {done.stderr.strip()}")
+            time.sleep(1)
 
 
 @contextlib.contextmanager

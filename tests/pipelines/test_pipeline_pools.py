@@ -17,7 +17,7 @@ from jobs_fakes import make_study
 from test_pipeline_run import ENVIRONMENT, ONLY_EXTRACT, run, serial, stores
 
 from hada.extract.cli import extract as extract_command
-from hada.extract.errors import UsageError
+from hada.extract.errors import HadaError, UsageError
 from hada.pipelines import pools
 from hada.pipelines.config import Cluster
 from hada.pipelines.state import BEAT_S, SILENT_S, BusyError, Folder, driving, holder
@@ -175,3 +175,35 @@ def test_a_place_nobody_knows(tmp_path: Path) -> None:
     code, said = run(tmp_path, "--on", "slrum")
     assert code == 2
     assert "expected local, slurm" in said
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("Requested node configuration is not available", None),
+        ("Requested node configuration is not available for ever", "not available for ever"),
+        ("invalid partition specified: gpu", "invalid partition"),
+    ],
+)
+def test_slurm_refuses_for_a_moment_or_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, message: str | None
+) -> None:
+    """A command in sbatch's place, which has a node from the third call on, unless for ever."""
+    calls = tmp_path / "calls"
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        f"#!/bin/sh\necho x >> {calls}\n"
+        f'[ "$(wc -l < {calls})" -gt 2 ] && [ -z "$EVER" ] && exit 0\n'
+        f"echo 'allocation failure: {says}' >&2\nexit 1\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("EVER", "" if message is None else "yes")
+    monkeypatch.setattr(pools, "NO_NODE_S", 2.0 if message else 30.0)
+    if message is None:
+        pools._test_only("#!/bin/sh\n")
+    else:
+        with pytest.raises(HadaError, match=f"Slurm refuses the workers' jobs: .*{message}"):
+            pools._test_only("#!/bin/sh\n")
+    many = len(calls.read_text().split())
+    assert many == 3 if message is None else (many > 1) == (pools.NO_NODE in says)
