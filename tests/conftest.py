@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import golden_files
 import pytest
-from places import ROOT
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Golden vectors, checkpoints and photographs; they are not part of the project."""
-    folder = Path(os.environ.get("HADA_SHARED", ROOT.parent / "shared"))
+    """Checkpoints, photographs and the largest vectors; they are not part of the project."""
+    folder = golden_files.shared_folder()
     if not folder.is_dir():
-        pytest.skip("needs the shared folder of golden vectors beside the checkout")
+        pytest.skip("needs the shared folder of checkpoints and photographs beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_root() -> Path:
+    """The golden vectors: those of tests/golden, and the large ones where they are at hand."""
+    return golden_files.golden_root()
 
 
 @pytest.fixture(autouse=True)

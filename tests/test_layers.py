@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_the_wheel_holds_every_package_and_no_bare_name(tmp_path: Path) -> None:
         "hada",
         next(name.partition("/")[0] for name in names if ".dist-info" in name),
     }
+    assert not [name for name in names if "golden" in name or name.endswith(".tar.xz")]
     with zipfile.ZipFile(wheel) as archive:
         shipped = archive.read("hada/extract/data_manifest.yaml")
     assert shipped == (ROOT / "data_manifest.yaml").read_bytes()
@@ -148,5 +150,26 @@ def test_no_large_file_is_committed() -> None:
         if name and (ROOT / name).exists()
     }
     assert max(sizes.values()) < 5_000_000
-    weights = [size for name, size in sizes.items() if name.endswith((".safetensors", ".bin"))]
-    assert sum(weights) < 12_000_000
+    # Weights that a wheel ships; the golden vectors of the tests are not among them.
+    shipped = [
+        size
+        for name, size in sizes.items()
+        if name.endswith((".safetensors", ".bin")) and name.startswith(ROOMS)
+    ]
+    assert sum(shipped) < 12_000_000
+    golden = [size for name, size in sizes.items() if name.startswith("tests/golden/")]
+    assert sum(golden) < 18_500_000
+
+
+def test_the_source_archive_holds_no_golden_vectors(tmp_path: Path) -> None:
+    code = "import sys, setuptools.build_meta as build; build.build_sdist(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("hada-*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = file.getnames()
+    assert any(name.endswith("/fuse/model.py") for name in names)
+    assert not [name for name in names if "tests/golden" in name or name.endswith(".tar.xz")]
+    assert archive.stat().st_size < 12_000_000

@@ -118,8 +118,8 @@ def test_concatenation_and_linear_learns() -> None:
     assert recalls(rank_positives(*rung.pair, OWNER))["rsum"] > 300
 
 
-def test_golden_recall(shared: Path) -> None:
-    golden = np.load(shared / "golden" / "hada" / "recall.npz")
+def test_golden_recall(golden_root: Path) -> None:
+    golden = np.load(golden_root / "hada" / "recall.npz")
     for case in sorted({name.partition(".")[0] for name in golden.files}):
         scores = golden[f"{case}.sims"]
         owner = np.repeat(np.arange(len(scores)), scores.shape[1] // len(scores))

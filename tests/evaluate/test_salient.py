@@ -14,13 +14,13 @@ from hada.extract.errors import UsageError
 
 
 @pytest.fixture
-def wca(shared: Path) -> Any:
-    return np.load(shared / "golden" / "wca" / "wca_small.npz")
+def wca(golden_root: Path) -> Any:
+    return np.load(golden_root / "wca" / "wca_small.npz")
 
 
 @pytest.fixture
-def lgca(shared: Path) -> Any:
-    return np.load(shared / "golden" / "wca" / "lgca_inferred_small.npz")
+def lgca(golden_root: Path) -> Any:
+    return np.load(golden_root / "wca" / "lgca_inferred_small.npz")
 
 
 def texts(golden: Any, rules: Rules) -> Any:

@@ -24,8 +24,8 @@ from hada.extract.store import open_store
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (43, 64, 3), dtype=np.uint8))
 
 
-def test_expansions_are_the_specifications(shared: Path) -> None:
-    golden = np.load(shared / "golden" / "wca" / "lgca_inferred_small.npz")
+def test_expansions_are_the_specifications(golden_root: Path) -> None:
+    golden = np.load(golden_root / "wca" / "lgca_inferred_small.npz")
     size = int(golden["geom_W"]), int(golden["geom_H"])
     for boxes in golden["geom_boxes_xys"]:
         for before, after in itertools.pairwise(boxes):

@@ -30,8 +30,8 @@ def load(path: Path | str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "backbones" / "albef"
+def golden(golden_root: Path) -> Path:
+    return golden_root / "backbones" / "albef"
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_grid_is_interpolated(golden: Path, copy: Path) 
 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
-def test_golden_preprocessing(shared: Path, golden: Path, name: str) -> None:
+def test_golden_preprocessing(golden: Path, name: str) -> None:
     from hada.extract.images import open_image
 
     folder = golden.parent / "preproc"

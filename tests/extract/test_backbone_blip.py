@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from contracts_backbone import CAPTIONS, BackboneContract
+from golden_files import at_hand
 from numpy.typing import NDArray
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
@@ -85,8 +86,8 @@ class TestBlip(BackboneContract):
 
 
 @pytest.fixture(params=GOLDEN)
-def golden(request: pytest.FixtureRequest, shared: Path) -> Path:
-    return shared / "golden" / "backbones" / str(request.param)
+def golden(request: pytest.FixtureRequest, golden_root: Path) -> Path:
+    return at_hand(golden_root / "backbones" / str(request.param))
 
 
 def test_golden_features_and_tokens(golden: Path) -> None:
@@ -121,10 +122,10 @@ def test_golden_cleaning(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
-def test_golden_preprocessing(shared: Path, name: str) -> None:
+def test_golden_preprocessing(golden_root: Path, name: str) -> None:
     from hada.extract.images import open_image
 
-    folder = shared / "golden" / "backbones"
+    folder = golden_root / "backbones"
     picture = open_image(folder / "preproc" / f"{name}.png")
     with np.load(folder / "preproc" / "golden.npz") as expected:
         values = load(folder / "blip_base" / FILE).preprocess(picture)
@@ -152,8 +153,8 @@ class TestHeads:
     """A wrong number of heads loads without error and changes every feature."""
 
     @pytest.fixture
-    def folder(self, shared: Path, tmp_path: Path) -> Path:
-        source = shared / "golden" / "backbones" / "blip_base"
+    def folder(self, golden_root: Path, tmp_path: Path) -> Path:
+        source = golden_root / "backbones" / "blip_base"
         for name in (FILE, "vocab.txt", "med_config.json", "model_config.json"):
             shutil.copy(source / name, tmp_path / name)
             (tmp_path / name).chmod(0o644)
@@ -220,21 +221,21 @@ class TestHeads:
         ("lightningdot/LightningDot.pt", "lightningdot"),
     ],
 )
-def test_checkpoints_of_other_families(shared: Path, file: str, family: str) -> None:
+def test_checkpoints_of_other_families(golden_root: Path, file: str, family: str) -> None:
     with pytest.raises(CheckpointError, match=f"set `family: {family}`"):
-        load(shared / "golden" / "backbones" / file)
+        load(golden_root / "backbones" / file)
 
 
-def test_an_open_clip_checkpoint(shared: Path, tmp_path: Path) -> None:
-    source = shared / "golden" / "backbones" / "openclip" / "open_clip_pytorch_model.bin"
+def test_an_open_clip_checkpoint(golden_root: Path, tmp_path: Path) -> None:
+    source = golden_root / "backbones" / "openclip" / "open_clip_pytorch_model.bin"
     shutil.copy(source, tmp_path / "clip.pth")
     with pytest.raises(CheckpointError, match="CLIP weights"):
         load(tmp_path / "clip.pth")
 
 
-def test_a_folder_of_another_model(shared: Path) -> None:
+def test_a_folder_of_another_model(golden_root: Path) -> None:
     with pytest.raises(CheckpointError, match="expected 'blip'"):
-        load(shared / "golden" / "backbones" / "blip2" / "model")
+        load(golden_root / "backbones" / "blip2" / "model")
 
 
 def test_the_tokenizer_has_to_fit(tmp_path: Path) -> None:

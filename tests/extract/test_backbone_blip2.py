@@ -25,13 +25,13 @@ def load(path: Path | str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "backbones" / "blip2"
+def golden(golden_root: Path) -> Path:
+    return golden_root / "backbones" / "blip2"
 
 
 @pytest.fixture(scope="session")
-def vocabulary(shared: Path) -> str:
-    return str(shared / "golden" / "backbones" / "albef" / "vocab.txt")
+def vocabulary(golden_root: Path) -> str:
+    return str(golden_root / "backbones" / "albef" / "vocab.txt")
 
 
 @pytest.fixture
@@ -162,11 +162,11 @@ def test_missing_keys_and_nan(folder: Path) -> None:
         load(folder)
 
 
-def test_other_models(shared: Path, folder: Path) -> None:
+def test_other_models(golden_root: Path, folder: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'queries'"):
         load(folder, image_tokens="query")
     edit_config(folder, "", model_type="blip")
     with pytest.raises(CheckpointError, match="holds a 'blip' model, expected 'blip-2'"):
         load(folder)
     with pytest.raises(CheckpointError, match="no model folder at"):
-        load(shared / "golden" / "backbones" / "albef" / "flickr30k.pth")
+        load(golden_root / "backbones" / "albef" / "flickr30k.pth")

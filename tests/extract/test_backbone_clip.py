@@ -312,8 +312,8 @@ class TestGolden:
     """A checkpoint and features made with the official code."""
 
     @pytest.fixture
-    def folder(self, shared: Path) -> Path:
-        return shared / "golden" / "backbones" / "openclip"
+    def folder(self, golden_root: Path) -> Path:
+        return golden_root / "backbones" / "openclip"
 
     def test_features(self, folder: Path) -> None:
         backbone = load(folder)
@@ -334,13 +334,13 @@ class TestGolden:
             load(folder).tokenize(["a dog"])
 
     @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
-    def test_preprocessing(self, shared: Path, name: str) -> None:
+    def test_preprocessing(self, golden_root: Path, name: str) -> None:
         from hada.extract.images import open_image
 
-        pictures = shared / "golden" / "backbones" / "preproc"
+        pictures = golden_root / "backbones" / "preproc"
         picture = open_image(pictures / f"{name}.png")
         with np.load(pictures / "golden.npz") as golden:
-            values = load(shared / "golden" / "backbones" / "openclip").preprocess(picture)
+            values = load(golden_root / "backbones" / "openclip").preprocess(picture)
             np.testing.assert_array_equal(values, golden[f"{name}_clip64"])
 
 

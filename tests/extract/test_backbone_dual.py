@@ -229,9 +229,9 @@ def test_max_tokens(tmp_path: Path) -> None:
     assert backbone.truncated == 1
 
 
-def test_not_a_dual_encoder(tmp_path: Path, shared: Path) -> None:
+def test_not_a_dual_encoder(tmp_path: Path, golden_root: Path) -> None:
     with pytest.raises(CheckpointError, match="set `family: blip`"):
-        load(shared / "golden" / "backbones" / "blip2" / "model")
+        load(golden_root / "backbones" / "blip2" / "model")
     transformers.BertModel(transformers.BertConfig(**TEXT)).save_pretrained(tmp_path / "bert")
     with pytest.raises(CheckpointError, match="'bert' model, expected a dual encoder"):
         load(tmp_path / "bert")

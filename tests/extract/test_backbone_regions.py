@@ -37,8 +37,8 @@ PLACES = [
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "backbones"
+def golden(golden_root: Path) -> Path:
+    return golden_root / "backbones"
 
 
 @pytest.fixture(scope="session")

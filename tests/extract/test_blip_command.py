@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from golden_files import at_hand
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
@@ -38,9 +39,9 @@ models:
 
 
 @pytest.fixture(params=["blip_base", "blip_large_like"])
-def golden(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> Path:
+def golden(request: pytest.FixtureRequest, golden_root: Path, tmp_path: Path) -> Path:
     """A project whose manifest names the official checkpoint and a dataset of golden items."""
-    folder: Path = shared / "golden" / "backbones" / str(request.param)
+    folder = at_hand(golden_root / "backbones" / str(request.param))
     data = tmp_path / "data"
     data.mkdir()
     texts = json.loads((folder / "texts.json").read_text())["raw"]

@@ -11,6 +11,7 @@ import golden_ids
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from golden_files import at_hand
 
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.cli import extract
@@ -65,10 +66,10 @@ def command(*arguments: str) -> None:
 
 @pytest.mark.parametrize(("folder", "file", "suffix", "family"), CHECKPOINTS)
 def test_golden(
-    shared: Path, tmp_path: Path, folder: str, file: str, suffix: str, family: str
+    golden_root: Path, tmp_path: Path, folder: str, file: str, suffix: str, family: str
 ) -> None:
-    golden = shared / "golden" / "backbones"
-    texts = json.loads((golden / folder / f"texts{suffix}.json").read_text())
+    golden = golden_root / "backbones"
+    texts = json.loads((at_hand(golden / folder) / f"texts{suffix}.json").read_text())
     make_project(tmp_path, golden / "preproc", texts["raw"])
     weights = str(golden / folder / file)
     command("--model", f"g={family}:{weights}", "--batch-size", "3")
@@ -89,9 +90,9 @@ def test_golden(
 
 
 @pytest.mark.parametrize("family", ["blip2", "clip"])
-def test_golden_ids(shared: Path, tmp_path: Path, family: str) -> None:
+def test_golden_ids(golden_root: Path, tmp_path: Path, family: str) -> None:
     """Models whose golden captions are ids: folders with a vocabulary in which ids are words."""
-    golden = shared / "golden" / "backbones"
+    golden = golden_root / "backbones"
     source, mask_name, embed_name = {
         "blip2": ("blip2/model", "attention_mask", "text_embed"),
         "clip": ("openclip", "text_mask", "text_proj_unnorm"),

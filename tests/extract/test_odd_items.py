@@ -166,10 +166,10 @@ def model(family: str, golden: Path) -> str:
     [("fake", 0), ("fake", 2), ("albef", 0), ("blip", 0), ("clip", 0), ("dual", 0)],
 )
 def test_every_item_is_handled_or_reported(
-    shared: Path, tmp_path: Path, family: str, workers: int
+    golden_root: Path, tmp_path: Path, family: str, workers: int
 ) -> None:
     names = make_project(tmp_path)
-    described = model(family, shared / "golden" / "backbones")
+    described = model(family, golden_root / "backbones")
     result = command("--model", described, "--workers", str(workers))
     assert result.exit_code == 0, result.output
     assert "Traceback" not in result.output

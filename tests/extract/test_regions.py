@@ -48,8 +48,8 @@ def save_tsv(file: Path, images: dict[str, dict[str, np.ndarray]]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Path:
-    return shared / "golden" / "backbones"
+def golden(golden_root: Path) -> Path:
+    return golden_root / "backbones"
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def data(split: str = "train") -> CaptionDataset:
     return read_dataset(load_manifest().dataset(), split)
 
 
-def model(family: str, folder: Path, shared: Path) -> Any:
-    golden = shared / "golden" / "backbones"
+def model(family: str, folder: Path, golden_root: Path) -> Any:
+    golden = golden_root / "backbones"
     places = {
         "fake": lambda: "a",
         "clip": lambda: test_backbone_clip.make_folder(
@@ -70,11 +70,13 @@ def extract(backbone: Any, path: str, workers: int, **options: Any) -> Report:
 
 
 @pytest.mark.parametrize("family", ["fake", "blip"])
-def test_the_same_bytes_whatever_their_number(shared: Path, tmp_path: Path, family: str) -> None:
+def test_the_same_bytes_whatever_their_number(
+    golden_root: Path, tmp_path: Path, family: str
+) -> None:
     makers.make_project(tmp_path)
     broken = tmp_path / "data" / "images" / "train_004.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    backbone = model(family, tmp_path / "weights", shared)
+    backbone = model(family, tmp_path / "weights", golden_root)
     counts = (0, 1, 3)
     reports = [extract(backbone, f"stores/{count}", count) for count in counts]
     assert [list(report.failures) for report in reports] == [["train_004.jpg"]] * len(counts)
@@ -87,10 +89,10 @@ def test_the_same_bytes_whatever_their_number(shared: Path, tmp_path: Path, fami
 
 
 @pytest.mark.parametrize("family", ["fake", "clip", "dual", "blip", "albef"])
-def test_transforms_travel(shared: Path, tmp_path: Path, family: str) -> None:
+def test_transforms_travel(golden_root: Path, tmp_path: Path, family: str) -> None:
     """Here, and not in a process, which would have to import PyTorch for some of them."""
     makers.make_project(tmp_path)
-    backbone = model(family, tmp_path / "weights", shared)
+    backbone = model(family, tmp_path / "weights", golden_root)
     items = PictureItems(backbone, data())
     assert items.portable
     packed = pickle.dumps(items.reader)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+import golden_files
 import numpy as np
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def folder() -> Path:
-    """The folder of golden vectors; skips the test, with the reason, where there is none."""
-    shared = Path(os.environ.get("HADA_SHARED", ROOT.parent / "shared"))
-    path = shared / "golden" / "hada"
-    if not path.is_dir():
-        pytest.skip(f"no golden vectors at {path} (set HADA_SHARED)")
-    return path
+    """The folder of the fusion's golden vectors."""
+    return golden_files.golden_root() / "hada"
 
 
 def load_npz(name: str) -> dict[str, np.ndarray]:
     """One golden .npz as a dict."""
-    with np.load(folder() / name, allow_pickle=False) as file:
+    with np.load(golden_files.at_hand(folder() / name), allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -31,7 +24,7 @@ def load_safetensors(name: str) -> dict[str, Any]:
     """One golden .safetensors as float32 (and integer) tensors."""
     from safetensors.torch import load_file
 
-    tensors = load_file(folder() / name)
+    tensors = load_file(golden_files.at_hand(folder() / name))
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 

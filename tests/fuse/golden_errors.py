@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuse_golden import load_npz, load_safetensors, our_keys
@@ -231,7 +233,10 @@ def main() -> None:
     """Print the table."""
     sys.stdout.write("| file | largest errors |\n| --- | --- |\n")
     for name, errors in TABLE.items():
-        cells = ", ".join(f"{what} {error:.1e}" for what, error in errors().items())
+        try:
+            cells = ", ".join(f"{what} {error:.1e}" for what, error in errors().items())
+        except pytest.skip.Exception as reason:
+            cells = str(reason)
         sys.stdout.write(f"| {name} | {cells} |\n")
 
 
