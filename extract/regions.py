@@ -13,9 +13,7 @@ Letters: N regions, F feature width (2048).
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract import array_files
 from hada.extract.errors import DatasetError, UsageError
 
 # Tried in this order where no pattern is given: HADA's, COCO's and Flickr30k's names.
@@ -32,6 +31,9 @@ _UNITER = ("norm_bb", "features", "conf")
 _HADA = ("bbox_ft", "bbox_pos", "objects_conf", "attrs_conf", "image_w", "image_h")
 _PYTORCH = ("x", "bbox", "image_w", "image_h")
 LAYOUTS = (_UNITER, _HADA, _PYTORCH)
+
+# The regions of one picture are below one megabyte.
+_MOST_BYTES = 2**28
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -218,22 +220,8 @@ def read_npz(source: Path | bytes, label: str, wanted: Sequence[str]) -> dict[st
 
     Raises `RegionError` where the file is damaged or holds none of them.
     """
-    try:
-        # Opened here: NumPy leaves its own handle open where the file is no archive.
-        with (
-            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream,
-            np.load(stream, allow_pickle=False) as archive,
-        ):
-            found = {key: archive[key] for key in wanted if key in archive.files}
-            if not found:
-                raise unknown_layout(label, archive.files)
-            return found
-    except FileNotFoundError as error:
-        raise RegionError(f"regions {label}: no such file") from error
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise RegionError(
-                f"regions {label}: holds pickled objects where arrays are expected; opening them "
-                "can run code, so HADA does not. Save the arrays again as plain numbers"
-            ) from error
-        raise RegionError(f"regions {label}: truncated or not an .npz file ({error})") from error
+    found = array_files.read_npz(source, f"regions {label}", RegionError, wanted, most=_MOST_BYTES)
+    if not found:
+        with array_files.opened(source, f"regions {label}", RegionError) as archive:
+            raise unknown_layout(label, archive.names)
+    return found

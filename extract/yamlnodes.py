@@ -15,6 +15,8 @@ from typing import Any, TypeVar, overload
 import yaml
 
 from hada.extract.errors import ManifestError, nearest
+from hada.extract.shapes import shown
+from hada.extract.yamltext import compose, plain
 
 T = TypeVar("T")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -24,24 +26,7 @@ _REQUIRED: Any = object()
 
 def read_yaml(path: Path) -> Section:
     """The file's top mapping. Raises `ManifestError` naming file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error})") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ManifestError(f"{path}, line {line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{path}: not YAML: {error}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ManifestError(
-            f"{path}, line 1: expected a mapping (key: value), found something else"
-        )
-    return Section(node, path, "")
+    return Section(compose(path), path, "")
 
 
 class Section:
@@ -84,24 +69,24 @@ class Section:
         value = self._value(key, default)
         if not isinstance(value, yaml.Node):
             return value
-        plain = self._plain(value, key)
-        if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-            plain = float(plain)
-        if kind is str and isinstance(plain, int | float) and not isinstance(plain, bool):
-            plain = str(plain)
-        if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
-            self._wrong(key, _NAMES.get(kind, kind.__name__), plain)
-        return plain
+        got = self._plain(value, key)
+        if kind is float and isinstance(got, int) and not isinstance(got, bool):
+            got = float(got)
+        if kind is str and isinstance(got, int | float) and not isinstance(got, bool):
+            got = str(got)
+        if not isinstance(got, kind) or (isinstance(got, bool) and kind is not bool):
+            self._wrong(key, _NAMES.get(kind, kind.__name__), got)
+        return got
 
     def take_names(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The value of `key` as a list of words; a single word counts as a list of one."""
         value = self._value(key, _REQUIRED if default is None else default)
         if not isinstance(value, yaml.Node):
             return tuple(value)
-        plain = self._plain(value, key)
-        words = [plain] if isinstance(plain, str) else plain
+        got = self._plain(value, key)
+        words = [got] if isinstance(got, str) else got
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            self._wrong(key, "a word or a list of words", plain)
+            self._wrong(key, "a word or a list of words", got)
         return tuple(words)
 
     def take_section(self, key: str, *, required: bool = True) -> Section:
@@ -153,12 +138,8 @@ class Section:
         return default
 
     def _plain(self, node: yaml.Node, key: str) -> Any:
-        constructor = yaml.constructor.SafeConstructor()
-        try:
-            plain = constructor.construct_document(node)
-        except yaml.YAMLError as error:
-            raise ManifestError(f"{self.where(key)}: {self._full(key)!r}: {error}") from error
-        return _map_text(plain, lambda text: self._expand(text, key))
+        value = plain(node, self.file, self._full(key))
+        return _map_text(value, lambda text: self._expand(text, key))
 
     def _expand(self, text: str, key: str) -> str:
         def replace(match: re.Match[str]) -> str:
@@ -178,7 +159,7 @@ class Section:
 
     def _wrong(self, key: str, expected: str, got: Any) -> None:
         raise ManifestError(
-            f"{self.where(key)}: {self._full(key)!r}: expected {expected}, got {got!r}"
+            f"{self.where(key)}: {self._full(key)!r}: expected {expected}, got {shown(got)}"
         )
 
 

@@ -16,7 +16,6 @@ A branch's tensors, theirs and ours (i counts a stack's layers, the last one has
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hada.extract.errors import CheckpointError
+from hada.extract.tensor_files import read_torch
 from hada.fuse.config import BranchConfig
 from hada.fuse.model import Fuser
 from hada.fuse.recipes import RECIPES, Recipe
@@ -207,18 +207,7 @@ def _load(path: Path) -> dict[str, Any]:
     scalar: Any = np.float64(0).__reduce__()[0]  # best_loss is one, and no torch type
     safe: list[Any] = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
     safe.append((scalar, "numpy.core.multiarray.scalar"))  # its name before NumPy 2
-    try:
-        with torch.serialization.safe_globals(safe):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it holds {found.group(1)}, and loading" if found else "loading"
-        raise CheckpointError(
-            f"{path} was not loaded: {what} that could run code. Expected tensors and plain values"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({line})") from error
+    loaded = read_torch(path, safe=safe)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a checkpoint")
     return loaded

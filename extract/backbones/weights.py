@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hada.extract.errors import CheckpointError
+from hada.extract.tensor_files import read_safetensors, read_torch
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
@@ -46,7 +45,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}: expected a checkpoint file")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    loaded = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
     for wrapper in ("model", "state_dict", "model_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -59,39 +58,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds no tensors; its keys are {_some(str(key) for key in loaded)}"
         )
     return state
-
-
-def _read_safetensors(path: Path) -> Any:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Old files make torch warn about their pickle protocol and their storage class.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found or "Unsupported global" in str(error):
-            what = found.group(1) if found else "an object"
-            raise CheckpointError(
-                f"{path} was not loaded: its pickle holds {what}, and unpickling that can run "
-                "code. Expected tensors and plain values only; save its state dict again "
-                "(best as safetensors) where you trust the file"
-            ) from error
-        raise CheckpointError(f"{path} is damaged or not a PyTorch file") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        # The zip reader reports a cut file as a RuntimeError, older formats as any of these.
-        raise CheckpointError(
-            f"{path} is truncated or not a PyTorch file ({_first_line(error)}); fetch it again"
-        ) from error
 
 
 def family_of(keys: Iterable[str]) -> str | None:

@@ -1,0 +1,91 @@
+"""The shape of a plain value checked against a type, and values shown in messages.
+
+The check is msgspec's: it knows TypedDicts, dataclasses, unions and limits, names the place of
+what is wrong, and costs 20 ms to import where it is used and nothing where it is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from hada.extract.errors import HadaError, UsageError
+
+T = TypeVar("T")
+_NAMES = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing (null)",
+}
+
+
+def conform(
+    value: Any,
+    kind: type[T] | Any,
+    where: str,
+    error: type[HadaError] = UsageError,
+    remedy: str = "",
+) -> T:
+    """`value` itself, if it is of the shape that `kind` describes.
+
+    `kind` is anything that msgspec knows: a TypedDict, a dataclass, `list[str]`, `Annotated` with
+    limits. Keys that `kind` does not name are let pass. The error names the place by its keys.
+    """
+    import msgspec
+
+    try:
+        msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError) as failure:
+        tail = f". {remedy}" if remedy else ""
+        raise error(f"{where}: {_in_words(str(failure), value)}{tail}") from failure
+    return value  # type: ignore[no-any-return]
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message: its `repr`, on one line, never longer than `most` characters."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**most:
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+    if isinstance(value, str | bytes):
+        value = value[:most]
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python prints, inside
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _in_words(message: str, value: Any) -> str:
+    """A message of msgspec as ours: the place first, kinds by plain names, the nearest key."""
+    what, _, path = message.partition(" - at `$")
+    path = path.rstrip("`").removeprefix(".").replace("[...]", ".*")
+    missing = re.fullmatch(r"Object missing required field `(.+)`", what)
+    if missing:
+        there = _at(value, path)
+        others = [str(key) for key in there] if isinstance(there, Mapping) else []
+        close = difflib.get_close_matches(missing[1], others, n=1, cutoff=0.6)
+        hint = f" (there is {close[0]!r})" if close else ""
+        what = f"{missing[1]!r} is missing{hint}"
+    else:
+        what = re.sub(r"`([^`]*)`", lambda match: _kinds(match[1]), what)
+        what = what[:1].lower() + what[1:]
+    return f"{path}: {what}" if path else what
+
+
+def _kinds(text: str) -> str:
+    return " or ".join(_NAMES.get(kind.strip(), kind.strip()) for kind in text.split("|"))
+
+
+def _at(value: Any, path: str) -> Any:
+    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        try:
+            value = value[int(number)] if number else value[name]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
