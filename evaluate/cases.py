@@ -78,6 +78,8 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
     Raises:
         ImageError: A picture cannot be read.
     """
+    if not captions:  # nothing was won, or nothing lost
+        return []
     gallery, run = material.gallery, material.run
     images = gallery.owner[np.asarray(captions, np.int64)]
     look = _attention(material, images, np.asarray(captions, np.int64))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hada.evaluate.looking_cli import report, search, zeroshot
-from hada.extract.console import HadaGroup, manifest_options, say
+from hada.extract.console import HadaGroup, manifest_options, say, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -149,7 +149,7 @@ def recall(
 
         where = ranking_device(device)
         sizes = planning.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
-        click.echo(planning.as_text(sizes, planning.seconds(sizes, where), where))
+        tell(planning.as_text(sizes, planning.seconds(sizes, where), where), lines=True)
         return
     if eccv:
         judgements.metrics()  # missing? Say so before the work
@@ -162,7 +162,7 @@ def recall(
     suffix = f"-{folds}folds" if folds > 1 else ""
     target = output or Path(manifest.runs) / entry.name / f"recall-{split}{suffix}.json"
     atomic.write_json(target, result)
-    click.echo(json.dumps(result, indent=2) if as_json else render(result))
+    tell(json.dumps(result, indent=2) if as_json else render(result), lines=True)
     say(f"written to {target}")
 
 
@@ -201,7 +201,11 @@ def compare(
         for result, name, path in zip(results, (rung, with_rung), paths, strict=True)
     ]
     found = compare((results[0], rungs[0]), (results[1], rungs[1]), resamples=resamples, seed=seed)
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(sentences(found)))
+    if as_json:
+        tell(json.dumps(found, indent=2), lines=True)
+        return
+    for line in sentences(found):
+        tell(line)
 
 
 @evaluate.command()
@@ -218,7 +222,7 @@ def table(results: tuple[Path, ...], form: str) -> None:
     from hada.evaluate.compare import read_result
     from hada.evaluate.tables import as_table
 
-    click.echo(as_table([read_result(path) for path in results], form))
+    tell(as_table([read_result(path) for path in results], form), lines=True)
 
 
 for command in (report, search, zeroshot):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options
+from hada.extract.console import HadaCommand, manifest_options, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -59,7 +59,7 @@ def report(
         seed=seed,
         output=output,
     )
-    click.echo(target)
+    tell(target)
 
 
 @click.command(cls=HadaCommand)

@@ -25,6 +25,7 @@ from hada.extract.errors import UsageError
 from hada.extract.manifest import Manifest
 from hada.extract.progress import duration, size
 from hada.extract.store import StoreReader
+from hada.extract.terminal import in_line
 from hada.fuse.checkpoint import RunFolder
 from hada.fuse.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
 from hada.fuse.ranking import rank_positives
@@ -230,7 +231,7 @@ def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
         lines.append("not counted: the pass of the split's tokens through each run's network")
     if any(step.sorts for step in plan.steps):
         lines.append("--quick leaves out what is tuned, trained or sorted")
-    return "\n".join(lines)
+    return "\n".join(map(in_line, lines))
 
 
 def _short(count: float) -> str:

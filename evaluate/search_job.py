@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from hada.evaluate import page as pages
 from hada.evaluate.ladder import finished_runs, open_gallery
 from hada.evaluate.pictures import thumbnail
 from hada.evaluate.search import Encoder, Index, build_index, faiss_top
 from hada.extract import atomic
 from hada.extract.captions import CaptionDataset, read_dataset
-from hada.extract.console import say
+from hada.extract.console import say, tell
 from hada.extract.errors import DatasetError, RunError, UsageError
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName
@@ -77,7 +75,7 @@ def search(
     data = _dataset(manifest, entry.name, split)
     hits = describe(index, found, side, data)
     for hit in hits:
-        click.echo(json.dumps(hit) if jsonl else _line(hit))
+        tell(json.dumps(hit) if jsonl else _line(hit))
     if page is not None:
         title = text if text is not None else f"captions and pictures like {image}"
         atomic.write_bytes(page, as_page(title, hits, side, data).encode())

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from hada.extract.terminal import console, in_line
 from hada.fuse.ranking import KS
 
 WAYS = ("i2t", "t2i")
@@ -13,13 +14,12 @@ WAYS = ("i2t", "t2i")
 
 def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
     """The ladder as text, with its protocol above, the notes and verdicts below."""
-    from rich.console import Console
     from rich.table import Table
 
     protocol = result["protocol"]
     table = Table(
-        title=f"{protocol['dataset']}/{protocol['split']}: {protocol['images']:,} images, "
-        f"{protocol['captions']:,} captions, cosine"
+        title=f"{in_line(protocol['dataset'])}/{in_line(protocol['split'])}: "
+        f"{protocol['images']:,} images, {protocol['captions']:,} captions, cosine"
         + (f", mean of {protocol['folds']} folds" if protocol["folds"] > 1 else ""),
         caption="R@K in percent; i2t: image query, captions ranked; t2i: the other way. "
         "[95 % interval], gain over the best single model: paired bootstrap by image.",
@@ -37,9 +37,9 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
     for rung in result["rungs"]:
         table.add_row(*_row(rung), style="bold" if rung["kind"] == "hada" else None)
     text = io.StringIO()
-    Console(file=text, width=width or 132, force_terminal=colour).print(table)
+    console(file=text, width=width or 132, force_terminal=colour).print(table)
     told = [*notes(result), *verdicts(result)]
-    return "\n".join([text.getvalue().rstrip(), *(f"  {line}" for line in told)])
+    return "\n".join([text.getvalue().rstrip(), *(f"  {in_line(line)}" for line in told)])
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def _against(gain: dict[str, Any], what: str) -> str:
 
 def _row(rung: dict[str, Any]) -> list[str]:
     figures, spread, gain = rung["metrics"], rung["rsum_interval"], rung["gain"]
-    cells = [rung["name"]]
+    cells = [in_line(rung["name"])]
     for way in WAYS:
         cells += [f"{figures[f'{way}_R@{k}']:.1f}" for k in KS]
         cells += [f"{figures[f'{way}_medr']:.0f}", f"{figures[f'{way}_meanr']:.1f}"]

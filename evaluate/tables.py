@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from hada.extract.terminal import in_line
 from hada.fuse.ranking import KS
 
 FORMATS = ("md", "csv", "latex")
@@ -34,7 +35,7 @@ def _markdown(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     head = ["data", "score", *(name.replace("_", " ") for name in _FIGURES), "RSum"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for protocol, rung in rows:
-        name = rung["name"].replace("|", "\\|")
+        name = in_line(rung["name"]).replace("|", "\\|")
         bold = "**" if rung["kind"] == "hada" else ""
         lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(rung)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from hada.evaluate import salient
@@ -17,7 +16,7 @@ from hada.evaluate.rungs import Gallery, Rung, single_models
 from hada.evaluate.salient import Normalize, Rules
 from hada.evaluate.table import render
 from hada.extract import atomic
-from hada.extract.console import say
+from hada.extract.console import say, tell
 from hada.extract.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest
 
@@ -73,7 +72,7 @@ def zeroshot(
     target = output or Path(manifest.runs) / entry.name / f"zeroshot-{model}-{split}.json"
     if classes is None or labels is None:
         result = retrieval(gallery, rules, resamples=resamples, seed=seed, device=device)
-        click.echo(render(result))
+        tell(render(result), lines=True)
     else:
         truth = read_labels(labels, gallery)
         text = encode_classes(manifest, gallery.stores[0], read_classes(classes), prompt, device)
@@ -81,12 +80,12 @@ def zeroshot(
         for line in result["methods"]:
             spread, gain = line["interval"], line["gain_interval"]
             told = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
-            click.echo(
+            tell(
                 f"{line['name']:34} top-1 {line['top1']:5.1f} %  "
                 f"[{spread['low']:.1f}, {spread['high']:.1f}]  "
                 f"{told if gain['low'] != gain['high'] else ''}".rstrip()
             )
-        click.echo("[95 % interval], then the gain over CLIP: paired bootstrap by image")
+        tell("[95 % interval], then the gain over CLIP: paired bootstrap by image")
     atomic.write_json(target, result)
     say(f"written to {target}")
 

@@ -11,6 +11,7 @@ from hada.extract.console import (
     manifest_options,
     number_or_auto,
     stopping_on_sigterm,
+    tell,
 )
 from hada.extract.errors import HadaError, StoreError
 from hada.extract.import_cli import import_command
@@ -229,7 +230,7 @@ def extract(
                 fresh=fresh,
             )
         for report in reports:
-            click.echo(job.summary(model.name, report))
+            tell(job.summary(model.name, report))
             failures = max(failures, len(report.failures))
     if dry_run:
         return _dry_run(plans, force=force)
@@ -243,10 +244,10 @@ def extract(
 
 def _dry_run(plans: list[SizePlan], *, force: bool) -> int:
     for plan in plans:
-        click.echo(plan.text())
+        tell(plan.text(), lines=True)
     free = min((plan.free for plan in plans if plan.free is not None), default=None)
     needed = sum(plan.needed for plan in plans)
-    click.echo(f"together {size(needed)}, nothing was written")
+    tell(f"together {size(needed)}, nothing was written")
     if free is not None and needed > free and not force:
         raise StoreError(
             f"{size(needed)} are to be written, but the disk has {size(free)} left. "

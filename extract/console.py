@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from hada.extract.errors import HadaError, UsageError
+from hada.extract.terminal import guarded, in_line, visible
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -33,9 +35,17 @@ _OS_REMEDIES = {
 }
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on stderr, so that stdout stays for results."""
-    click.echo(text, err=True)
+def say(text: object, *, lines: bool = False) -> None:
+    """A line for the person at the terminal, on stderr, so that stdout stays for results.
+
+    Nothing in it steers the terminal (`hada.extract.terminal`). `lines`: the newlines are ours.
+    """
+    click.echo(visible(text) if lines else in_line(text), err=True)
+
+
+def tell(text: object, *, lines: bool = False) -> None:
+    """A result, on stdout; the rest is as in `say`."""
+    click.echo(visible(text) if lines else in_line(text))
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -61,10 +71,16 @@ class _FriendlyMain:
         kwargs.setdefault("standalone_mode", True)
         if not kwargs.pop("standalone_mode"):
             return super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[misc]
+        with guarded():
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             result = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[misc]
         except click.ClickException as error:
-            error.show()
+            text = io.StringIO()
+            error.show(text)
+            say(text.getvalue().rstrip("\n"), lines=True)
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
@@ -83,7 +99,8 @@ def _fail(error: BaseException) -> NoReturn:
     if debugging():
         raise error
     message, code = explain(error)
-    click.echo(f"error: {message}", err=True)
+    # One line, also where a library's words in it have several.
+    say("error: " + " ".join(message.split("\n")))
     sys.exit(code)
 
 
@@ -109,7 +126,7 @@ def _shared_parameters() -> list[click.Parameter]:
 
     def show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
-            click.echo(f"hada {importlib.metadata.version('hada')}")
+            tell(f"hada {importlib.metadata.version('hada')}")
             context.exit()
 
     version = click.Option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options, say
+from hada.extract.console import HadaCommand, manifest_options, say, tell
 from hada.extract.errors import HadaError, UsageError
 from hada.extract.manifest import Manifest, is_name
 from hada.extract.spec import STORE_DTYPES
@@ -107,7 +107,7 @@ def import_command(
     )
     for id_, reason in list(failures.items())[:10]:
         say(f"{name}: could not import {id_}: {reason}")
-    click.echo(
+    tell(
         f"{name}: {len(data.image_ids) - len(failures)} of {len(data.image_ids)} images, "
         f"{len(data.captions)} captions in {path}"
     )

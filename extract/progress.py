@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from hada.extract.terminal import console, in_line
+
 LOG_EVERY_S = 30.0
 
 
@@ -30,22 +32,21 @@ def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
 @contextlib.contextmanager
 def _bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+        TextColumn("{task.fields[rate]}  {task.fields[note]}", markup=False),
     )
     meter = _Meter(total, unit, done)
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(label, total=total, completed=done, rate="", note="")
+    with Progress(*columns, console=console(stderr=True)) as bars:
+        task = bars.add_task(in_line(label), total=total, completed=done, rate="", note="")
 
         def advance(n: int = 1, note: str = "") -> None:
             meter.add(n)
-            bars.update(task, advance=n, rate=meter.rate_and_rest(), note=note)
+            bars.update(task, advance=n, rate=meter.rate_and_rest(), note=in_line(note))
 
         yield advance
 
@@ -57,7 +58,9 @@ def _lines(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
 
     def line(note: str) -> None:
         print(
-            f"{label}: {meter.done}/{total} {unit}, {meter.rate_and_rest()} {note}".rstrip(),
+            in_line(
+                f"{label}: {meter.done}/{total} {unit}, {meter.rate_and_rest()} {note}".rstrip()
+            ),
             file=sys.stderr,
             flush=True,
         )

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from hada.extract import remote
-from hada.extract.console import HadaGroup
+from hada.extract.console import HadaGroup, tell
 from hada.extract.errors import StoreError
 from hada.extract.manifest import STORE_FORMATS
 from hada.extract.progress import size
 from hada.extract.spec import STORE_DTYPES
+from hada.extract.terminal import in_line
 
 
 @click.group(cls=HadaGroup)
@@ -32,7 +33,7 @@ def info(path: Path, as_json: bool) -> None:
     from hada.extract.store.maintain import describe
 
     facts = describe(path)
-    click.echo(json.dumps(facts, indent=2) if as_json else _info_text(facts))
+    tell(json.dumps(facts, indent=2) if as_json else _info_text(facts), lines=True)
 
 
 def _info_text(facts: dict[str, Any]) -> str:
@@ -49,7 +50,7 @@ def _info_text(facts: dict[str, Any]) -> str:
     lines.append(f"  embeddings  {f'{width} wide, {unit}' if width else 'no joint space'}")
     for entry in facts["allowed_mismatches"]:
         lines.append(f"  accepted    {entry['field']}: {entry['store']!r} for {entry['request']!r}")
-    return "\n".join(lines)
+    return "\n".join(map(in_line, lines))
 
 
 def _side_text(facts: dict[str, Any], side: str) -> str:
@@ -85,14 +86,14 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
             if state is not None
         ]
         for side, shard, state in states:
-            click.echo(f"{path}: {side} shard {shard}: {state}")
+            tell(f"{path}: {side} shard {shard}: {state}")
         for file in leftovers(path):
-            click.echo(f"{path}: left by a killed writer, harmless: {file.relative_to(path)}")
+            tell(f"{path}: left by a killed writer, harmless: {file.relative_to(path)}")
         if not states:
             # Ids, spans and shapes are checked by opening.
             open_store(path)
         bad += len(states)
-        click.echo(f"{path}: {sum(map(len, status.values()))} shards looked at")
+        tell(f"{path}: {sum(map(len, status.values()))} shards looked at")
     if bad:
         raise StoreError(
             f"{bad} shards are missing or damaged; `hada-store repair` removes the damaged ones, "
@@ -114,15 +115,15 @@ def repair(path: Path, fast: bool) -> None:
     found = remove_damaged(path, deep=not fast)
     for entry in found:
         what = "is being written by another process, left alone" if entry.busy else "removed"
-        click.echo(f"{path}: {entry.side} shard {entry.shard}: {what} ({entry.reason})")
+        tell(f"{path}: {entry.side} shard {entry.shard}: {what} ({entry.reason})")
     spec = read_spec(path)
     if any(not entry.busy for entry in found):
-        click.echo(
+        tell(
             f"now run: hada-extract --dataset {spec.dataset} --split {spec.split} "
             f"--model {spec.model.name}"
         )
     else:
-        click.echo(f"{path}: nothing to remove")
+        tell(f"{path}: nothing to remove")
 
 
 @store.command()
@@ -161,4 +162,4 @@ def convert(
     with progress(f"{source} -> {target}", sum(plan.shards.values()), "shards") as advance:
         for _ in maintain.convert(source, target, format=store_format, dtype=dtype, tokens=tokens):
             advance()
-    click.echo(f"{target}: complete")
+    tell(f"{target}: complete")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.console import HadaGroup, manifest_options, parse_assignments, say
+from hada.extract.console import HadaGroup, manifest_options, parse_assignments, say, tell
 from hada.extract.errors import UsageError
 from hada.fuse.models_cli import export, import_official, suggest
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
@@ -136,7 +136,7 @@ def train(
         for one in several
     ]
     if print_config:
-        click.echo(json.dumps(plans[0].request(), indent=2))
+        tell(json.dumps(plans[0].request(), indent=2), lines=True)
         return
     from hada.fuse.reports import parse
 
@@ -151,7 +151,7 @@ def train(
         init=init_path,
     )
     for plan in plans:
-        click.echo(str(plan.folder))
+        tell(str(plan.folder))
     if seeds is not None:
         say(f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}")
 
@@ -206,7 +206,7 @@ def embed(
             f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "
             f"{config['dataset']}/{split} in {path}"
         )
-        click.echo(str(path))
+        tell(str(path))
 
 
 for command in (suggest, import_official, export):

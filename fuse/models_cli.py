@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options, parse_assignments
+from hada.extract.console import HadaCommand, manifest_options, parse_assignments, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -52,7 +52,7 @@ def suggest(
     name = manifest.dataset(dataset).name
     manifest.dataset(name).split(split)
     found = look(manifest, name, split, models, most_images=images)
-    click.echo(json.dumps(found, indent=2) if as_json else render(found))
+    tell(json.dumps(found, indent=2) if as_json else render(found), lines=True)
 
 
 @click.command(cls=HadaCommand)
@@ -76,7 +76,7 @@ def export(run_path: Path, folder: Path, licences: tuple[str, ...], repository: 
     model.save_pretrained(folder)
     if repository is not None:
         model.push_to_hub(repository)
-    click.echo(str(folder))
+    tell(str(folder))
 
 
 @click.command("import", cls=HadaCommand)
@@ -136,4 +136,4 @@ def import_official(
     folder = run_path or Path(manifest.runs) / name / f"{'+'.join(models)}-imported"
     stores = [open_store(manifest.store_path(name, split, model)) for model in models]
     adopt(checkpoint_path, stores, folder, settings=parse_assignments(settings, "--set"))
-    click.echo(str(folder))
+    tell(str(folder))

@@ -22,6 +22,7 @@ from hada.extract.console import say
 from hada.extract.errors import StoreError
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store
+from hada.extract.terminal import console
 from hada.fuse.data import Split
 from hada.fuse.ranking import KS, Ranks, rank_matrix, recalls
 
@@ -126,7 +127,6 @@ def combine(models: Sequence[Scored], owner: NDArray[np.int64]) -> dict[str, Any
 
 def render(found: dict[str, Any]) -> str:
     """The table, for people."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -148,7 +148,7 @@ def render(found: dict[str, Any]) -> str:
         shown = cells if several else [""] * len(cells)
         table.add_row(" + ".join(entry["models"]), f"{entry['mean_rsum']:.1f}", *shown)
     text = io.StringIO()
-    Console(file=text, width=100).print(table)
+    console(file=text, width=100).print(table)
     return text.getvalue().rstrip()
 
 

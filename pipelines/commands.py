@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options
+from hada.extract.console import HadaCommand, manifest_options, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -56,9 +56,9 @@ def plan(pipeline: Pipeline, manifest: Manifest, as_json: bool) -> None:
     states = survey(build_jobs(pipeline, manifest))
     rates = Folder(manifest.runs, pipeline.name).rates()
     if as_json:
-        click.echo(json.dumps(planning.to_json(states, rates), indent=2))
+        tell(json.dumps(planning.to_json(states, rates), indent=2), lines=True)
     else:
-        click.echo(planning.table(states, rates))
+        tell(planning.table(states, rates), lines=True)
 
 
 @click.command(
@@ -160,15 +160,15 @@ def submit(
     scripts = slurm.scripts(pipeline, states, folder, workers)
     if dry_run:
         for script in scripts:
-            click.echo(f"# {script.key}, after: {', '.join(script.needs) or 'nothing'}")
-            click.echo(script.text)
+            tell(f"# {script.key}, after: {', '.join(script.needs) or 'nothing'}")
+            tell(script.text, lines=True)
         return
     if not scripts:
-        click.echo("everything is done")
+        tell("everything is done")
         return
     with driving(folder):
         for key, id_ in slurm.submit(pipeline, states, folder, scripts).items():
-            click.echo(f"{id_}  {key}")
+            tell(f"{id_}  {key}")
 
 
 @click.command(cls=HadaCommand)
@@ -187,17 +187,17 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
 
     folder = Folder(manifest.runs, pipeline.name)
     states = survey(build_jobs(pipeline, manifest))
-    click.echo(planning.table(states, folder.rates()))
+    tell(planning.table(states, folder.rates()), lines=True)
     if who := holder(folder):
-        click.echo(f"driven by {who}")
+        tell(f"driven by {who}")
     for key, counts in slurm.queue(folder).items():
         if counts:
             told = ", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items()))
-            click.echo(f"in the queue: {key}: {told} (job {slurm.submitted(folder)[key]})")
+            tell(f"in the queue: {key}: {told} (job {slurm.submitted(folder)[key]})")
     for (key, side, shard), record in folder.failures().items():
         if key in states and states[key].condition != "done":
             name = " ".join(str(part) for part in (key, side, shard) if part not in ("", -1))
-            click.echo(f"failed last: {name}: {record['error']}")
+            tell(f"failed last: {name}: {record['error']}")
 
 
 @click.command(cls=HadaCommand)
@@ -214,9 +214,9 @@ def cancel(pipeline: Pipeline, manifest: Manifest) -> None:
 
     ended = slurm.cancel(Folder(manifest.runs, pipeline.name))
     for key in ended:
-        click.echo(f"cancelled {key}")
+        tell(f"cancelled {key}")
     if not ended:
-        click.echo("nothing of this pipeline is in the queue")
+        tell("nothing of this pipeline is in the queue")
 
 
 @click.command(cls=HadaCommand, hidden=True)

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from hada.extract.console import say
+from hada.extract.console import say, tell
 from hada.extract.manifest import Manifest
 from hada.extract.progress import duration
 
@@ -62,8 +60,8 @@ def run_demo(demo: Demo) -> dict[str, Any]:
     result, page = outcome
     from hada.evaluate.table import render
 
-    click.echo(render(result))
-    click.echo(_farewell(demo, page, timings, time.monotonic() - started))
+    tell(render(result), lines=True)
+    tell(_farewell(demo, page, timings, time.monotonic() - started), lines=True)
     done: dict[str, Any] = result
     return done
 

@@ -11,6 +11,7 @@ from typing import Any
 from hada.extract.console import say
 from hada.extract.progress import duration
 from hada.extract.spec import SIDES
+from hada.extract.terminal import console, in_line
 from hada.pipelines.jobs import ExtractJob
 from hada.pipelines.survey import State
 from hada.pipelines.worker import FINISH
@@ -67,7 +68,7 @@ class Display:
     def event(self, text: str) -> None:
         """Something worth a line of its own."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(in_line(text), markup=False, highlight=False)
         else:
             say(f"{time.strftime('%H:%M:%S')} {text}")
 
@@ -95,10 +96,9 @@ class Display:
         if not sys.stderr.isatty():
             yield
             return
-        from rich.console import Console
         from rich.live import Live
 
-        with Live("", console=Console(stderr=True), refresh_per_second=4) as live:
+        with Live("", console=console(stderr=True), refresh_per_second=4) as live:
             self._live = live
             try:
                 yield

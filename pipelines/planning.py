@@ -7,6 +7,7 @@ from typing import Any
 
 from hada.extract.progress import duration, size
 from hada.extract.spec import SIDES
+from hada.extract.terminal import in_line
 from hada.pipelines.jobs import ExtractJob
 from hada.pipelines.state import rate_key
 from hada.pipelines.survey import State
@@ -115,7 +116,7 @@ def table(states: Mapping[str, State], rates: Mapping[str, float]) -> str:
         for key, state in states.items()
         if state.other
     ]
-    return "\n".join(lines)
+    return "\n".join(map(in_line, lines))
 
 
 def _total(

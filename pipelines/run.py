@@ -16,6 +16,7 @@ from hada.extract.console import say
 from hada.extract.errors import UsageError
 from hada.extract.manifest import Manifest
 from hada.extract.progress import duration
+from hada.extract.terminal import in_line
 from hada.pipelines.config import Pipeline
 from hada.pipelines.display import Display
 from hada.pipelines.driver import Driver, Limits, Result
@@ -78,7 +79,7 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
             stopper.driver = driver
             with display.shown():
                 result = driver.run()
-        say(_summary(result, display, time.monotonic() - began))
+        say(_summary(result, display, time.monotonic() - began), lines=True)
         return stopper.code or _code(result)
 
 
@@ -193,7 +194,7 @@ def _summary(result: Result, display: Display, seconds: float) -> str:
         lines.append("the time is up; the same command continues")
     elif result.stopped:
         lines.append("stopped. What is done is kept; the same command continues.")
-    return "\n".join(lines)
+    return "\n".join(map(in_line, lines))
 
 
 def _code(result: Result) -> int:

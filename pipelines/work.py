@@ -92,7 +92,7 @@ def _attempt(task: dict[str, Any], folder: Folder) -> bool:
         outcome = run_task(task)
         if outcome["status"] != "failed" or outcome["wrong"]:
             break
-        say(outcome["trace"])
+        say(outcome["trace"], lines=True)
     folder.record(outcome)
     name = " ".join(str(outcome[k]) for k in ("key", "side", "shard") if outcome[k] not in ("", -1))
     say(f"{name}: {outcome['status']} in {outcome['seconds']:.1f} s {outcome['error']}".rstrip())

@@ -15,7 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.console import HadaCommand
+from hada.extract.console import HadaCommand, tell
 from hada.extract.scenes.draw import render
 from hada.extract.scenes.recipes import RECIPES
 from hada.extract.scenes.world import sample_scene
@@ -102,7 +102,7 @@ def main(weights: Path, count: int, split: str, seed: int) -> None:
     }
     rows = [(name, recalls(values)) for name, values in scores.items()]
     mean = np.asarray(np.mean(list(scores.values()), axis=0), dtype=np.float32)
-    click.echo(table([*rows, ("mean of cosines", recalls(mean))]))
+    tell(table([*rows, ("mean of cosines", recalls(mean))]), lines=True)
 
 
 if __name__ == "__main__":

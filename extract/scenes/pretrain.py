@@ -144,7 +144,7 @@ def main(
     began = time.monotonic()
     towers = pretrain(RECIPES[name], plan, output, pick_device(device))
     say(f"trained in {(time.monotonic() - began) / 60:.1f} minutes: {output}")
-    say(table([(name, recalls(cosines(towers)))]))
+    say(table([(name, recalls(cosines(towers)))]), lines=True)
 
 
 if __name__ == "__main__":
