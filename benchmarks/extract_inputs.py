@@ -14,9 +14,9 @@ import PIL.Image
 import torch
 
 from hada.extract import scenes
-from hada.extract.allocator import reuse_freed_memory
 from hada.extract.backbones import BackboneRequest, load_backbone
-from hada.extract.captions import CaptionDataset
+from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.datasets.read import CaptionDataset
 
 TINY = {
     "embed_dim": 32,

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hada.extract.allocator import reuse_freed_memory
+from hada.extract.common.allocator import reuse_freed_memory
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreReader, StoreWriter, open_store
-from hada.fuse.batches import reading_threads
-from hada.fuse.data import Split
-from hada.fuse.objective import Batch
+from hada.fuse.tokens.order import reading_threads
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import Batch
 
 TOKENS, WIDTH, CAPTIONS, BATCH = 197, 768, 5, 64
 WAYS = ("plain loop", "memory", "mapped", "window")

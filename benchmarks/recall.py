@@ -79,7 +79,7 @@ def topk_way(scores: Any, owner: Any) -> list[float]:
 
 def ours(image: Any, caption: Any, owner: Any, device: str = "cpu") -> list[float]:
     """The project's own."""
-    from hada.fuse.ranking import rank_positives, recalls
+    from hada.fuse.ranking.ranks import rank_positives, recalls
 
     table = recalls(rank_positives(image, caption, owner, device=device), KS)
     return [table[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in KS]
@@ -139,8 +139,8 @@ def tiles(image: Any, caption: Any) -> float:
 
 def bootstrap(images: int, per_image: int) -> None:
     """10,000 resamples for two rungs of COCO-5K's size."""
-    from hada.evaluate.significance import Hits, bootstrap_rsums, difference
-    from hada.fuse.ranking import Ranks
+    from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference
+    from hada.fuse.ranking.ranks import Ranks
 
     random = np.random.default_rng(0)
     owner = np.repeat(np.arange(images), per_image)

@@ -65,9 +65,9 @@ def make_many(count: int) -> None:
 def study(dataset: str, model: str, split: str, size: int, manifest: Path | None = None) -> Any:
     """The jobs' states and the folder of a pipeline that extracts one store."""
     from hada.extract.manifest import load_manifest, load_shipped
-    from hada.pipelines.config import load_pipeline
-    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder
+    from hada.pipelines.study.config import load_pipeline
+    from hada.pipelines.study.resolve import build_jobs
 
     file = Path("study.yaml")
     file.write_text(STUDY.format(dataset=dataset, model=model, split=split, size=size))
@@ -81,10 +81,10 @@ def extract(jobs: Any, folder: Any, workers: int) -> tuple[float, float, int, fl
     The clock starts when the last of the workers has finished its first shard, for which it loads
     the model, and stops with the last shard.
     """
-    from hada.pipelines.display import Display
-    from hada.pipelines.driver import Driver, Limits
-    from hada.pipelines.pools import local_pool
-    from hada.pipelines.survey import survey
+    from hada.pipelines.execution.dask_pools import local_pool
+    from hada.pipelines.execution.display import Display
+    from hada.pipelines.execution.driver import Driver, Limits
+    from hada.pipelines.study.survey import survey
 
     class Clock(Display):
         def outcome(self, outcome: Any, slots: int) -> None:
@@ -155,18 +155,18 @@ def measure_overhead(repeats: int) -> None:
 
 def measure_plan(count: int) -> None:
     """`count` images and 5 / 8 as many shards of captions, one image a shard."""
-    from hada.pipelines import planning
-    from hada.pipelines.survey import survey
+    from hada.pipelines.study import plan_table
+    from hada.pipelines.study.survey import survey
 
     make_many(round(count / 1.625))
     jobs, _ = study("many", "one", "train", 1, Path("data_manifest.yaml"))
-    _plan(survey, planning, jobs, "none there")
+    _plan(survey, plan_table, jobs, "none there")
     fill(jobs[0])
-    _plan(survey, planning, jobs, "all there")
+    _plan(survey, plan_table, jobs, "all there")
 
 
 def _plan(survey: Any, planning: Any, jobs: Any, name: str) -> None:
-    from hada.pipelines.datasets import forget_datasets
+    from hada.pipelines.study.datasets import forget_datasets
 
     forget_datasets()
     began, worked = time.monotonic(), time.process_time()
@@ -186,9 +186,9 @@ def fill(job: Any) -> None:
     """Markers and files as a finished store has them, one byte each: the plan reads no more."""
     from hada.extract.backbones import load_backbone
     from hada.extract.backbones.base import BackboneRequest
-    from hada.extract.extraction import Extraction
-    from hada.extract.store import layout
-    from hada.pipelines.datasets import dataset_of
+    from hada.extract.engine.extraction import Extraction
+    from hada.extract.store import commit
+    from hada.pipelines.study.datasets import dataset_of
 
     request = BackboneRequest(name="one", family="fake", weights="a", options={})
     writer = Extraction.open(
@@ -205,7 +205,7 @@ def fill(job: Any) -> None:
                 file.write_bytes(b"x")
                 files[str(file.relative_to(features))] = [1, 0]
             marker = {"side": side, "shard": shard, "spec": digest, "files": files}
-            layout.marker_path(writer.folder, side, shard).write_text(
+            commit.marker_path(writer.folder, side, shard).write_text(
                 json.dumps({**marker, "failed": {}, "provenance": {"batch_size": 32}})
             )
 

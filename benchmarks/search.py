@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hada.evaluate.search import Index, hnsw
+from hada.evaluate.search.index import Index, hnsw
 
 
 def vectors(items: int, width: int, group: int) -> Any:

@@ -23,17 +23,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hada.evaluate import ladder
-from hada.evaluate.recall import evaluate
-from hada.extract import atomic
-from hada.extract.allocator import reuse_freed_memory
+from hada.evaluate.methods import build
+from hada.evaluate.results.recall import evaluate
+from hada.extract.common import atomic
+from hada.extract.common.allocator import reuse_freed_memory
 from hada.extract.manifest import Manifest, load_manifest
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
-from hada.fuse.embed import embed_split
+from hada.fuse.embedding import embed_split
 from hada.fuse.job import plan_training, train_run
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import DEFAULT_RECIPE, recipe
 
 
@@ -77,7 +77,7 @@ def measure(
         folder=Path(manifest.runs) / f"seed{seed}",
     )
     run = train_run(plan)
-    request = ladder.Request(
+    request = build.Request(
         dataset=dataset,
         split=test,
         runs=[run.path],
@@ -86,7 +86,7 @@ def measure(
         val_split=val,
         quick=True,
     )
-    result = evaluate(*ladder.build(manifest, request))
+    result = evaluate(*build.build(manifest, request))
     rsums = {
         rung["name"]: rung["metrics"]["rsum"] for rung in result["rungs"] if rung["kind"] == "model"
     }

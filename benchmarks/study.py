@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from hada.extract.spec import SideName
-from hada.fuse.checkpoint import Position, RunFolder
-from hada.fuse.data import Split
-from hada.fuse.embed import choose_device
-from hada.fuse.model import ModelShape
+from hada.fuse.embedding import choose_device
+from hada.fuse.network.fuser import ModelShape
 from hada.fuse.recipes import RECIPES
-from hada.fuse.sources import Held, Resident, Source
-from hada.fuse.trainer import Job, build_objective, build_optimizer, train_epoch
+from hada.fuse.run_folder import Position, RunFolder
+from hada.fuse.tokens.sources import Held, Resident, Source
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train_epoch
 
 IMAGE_TOKENS, PER_IMAGE = 577, 5
 CAPTION_LENGTHS = (9, 20)

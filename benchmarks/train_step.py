@@ -10,8 +10,9 @@ tokens, 15 + 15 caption tokens, 768 wide, queues of 64,000, batches of 20 pairs.
 losses equal without dropout. Loading and building edge lists are outside the measurement on both
 sides. Each measurement runs in a process of its own, on one thread.
 
-Our trainer keeps freed memory for the next step (`extract/allocator.py`), which the authors' code
-does not; "plain, kept" is the plain step with that too, so that both effects can be told apart.
+Our trainer keeps freed memory for the next step (`extract/common/allocator.py`), which the authors'
+code does not; "plain, kept" is the plain step with that too, so that both effects can be told
+apart.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hada.extract.allocator import reuse_freed_memory
-from hada.fuse.graph import Layout, edge_list
-from hada.fuse.model import Branch, Features, Fuser, ModelShape, prepare
-from hada.fuse.objective import Batch, Objective, ObjectiveConfig
-from hada.fuse.pyg import layer
+from hada.extract.common.allocator import reuse_freed_memory
+from hada.fuse.network.fuser import Branch, Features, Fuser, ModelShape, prepare
+from hada.fuse.network.graph import Layout, edge_list
+from hada.fuse.network.pyg import layer
 from hada.fuse.recipes import RECIPES, Recipe
-from hada.fuse.trainer import branch_config, build_optimizer
+from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.training.trainer import branch_config, build_optimizer
 
 CASES = {"batch": "hada", "none": "hada-extend"}
 WIDTHS = ((768, 256), (768, 768))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.evaluate.looking_cli import report, search, zeroshot
-from hada.extract.console import HadaGroup, manifest_options, say, tell
+from hada.evaluate.inspect_cli import report, search, zeroshot
+from hada.extract.common.console import HadaGroup, manifest_options, say, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -121,12 +121,12 @@ def recall(
       hada-evaluate recall --split val --run runs/scenes/blip+clip-fast-s0 --quick
       hada-evaluate recall --quick --plan 1000000x5000000
     """
-    from hada.evaluate import eccv as judgements
-    from hada.evaluate.ladder import Request, build, finished_runs, ranking_device
-    from hada.evaluate.recall import evaluate as measure
-    from hada.evaluate.table import render
-    from hada.extract import atomic
-    from hada.extract.errors import UsageError
+    from hada.evaluate.methods.build import Request, build, finished_runs, ranking_device
+    from hada.evaluate.results import eccv as judgements
+    from hada.evaluate.results.recall import evaluate as measure
+    from hada.evaluate.results.text import render
+    from hada.extract.common import atomic
+    from hada.extract.common.errors import UsageError
 
     entry = manifest.dataset(dataset)
     entry.split(split)
@@ -145,7 +145,7 @@ def recall(
     if rerank_with and not rerank:
         raise UsageError("--rerank-with needs --rerank K: how many places to order anew")
     if plan is not None:
-        from hada.evaluate import plan as planning
+        from hada.evaluate.results import cost as planning
 
         where = ranking_device(device)
         sizes = planning.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
@@ -192,7 +192,7 @@ def compare(
       hada-evaluate compare before.json after.json
       hada-evaluate compare recall-test.json --rung clip --with-rung "mean of cosines"
     """
-    from hada.evaluate.compare import choose_rung, compare, read_result, sentences
+    from hada.evaluate.results.compare import choose_rung, compare, read_result, sentences
 
     paths = (first, second or first)
     results = [read_result(path) for path in paths]
@@ -219,8 +219,8 @@ def table(results: tuple[Path, ...], form: str) -> None:
       hada-evaluate table runs/*/recall-test.json
       hada-evaluate table runs/coco/recall-test.json --format latex
     """
-    from hada.evaluate.compare import read_result
-    from hada.evaluate.tables import as_table
+    from hada.evaluate.results.compare import read_result
+    from hada.evaluate.results.export import as_table
 
     tell(as_table([read_result(path) for path in results], form), lines=True)
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.errors import DatasetError, HadaError
+from hada.extract.common.errors import DatasetError, HadaError
 
 # A file of one image has megabytes; an index of a million captions has two gigabytes.
 MOST_BYTES = 64 * 2**30

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.console import (
+from hada.extract.common.console import (
     HadaCommand,
     manifest_options,
     number_or_auto,
     stopping_on_sigterm,
     tell,
 )
-from hada.extract.errors import HadaError, StoreError
-from hada.extract.import_cli import import_command
+from hada.extract.common.errors import HadaError, StoreError
+from hada.extract.common.progress import size
+from hada.extract.importers.cli import import_command
 from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest
-from hada.extract.progress import size
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store_cli import store
 
 if TYPE_CHECKING:
     from hada.extract.spec import SideName
-    from hada.extract.store.space import SizePlan
+    from hada.extract.store.size_plan import SizePlan
 
 __all__ = ["extract", "store"]
 
@@ -182,12 +182,12 @@ def extract(
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
-    from hada.extract.allocator import reuse_freed_memory
     from hada.extract.backbones import REGION_FAMILIES
-    from hada.extract.captions import read_dataset
-    from hada.extract.crops import CropPlan
-    from hada.extract.threads import sleep_while_waiting
-    from hada.extract.tokens import pool_size
+    from hada.extract.common.allocator import reuse_freed_memory
+    from hada.extract.common.threads import sleep_while_waiting
+    from hada.extract.datasets.read import read_dataset
+    from hada.extract.variants.crops import CropPlan
+    from hada.extract.variants.reduced import pool_size
 
     pool_size(tokens)  # an unusable --tokens is told before a model is loaded
     crop_plan = CropPlan.parse(crops) if crops else None

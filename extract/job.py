@@ -5,23 +5,23 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from hada.extract import remote
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
-from hada.extract.captions import CaptionDataset
-from hada.extract.console import say
-from hada.extract.errors import StoreError, UsageError
+from hada.extract.common import remote
+from hada.extract.common.console import say
+from hada.extract.common.errors import StoreError, UsageError
+from hada.extract.common.progress import duration, size
+from hada.extract.datasets.read import CaptionDataset
+from hada.extract.engine.decode import cores
+from hada.extract.engine.runner import ERRORS, Report, run
+from hada.extract.engine.store_plan import plan
 from hada.extract.manifest import Manifest, ModelEntry, is_name
-from hada.extract.planning import plan
-from hada.extract.progress import duration, size
-from hada.extract.reading import cores
-from hada.extract.runner import ERRORS, Report, run
 from hada.extract.store import formats
-from hada.extract.store.layout import COMMIT
-from hada.extract.store.space import SizePlan
+from hada.extract.store.commit import COMMIT
+from hada.extract.store.size_plan import SizePlan
 
 if TYPE_CHECKING:
-    from hada.extract.crops import CropPlan
+    from hada.extract.variants.crops import CropPlan
 
 MOST_NAMED = 10
 # A GPU computes faster than one thread decodes; more processes than this only cost memory.
@@ -110,8 +110,8 @@ def _extract_crops(
     options: dict[str, Any],
 ) -> Report:
     """The crops of a split's pictures, in a store beside the one at `path`."""
-    from hada.extract.crops import CropBackbone
-    from hada.extract.views import pictures_only
+    from hada.extract.variants.crops import CropBackbone
+    from hada.extract.variants.views import pictures_only
 
     if isinstance(backbone, RegionBackbone):
         raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --crops")
@@ -137,7 +137,7 @@ def _extract_views(
     """The augmented views of a split, each in a store beside the one at `path`."""
     if not numbers:
         return []
-    from hada.extract.views import View, pictures_only, viewed
+    from hada.extract.variants.views import View, pictures_only, viewed
 
     if isinstance(backbone, RegionBackbone):
         raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hada.extract.errors import (
+from hada.extract.common.errors import (
     CheckpointError,
     ManifestError,
     UnknownNameError,
@@ -23,8 +23,8 @@ from hada.extract.errors import (
     nearest,
     unknown,
 )
+from hada.extract.common.strict_yaml import Section, read_yaml
 from hada.extract.spec import STORE_DTYPES
-from hada.extract.yamlnodes import Section, read_yaml
 
 FILE_NAME = "data_manifest.yaml"
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from hada.extract.errors import HadaError, UsageError
+from hada.extract.common.errors import HadaError, UsageError
 
 T = TypeVar("T")
 _NAMES = {

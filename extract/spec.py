@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from hada.extract.errors import StoreError
+from hada.extract.common.errors import StoreError
 
 SCHEMA_VERSION = 1
 STORE_DTYPES = ("float16", "float32", "bfloat16", "int8")
@@ -32,7 +32,8 @@ class TokenSpec:
     The global token stands for the whole item: it is the `first` (CLS) or the `last` (EOT) row.
     A backbone without such a token puts its pooled vector, unprojected and as wide as a token,
     in front of the others; `global_source` then says "pooled". `pooled` is K where an item's
-    tokens were averaged to at most K rows (`hada.extract.tokens`), None where all are kept.
+    tokens were averaged to at most K rows (`hada.extract.variants.reduced`), None where all are
+    kept.
     """
 
     width: int

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from hada.extract import remote
-from hada.extract.console import HadaGroup, tell
-from hada.extract.errors import StoreError
+from hada.extract.common import remote
+from hada.extract.common.console import HadaGroup, tell
+from hada.extract.common.errors import StoreError
+from hada.extract.common.progress import size
 from hada.extract.manifest import STORE_FORMATS
-from hada.extract.progress import size
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.terminal import in_line
 
@@ -154,7 +154,7 @@ def convert(
     Example:
       hada-store convert stores/coco/val/blip stores-h5/coco/val/blip --format hdf5
     """
-    from hada.extract.progress import progress
+    from hada.extract.common.progress import progress
     from hada.extract.store import maintain
 
     plan = maintain.conversion_size(source, target, dtype, tokens)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hada.extract.array_files import reason
-from hada.extract.errors import CheckpointError, HadaError
+from hada.extract.common.errors import CheckpointError, HadaError
 from hada.extract.shapes import shown
 
 DEPTH = 64

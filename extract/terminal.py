@@ -3,7 +3,7 @@ r"""Text that reaches a terminal, without the characters that would steer it.
 Captions, ids, file names, model names and errors come from files that somebody else may have
 written. An escape sequence in them could clear the screen, retitle the window or write a clipboard;
 a carriage return or a bidirectional override could show another text than the one that is there.
-Everything that a command prints passes through here (`hada.extract.console.tell` and `say`,
+Everything that a command prints passes through here (`hada.extract.common.console.tell` and `say`,
 `console` for what Rich draws, `guarded` for warnings, log records and tracebacks), and shows such
 characters as Python would write them: `\x1b`, `\u202e`.
 """

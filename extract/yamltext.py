@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from hada.extract.documents import decode, read_bytes
-from hada.extract.errors import ManifestError
+from hada.extract.common.documents import decode, read_bytes
+from hada.extract.common.errors import ManifestError
 from hada.extract.shapes import shown
 
 # PyYAML reads some 100 kB a second; a manifest of a hundred models has 20 kB.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.console import HadaGroup, manifest_options, parse_assignments, say, tell
-from hada.extract.errors import UsageError
+from hada.extract.common.console import HadaGroup, manifest_options, parse_assignments, say, tell
+from hada.extract.common.errors import UsageError
 from hada.fuse.models_cli import export, import_official, suggest
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
 from hada.fuse.recipes import recipe as named_recipe
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
-    from hada.fuse.reading import Mode
+    from hada.fuse.tokens.placement import Mode
 
 DEVICE_HELP = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
 
@@ -138,7 +138,7 @@ def train(
     if print_config:
         tell(json.dumps(plans[0].request(), indent=2), lines=True)
         return
-    from hada.fuse.reports import parse
+    from hada.fuse.training.trackers import parse
 
     names = parse(report_to)
     _, table = job.train_seeds(
@@ -186,8 +186,8 @@ def embed(
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
     """
     from hada.extract.store import open_store
-    from hada.fuse.checkpoint import RunFolder
-    from hada.fuse.embed import embed_split, write_embedded
+    from hada.fuse.embedding import embed_split, write_embedded
+    from hada.fuse.run_folder import RunFolder
 
     if output is not None and len(splits) > 1:
         raise UsageError("--output names one store: give one --split with it")

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hada.extract import remote
-from hada.extract.console import say
+from hada.extract.common import remote
+from hada.extract.common.console import say
 from hada.fuse.recipes import Recipe
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
-    from hada.fuse.checkpoint import RunFolder
-    from hada.fuse.data import Split
-    from hada.fuse.reading import Mode
+    from hada.fuse.run_folder import RunFolder
+    from hada.fuse.tokens.placement import Mode
+    from hada.fuse.tokens.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,9 @@ def train_run(
         plan: What to train.
         device: Where.
         fresh: Whether to throw away what the run's folder holds.
-        reading: Where tokens come from, see `hada.fuse.reading`.
+        reading: Where tokens come from, see `hada.fuse.tokens.placement`.
         memory: Bytes that tokens may take; None for half of what is free.
-        report_to: Trackers of `hada.fuse.reports`.
+        report_to: Trackers of `hada.fuse.training.trackers`.
         init: A run whose weights a new one begins with: the published second step.
 
     Raises:
@@ -112,13 +112,14 @@ def train_run(
         RunError: The folder holds another run.
         NonFiniteError: The loss is not finite; the last good state is kept.
     """
-    from hada.extract.allocator import reuse_freed_memory
+    from hada.extract.common.allocator import reuse_freed_memory
     from hada.extract.store import open_store
-    from hada.fuse import checkpoint, trainer
-    from hada.fuse.data import Split
-    from hada.fuse.embed import choose_device
-    from hada.fuse.lock import only_trainer
-    from hada.fuse.reading import choose_reading
+    from hada.fuse import run_folder
+    from hada.fuse.embedding import choose_device
+    from hada.fuse.tokens.placement import choose_reading
+    from hada.fuse.tokens.split import Split
+    from hada.fuse.training import trainer
+    from hada.fuse.training.lock import only_trainer
 
     reuse_freed_memory()
     chosen = choose_device(device)
@@ -129,7 +130,7 @@ def train_run(
         for split, some in stores.items()
     }
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
-    run = checkpoint.RunFolder(plan.folder)
+    run = run_folder.RunFolder(plan.folder)
     way = choose_reading(
         train_part,
         val_part,
@@ -146,7 +147,7 @@ def train_run(
         # The order of an epoch depends on it, so the run keeps it.
         config["window_shards"] = way.shards
     if init is not None:
-        config["init"] = checkpoint.weights_digest(init)
+        config["init"] = run_folder.weights_digest(init)
     with only_trainer(plan.folder):
         run.claim(config, fresh=fresh)
         position = run.position()
@@ -159,7 +160,7 @@ def train_run(
             part.pinned = chosen.type == "cuda"
         objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
         if init is not None:
-            checkpoint.RunFolder(init).start_from(objective)
+            run_folder.RunFolder(init).start_from(objective)
         count = sum(parameter.numel() for parameter in objective.trainable().values())
         say(
             f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
@@ -202,8 +203,9 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
 
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
-    from hada.fuse import checkpoint, trainer
-    from hada.fuse.embed import check_features, features_of
+    from hada.fuse import run_folder
+    from hada.fuse.embedding import check_features, features_of
+    from hada.fuse.training import trainer
 
     features = {s.spec.model.name: features_of(s) for s in train_part.stores}
     for store in (store for part in splits.values() for store in part.stores):
@@ -211,10 +213,10 @@ def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[s
     image, caption = trainer.branches(plan.recipe, train_part)
     return {
         **plan.request(),
-        "format": checkpoint.FORMAT,
+        "format": run_folder.FORMAT,
         "branches": {
-            "image": checkpoint.branch_to_json(image),
-            "caption": checkpoint.branch_to_json(caption),
+            "image": run_folder.branch_to_json(image),
+            "caption": run_folder.branch_to_json(caption),
         },
         "features": features,
         "stores": {split: _identity(part) for split, part in splits.items()},

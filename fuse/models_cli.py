@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options, parse_assignments, tell
+from hada.extract.common.console import HadaCommand, manifest_options, parse_assignments, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -70,7 +70,7 @@ def export(run_path: Path, folder: Path, licences: tuple[str, ...], repository: 
       hada-fuse export runs/flickr8k/blip+clip-fast-s0 blip-clip --licence blip=BSD-3-Clause
       hada-fuse export runs/flickr8k/blip+clip-fast-s0 blip-clip --push-to-hub me/blip-clip
     """
-    from hada.fuse.pretrained import HadaModel
+    from hada.fuse.exchange.hub import HadaModel
 
     model = HadaModel.from_run(run_path, parse_assignments(licences, "--licence"))
     model.save_pretrained(folder)
@@ -130,7 +130,7 @@ def import_official(
       hada-evaluate recall --dataset flickr30k --split test
     """
     from hada.extract.store import open_store
-    from hada.fuse.adopt import adopt
+    from hada.fuse.exchange.import_official import adopt
 
     name = manifest.dataset(dataset).name
     folder = run_path or Path(manifest.runs) / name / f"{'+'.join(models)}-imported"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from hada.extract.errors import UsageError, nearest, unknown
+from hada.extract.common.errors import UsageError, nearest, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,14 @@ class Recipe:
     Widths: `node_width` of projected tokens, `heads` x `head_width` of the graph attention,
     `graph_width` behind it, `out_width` of the fused embedding; `node_hidden`, `graph_hidden` and
     `head_hidden` put layers of these widths before them. `inputs` is explained in
-    `hada.fuse.model`, `norm` in `hada.fuse.config`. `use_embeddings` takes the models'
-    own embeddings past the graph to the head, `use_globals` the features of their global tokens.
+    `hada.fuse.network.fuser`, `norm` in `hada.fuse.network.config`. `use_embeddings` takes the
+    models' own embeddings past the graph to the head, `use_globals` the features of their global
+    tokens.
 
     Graph: `convolution` "gatv2", "gcn", "transformer" or "none" (embeddings alone). The `edge_`
-    settings are what `hada.fuse.graph` calls own, other, between, tokens and loops; -1 draws no
-    such edges. `undirected` lets tokens hear the global nodes. With `first_tokens_only` every model
-    but the first is one node, its embedding, as CLIP is in HADA-LAVIS.
+    settings are what `hada.fuse.network.graph` calls own, other, between, tokens and loops; -1
+    draws no such edges. `undirected` lets tokens hear the global nodes. With `first_tokens_only`
+    every model but the first is one node, its embedding, as CLIP is in HADA-LAVIS.
 
     Losses: `weight_nce` contrastive (of which `image_share` image -> caption), `weight_itm`
     matching, `weight_hinge`. `momentum` 0 trains against the batch itself, else against slow

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.console import say
-from hada.extract.errors import StoreError
+from hada.extract.common.console import say
+from hada.extract.common.errors import StoreError
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store
 from hada.extract.terminal import console
-from hada.fuse.data import Split
-from hada.fuse.ranking import KS, Ranks, rank_matrix, recalls
+from hada.fuse.ranking.ranks import KS, Ranks, rank_matrix, recalls
+from hada.fuse.tokens.split import Split
 
 LARGEST = 3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hada.extract.console import HadaGroup
+from hada.extract.common.console import HadaGroup
 from hada.extract.manifest import PRECISIONS
 from hada.pipelines.commands import COMMANDS
 

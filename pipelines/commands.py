@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hada.extract.console import HadaCommand, manifest_options, tell
+from hada.extract.common.console import HadaCommand, manifest_options, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
-    from hada.pipelines.config import Pipeline
+    from hada.pipelines.study.config import Pipeline
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 EXIT_CODES = """
@@ -30,7 +30,7 @@ def _pipeline_argument(command: Decorated) -> Decorated:
     @manifest_options
     @functools.wraps(command)
     def wrapper(*args: Any, file: Path, manifest: Manifest, **rest: Any) -> Any:
-        from hada.pipelines.config import load_pipeline
+        from hada.pipelines.study.config import load_pipeline
 
         return command(*args, pipeline=load_pipeline(file, manifest), manifest=manifest, **rest)
 
@@ -48,17 +48,17 @@ def plan(pipeline: Pipeline, manifest: Manifest, as_json: bool) -> None:
       hada-pipeline plan pipelines/examples/scenes.yaml
       hada-pipeline plan study.yaml --root stores=/scratch/stores --json
     """
-    from hada.pipelines import planning
-    from hada.pipelines.resolve import build_jobs
     from hada.pipelines.state import Folder
-    from hada.pipelines.survey import survey
+    from hada.pipelines.study import plan_table
+    from hada.pipelines.study.resolve import build_jobs
+    from hada.pipelines.study.survey import survey
 
     states = survey(build_jobs(pipeline, manifest))
     rates = Folder(manifest.runs, pipeline.name).rates()
     if as_json:
-        tell(json.dumps(planning.to_json(states, rates), indent=2), lines=True)
+        tell(json.dumps(plan_table.to_json(states, rates), indent=2), lines=True)
     else:
-        tell(planning.table(states, rates), lines=True)
+        tell(plan_table.table(states, rates), lines=True)
 
 
 @click.command(
@@ -119,7 +119,7 @@ sees the same stores and runs.
 @_pipeline_argument
 def run(pipeline: Pipeline, manifest: Manifest, **options: Any) -> int:
     """Do what a pipeline still needs (the text for people is above)."""
-    from hada.pipelines.run import Request, run_pipeline
+    from hada.pipelines.execution.run import Request, run_pipeline
 
     return run_pipeline(pipeline, manifest, Request(**options))
 
@@ -150,10 +150,10 @@ def submit(
       hada-pipeline submit study.yaml --dry-run
       hada-pipeline submit study.yaml --workers 8
     """
-    from hada.pipelines import slurm
-    from hada.pipelines.resolve import build_jobs
+    from hada.pipelines.execution import slurm
     from hada.pipelines.state import Folder, driving
-    from hada.pipelines.survey import survey
+    from hada.pipelines.study.resolve import build_jobs
+    from hada.pipelines.study.survey import survey
 
     folder = Folder(manifest.runs, pipeline.name)
     states = survey(build_jobs(pipeline, manifest))
@@ -180,14 +180,15 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
     Examples:
       hada-pipeline status study.yaml
     """
-    from hada.pipelines import planning, slurm
-    from hada.pipelines.resolve import build_jobs
+    from hada.pipelines.execution import slurm
     from hada.pipelines.state import Folder, holder
-    from hada.pipelines.survey import survey
+    from hada.pipelines.study import plan_table
+    from hada.pipelines.study.resolve import build_jobs
+    from hada.pipelines.study.survey import survey
 
     folder = Folder(manifest.runs, pipeline.name)
     states = survey(build_jobs(pipeline, manifest))
-    tell(planning.table(states, folder.rates()), lines=True)
+    tell(plan_table.table(states, folder.rates()), lines=True)
     if who := holder(folder):
         tell(f"driven by {who}")
     for key, counts in slurm.queue(folder).items():
@@ -209,7 +210,7 @@ def cancel(pipeline: Pipeline, manifest: Manifest) -> None:
     Examples:
       hada-pipeline cancel study.yaml
     """
-    from hada.pipelines import slurm
+    from hada.pipelines.execution import slurm
     from hada.pipelines.state import Folder
 
     ended = slurm.cancel(Folder(manifest.runs, pipeline.name))
@@ -225,7 +226,7 @@ def cancel(pipeline: Pipeline, manifest: Manifest) -> None:
 @click.option("--part", type=click.IntRange(min=0), default=0, help="Which share of the shards.")
 def work(file: Path, key: str, part: int) -> int:
     """Do one job of a submitted pipeline: what its batch scripts call."""
-    from hada.pipelines import work as module
+    from hada.pipelines.execution import batch_job as module
 
     return module.work(file, key, part)
 

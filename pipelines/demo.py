@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hada.extract.console import say, tell
+from hada.extract.common.console import say, tell
+from hada.extract.common.progress import duration
 from hada.extract.manifest import Manifest
-from hada.extract.progress import duration
 
 if TYPE_CHECKING:
     from hada.fuse.job import Plan
@@ -42,8 +42,8 @@ class Demo:
 
 
 def run_demo(demo: Demo) -> dict[str, Any]:
-    """All stages; returns the evaluation's result (see `hada.evaluate.recall.evaluate`)."""
-    from hada.extract.allocator import reuse_freed_memory
+    """All stages; returns the evaluation's result (see `hada.evaluate.results.recall.evaluate`)."""
+    from hada.extract.common.allocator import reuse_freed_memory
 
     reuse_freed_memory()
     started = time.monotonic()
@@ -58,7 +58,7 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         outcome = stage(demo)
         timings[name] = time.monotonic() - began
     result, page = outcome
-    from hada.evaluate.table import render
+    from hada.evaluate.results.text import render
 
     tell(render(result), lines=True)
     tell(_farewell(demo, page, timings, time.monotonic() - started), lines=True)
@@ -68,7 +68,7 @@ def run_demo(demo: Demo) -> dict[str, Any]:
 
 def draw(demo: Demo) -> None:
     """Make the pictures and captions, or keep what lies there."""
-    from hada.extract.progress import progress
+    from hada.extract.common.progress import progress
     from hada.extract.scenes import write_scenes
 
     root = demo.manifest.dataset(DATASET).root
@@ -85,7 +85,7 @@ def draw(demo: Demo) -> None:
 
 def extract(demo: Demo) -> None:
     """Run both frozen models over all splits."""
-    from hada.extract.captions import read_dataset
+    from hada.extract.datasets.read import read_dataset
     from hada.extract.job import extract_model, summary
 
     entry = demo.manifest.dataset(DATASET)
@@ -122,16 +122,16 @@ def _plan(demo: Demo) -> Plan:
 
 def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
     """The ladder on test as JSON, and the run's page; returns the result and where the page is."""
-    from hada.evaluate import ladder
-    from hada.evaluate.recall import evaluate as measure
-    from hada.evaluate.report import write_report
-    from hada.extract import atomic
+    from hada.evaluate.methods import build
+    from hada.evaluate.pages.report import write_report
+    from hada.evaluate.results.recall import evaluate as measure
+    from hada.extract.common import atomic
 
     folder = Path(demo.manifest.runs) / DATASET
-    request = ladder.Request(
-        dataset=DATASET, split="test", runs=ladder.finished_runs(folder), device=demo.device
+    request = build.Request(
+        dataset=DATASET, split="test", runs=build.finished_runs(folder), device=demo.device
     )
-    result = measure(*ladder.build(demo.manifest, request))
+    result = measure(*build.build(demo.manifest, request))
     atomic.write_json(folder / "recall-test.json", result)
     run = _plan(demo).folder
     return result, write_report(demo.manifest, run, split="test", device=demo.device)

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hada.extract import atomic
-from hada.extract.errors import HadaError
+from hada.extract.common import atomic
+from hada.extract.common.errors import HadaError
 
 BEAT_S = 30.0
 # A driver on another machine that has not been heard of for so long is gone.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hada.extract.errors import NonFiniteError, StoreError, StoreMismatchError
+from hada.extract.common.errors import NonFiniteError, StoreError, StoreMismatchError
 from hada.extract.spec import SIDES, SideName, StoreSpec, TokenSpec
-from hada.extract.store import Block, StoreIndex, StoreWriter, layout, open_store, write_store
+from hada.extract.store import Block, StoreIndex, StoreWriter, commit, open_store, write_store
 from hada.extract.store.reader import shard_status
 
 Arrays = dict[SideName, NDArray[np.float64]]
@@ -213,7 +213,7 @@ class StoreContract:
     @pytest.mark.parametrize("damage", ["{", "[]", '{"spec": 1}', '{"files": {"../x": [1, 2]}}'])
     def test_a_broken_marker_is_no_marker(self, path: Path, content: Content, damage: str) -> None:
         content.write(path)
-        marker = layout.marker_path(path, "image", 0)
+        marker = commit.marker_path(path, "image", 0)
         marker.write_text(damage)
         with pytest.raises(StoreError, match="not a commit marker"):
             open_store(path)
@@ -222,7 +222,7 @@ class StoreContract:
 
     def test_a_marker_cannot_point_outside(self, path: Path, content: Content) -> None:
         content.write(path)
-        marker = layout.marker_path(path, "image", 0)
+        marker = commit.marker_path(path, "image", 0)
         value = json.loads(marker.read_text())
         value["files"] = {"../../../../../x": [1, 2]}
         marker.write_text(json.dumps(value))
@@ -287,7 +287,7 @@ class StoreContract:
         writer = content.open(path)
         frame = files_of(path)
         writer.write("image", 0, content.block(writer, "image", 0))
-        for file in [*path.glob(self.shard_glob), layout.marker_path(path, "image", 0)]:
+        for file in [*path.glob(self.shard_glob), commit.marker_path(path, "image", 0)]:
             file.rename(f"{file}.tmp-7")
         with writer.claim("image", 0) as mine:
             assert mine

@@ -19,8 +19,8 @@ from places import ROOT
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
 # Package -> the only places that may import it.
 OWNERS = {
-    "open_clip": ("extract/backbones/", "extract/scenes/"),
-    "transformers": ("extract/backbones/", "extract/scenes/"),
+    "open_clip": ("extract/backbones/", "extract/pretraining/"),
+    "transformers": ("extract/backbones/", "extract/pretraining/"),
     "timm": ("extract/backbones/",),
     "zarr": ("extract/store/zarr_format.py",),
     "h5py": ("extract/store/",),

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from places import ROOT
 
 from hada.evaluate.cli import evaluate
-from hada.evaluate.table import render
+from hada.evaluate.results.text import render
 from hada.extract.cli import extract, store
-from hada.extract.progress import progress
+from hada.extract.common.progress import progress
 from hada.extract.terminal import console, guarded, in_line, visible
 from hada.fuse.cli import fuse
 from hada.pipelines.cli import pipeline
@@ -212,7 +212,7 @@ def test_nothing_is_printed_past_the_boundary() -> None:
     """`click.echo`, `print`, Rich's console and the streams are used in two files only."""
     past = {("click", "echo"), ("click", "secho"), ("sys", "stdout"), ("stdout", "write"),
             ("stderr", "write"), ("rich", "print")}  # fmt: skip
-    allowed = {"extract/console.py", "extract/terminal.py"}
+    allowed = {"extract/common/console.py", "extract/terminal.py"}
     for file in (path for room in ("extract", "fuse", "evaluate", "pipelines")
                  for path in (ROOT / room).rglob("*.py")):  # fmt: skip
         place = str(file.relative_to(ROOT))
@@ -221,6 +221,6 @@ def test_nothing_is_printed_past_the_boundary() -> None:
                 owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
                 assert (owner, node.attr) not in past or place in allowed, f"{place}:{node.lineno}"
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
-                assert place == "extract/progress.py", f"{place}:{node.lineno}"
+                assert place == "extract/common/progress.py", f"{place}:{node.lineno}"
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich.console"):
                 assert place in allowed, f"{place}:{node.lineno}"

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from hada.extract.backbones.base import Backbone, BackboneRequest, Encoded, RegionBackbone
-from hada.extract.errors import UsageError, unknown
+from hada.extract.common.errors import UsageError, unknown
 
 __all__ = [
     "ENTRY_POINTS",

@@ -29,7 +29,7 @@ from hada.extract.backbones.salesforce import (
     configs_beside,
     count_blocks,
 )
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 CONFIG_FILES = ("config_bert.json", "model_config.json")
 TOKEN_TYPES = "text_encoder.embeddings.token_type_embeddings.weight"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import PIL.Image
 
-    from hada.extract.regions import RegionRules, Regions
+    from hada.extract.datasets.regions import RegionRules, Regions
     from hada.extract.spec import ModelSpec
 
 

@@ -28,7 +28,7 @@ from hada.extract.backbones.salesforce import (
     load_folder,
 )
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 from hada.extract.spec import ModelSpec, TokenSpec
 
 OPTIONS: dict[str, type] = {

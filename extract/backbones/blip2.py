@@ -40,7 +40,7 @@ from hada.extract.backbones.torch_base import (
     library_versions,
     with_pooled,
 )
-from hada.extract.errors import unknown
+from hada.extract.common.errors import unknown
 from hada.extract.spec import ModelSpec, TokenSpec
 
 OPTIONS: dict[str, type] = {

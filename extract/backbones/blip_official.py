@@ -24,7 +24,7 @@ from hada.extract.backbones.salesforce import (
     configs_beside,
     count_blocks,
 )
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 # The official code sets 1e-6; transformers' own default, 1e-5, moves tokens by 2e-5.
 VISION_EPS = 1e-6

@@ -39,7 +39,7 @@ from hada.extract.backbones.torch_base import (
     same,
     with_pooled,
 )
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 from hada.extract.spec import ModelSpec, TokenSpec
 
 OPTIONS: dict[str, type] = {"pretrained": str, "architecture": str, "quick_gelu": bool}

@@ -16,7 +16,7 @@ from open_clip.pretrained import (
 )
 
 from hada.extract.backbones import weights
-from hada.extract.errors import CheckpointError, UsageError, unknown
+from hada.extract.common.errors import CheckpointError, UsageError, unknown
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG_NAME = "open_clip_config.json"

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from hada.extract.backbones import weights
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 _INTERFACE = ("get_image_features", "get_text_features", "vision_model", "text_model")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
-from hada.extract.errors import UsageError
+from hada.extract.common.errors import UsageError
 from hada.extract.spec import ModelSpec, TokenSpec
 
 _COLOURS = {

@@ -34,8 +34,8 @@ from hada.extract.backbones.uniter_model import (
     pad_regions,
     part,
 )
-from hada.extract.errors import CheckpointError
-from hada.extract.regions import Regions
+from hada.extract.common.errors import CheckpointError
+from hada.extract.datasets.regions import Regions
 from hada.extract.spec import ModelSpec, TokenSpec
 
 # The image encoder's config, then the text encoder's.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hada.extract.backbones.base import BackboneRequest
-from hada.extract.errors import UsageError, unknown
+from hada.extract.common.errors import UsageError, unknown
 
 
 def read_options(request: BackboneRequest, known: Mapping[str, type]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from hada.extract.backbones.base import BackboneRequest
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.salesforce import bert_rows, check_vocabulary, clean_albef
 from hada.extract.backbones.torch_base import TorchBackbone
-from hada.extract.errors import UsageError, unknown
-from hada.extract.regions import RegionRules
+from hada.extract.common.errors import UsageError, unknown
+from hada.extract.datasets.regions import RegionRules
 
 OPTIONS: dict[str, type] = {
     "regions": str,

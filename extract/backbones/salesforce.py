@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, BertTokenizer
 
 from hada.extract.backbones import weights
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 # Width -> heads of the published models: BERT-base; ViT-B/16 and ViT-L/16.
 TEXT_HEADS = {768: 12}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hada.extract.backbones.base import BackboneRequest, Encoded
-from hada.extract.errors import UsageError, unknown
+from hada.extract.common.errors import UsageError, unknown
 from hada.extract.spec import ModelSpec
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,7 +23,7 @@ from hada.extract.backbones.salesforce import (
     configs_beside,
     count_blocks,
 )
-from hada.extract.regions import Regions
+from hada.extract.datasets.regions import Regions
 
 # Width -> heads of the published models: BERT-base and BERT-large.
 HEADS = {768: 12, 1024: 16}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 from hada.extract.tensor_files import read_safetensors, read_torch
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")

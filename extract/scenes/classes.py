@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hada.extract import atomic
+from hada.extract.common import atomic
 from hada.extract.scenes.words import COLOUR_WORDS, NOUNS
 from hada.extract.scenes.world import COLOURS, SHAPES, sample_scene
 

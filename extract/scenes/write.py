@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hada.extract.atomic import TEMPORARY
-from hada.extract.errors import DatasetError, UsageError
+from hada.extract.common.atomic import TEMPORARY
+from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.scenes.classes import write_classes
 from hada.extract.scenes.draw import encode_png, render
 from hada.extract.scenes.grammar import PEOPLE, write_captions

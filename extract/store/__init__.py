@@ -25,7 +25,7 @@ or, in place of features.zarr, the same arrays as HDF5 files that h5py opens wit
 The attributes hold the `StoreSpec`. A shard counts when its marker exists and matches. Local
 shards are read by byte range, every chunk verified the first time; whatever we did not write
 that way is read through zarr-python or h5py. A store may lie behind a URL, too: see
-`hada.extract.remote`. docs/store.md tells users all of it.
+`hada.extract.common.remote`. docs/store.md tells users all of it.
 """
 
 from hada.extract.store.index import StoreIndex

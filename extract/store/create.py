@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic, remote
-from hada.extract.errors import StoreError, StoreMismatchError, UsageError
+from hada.extract.common import atomic, remote
+from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES, StoreSpec
-from hada.extract.store import dtypes, formats, layout
+from hada.extract.store import commit, dtypes, formats
 from hada.extract.store.formats import ArrayPlan, Format
 from hada.extract.store.index import (
     ROWS_PER_CHUNK,
@@ -115,7 +115,7 @@ def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -
             index_arrays(spec, index),
             {"hada": spec.to_json()},
         )
-        (temporary / layout.COMMIT).mkdir()
+        (temporary / commit.COMMIT).mkdir()
         atomic.sync(temporary)
         try:
             temporary.rename(folder)

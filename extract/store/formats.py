@@ -16,9 +16,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import remote
-from hada.extract.errors import StoreError, unknown
-from hada.extract.store.raw import RawShard
+from hada.extract.common import remote
+from hada.extract.common.errors import StoreError, unknown
+from hada.extract.store.chunks import RawShard
 
 DEFAULT = "zarr"
 # Name -> (folder inside a store, class). Looked up late: each needs its own library.

@@ -24,11 +24,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic
-from hada.extract.errors import StoreError
+from hada.extract.common import atomic
+from hada.extract.common.errors import StoreError
+from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
+from hada.extract.store.commit import checksum
 from hada.extract.store.formats import ArrayPlan
-from hada.extract.store.layout import checksum
-from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity, number_type
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"

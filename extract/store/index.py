@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.errors import StoreError
+from hada.extract.common.errors import StoreError
 from hada.extract.spec import SideName, StoreSpec
 
 # A ragged shard's capacity is a multiple of this many token rows, the unit zarr reads at once.

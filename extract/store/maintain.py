@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic, remote
-from hada.extract.errors import StoreError
+from hada.extract.common import atomic, remote
+from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import layout
+from hada.extract.store import commit
 from hada.extract.store.create import ALLOWED
 from hada.extract.store.index import StoreIndex
 from hada.extract.store.reader import StoreReader, locate, open_store, read_spec, shard_status
-from hada.extract.store.space import SizePlan, plan_size
+from hada.extract.store.size_plan import SizePlan, plan_size
 from hada.extract.store.writer import Block, StoreWriter
-from hada.extract.tokens import ALL, pool, pooled_lengths, reduced_spec
+from hada.extract.variants.reduced import ALL, pool, pooled_lengths, reduced_spec
 
 UNWRITTEN = "not written yet"
 
@@ -43,7 +43,7 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
     failed = dict.fromkeys(SIDES, 0)
     for side, shards in status.items():
         for shard, state in shards.items():
-            marker = layout.read_marker(folder, side, shard) if state is None else None
+            marker = commit.read_marker(folder, side, shard) if state is None else None
             if marker is not None:
                 failed[side] += len(marker.failed)
                 if marker.provenance not in provenance:
@@ -91,7 +91,7 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
         for shard, state in shards.items():
             if state is None:
                 continue
-            with layout.shard_lock(folder, side, shard) as mine:
+            with commit.shard_lock(folder, side, shard) as mine:
                 files = form.files(features, side, shard)
                 # A shard that nobody has begun is no damage.
                 if state == UNWRITTEN and not files:
@@ -100,9 +100,9 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
                     removed.append(Removed(side, shard, state, busy=True))
                     continue
                 # First the marker: from then on nothing counts that is about to go.
-                layout.marker_path(folder, side, shard).unlink(missing_ok=True)
-                atomic.sync(folder / layout.COMMIT)
-                layout.remove_leftovers(folder, side, shard)
+                commit.marker_path(folder, side, shard).unlink(missing_ok=True)
+                atomic.sync(folder / commit.COMMIT)
+                commit.remove_leftovers(folder, side, shard)
                 for file in files:
                     file.unlink(missing_ok=True)
                 reason = "files without a marker" if state == UNWRITTEN else state
@@ -174,7 +174,7 @@ def _block(store: StoreReader, writer: StoreWriter, side: SideName, shard: int) 
     rows = writer.rows(side, shard)
     items = np.arange(rows.start, rows.stop, dtype=np.int64)
     reader = store.side(side)
-    marker = layout.read_marker(store.path, side, shard)
+    marker = commit.read_marker(store.path, side, shard)
     assert marker is not None
     values, kept = None, writer.spec.model.tokens(side)
     if reader.tokens_spec is not None and kept is not None:

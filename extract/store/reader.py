@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import remote
-from hada.extract.errors import StoreError
+from hada.extract.common import remote
+from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import dtypes, formats, layout
+from hada.extract.store import commit, dtypes, formats
 from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, decode_ids, shard_count
-from hada.extract.store.remote_rows import row_reader
-from hada.extract.store.rows import RowReader
+from hada.extract.store.remote_row_reader import row_reader
+from hada.extract.store.row_reader import RowReader
 
 Rows = slice | NDArray[np.int64]
 
@@ -233,7 +233,7 @@ def open_store(path: str | Path) -> StoreReader:
         )
     failed: dict[SideName, set[int]] = {side: set() for side in SIDES}
     for (side, _), marker in markers.items():
-        if isinstance(marker, layout.Marker):
+        if isinstance(marker, commit.Marker):
             failed[side].update(marker.failed)
     return StoreReader(folder, spec, form, features, failed)
 
@@ -267,20 +267,20 @@ def shard_status(
     return _status(features, spec, _markers(form, folder, features, spec), deep=deep)
 
 
-Markers = dict[tuple[SideName, int], layout.Marker | StoreError | None]
+Markers = dict[tuple[SideName, int], commit.Marker | StoreError | None]
 
 
 def _markers(form: Format, folder: Path, features: Path, spec: StoreSpec) -> Markers:
     ids = {side: decode_ids(form.whole(features, f"{side}/ids")) for side in SIDES}
     empty = StoreIndex(ids=ids, caption_to_image=np.zeros(0, np.int64), lengths={})
     shards = [(side, shard) for side in SIDES for shard in range(shard_count(spec, empty, side))]
-    return layout.read_markers(folder, shards)
+    return commit.read_markers(folder, shards)
 
 
 def _status(
     features: Path, spec: StoreSpec, markers: Markers, *, deep: bool = False
 ) -> dict[SideName, dict[int, str | None]]:
-    digest, sizes = spec.digest(), layout.listed_sizes(features)
+    digest, sizes = spec.digest(), commit.listed_sizes(features)
     status: dict[SideName, dict[int, str | None]] = {side: {} for side in SIDES}
     for (side, shard), marker in markers.items():
         if isinstance(marker, StoreError):
@@ -288,5 +288,5 @@ def _status(
         elif marker is None:
             status[side][shard] = "not written yet"
         else:
-            status[side][shard] = layout.damage(features, marker, digest, deep=deep, sizes=sizes)
+            status[side][shard] = commit.damage(features, marker, digest, deep=deep, sizes=sizes)
     return status

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import remote
-from hada.extract.errors import NonFiniteError, StoreError
+from hada.extract.common import remote
+from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import dtypes, formats, layout
+from hada.extract.store import commit, dtypes, formats
 from hada.extract.store.create import check_same, create, plan_arrays
 from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
@@ -89,31 +89,31 @@ class StoreWriter:
 
     def pending(self, side: SideName) -> list[int]:
         """The shards that are not committed, or whose files do not match their marker."""
-        markers = layout.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
-        sizes = layout.listed_sizes(self._features)
+        markers = commit.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
+        sizes = commit.listed_sizes(self._features)
         return [k for (_, k), marker in markers.items() if not self._is_whole(marker, sizes)]
 
     def is_done(self, side: SideName, shard: int) -> bool:
         """Whether a shard is committed and its files have the recorded sizes."""
-        return self._is_whole(layout.read_markers(self.folder, [(side, shard)])[side, shard])
+        return self._is_whole(commit.read_markers(self.folder, [(side, shard)])[side, shard])
 
     def _is_whole(
-        self, marker: layout.Marker | StoreError | None, sizes: Mapping[str, int] | None = None
+        self, marker: commit.Marker | StoreError | None, sizes: Mapping[str, int] | None = None
     ) -> bool:
         if marker is None or isinstance(marker, StoreError):
             return False
-        return layout.damage(self._features, marker, self._digest, sizes=sizes) is None
+        return commit.damage(self._features, marker, self._digest, sizes=sizes) is None
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
         """Yield whether this process may write the shard now: pending, and nobody else does."""
-        with layout.shard_lock(self.folder, side, shard) as mine:
+        with commit.shard_lock(self.folder, side, shard) as mine:
             mine = mine and not self.is_done(side, shard)
             # Behind a URL there are no leftovers: what is there is replaced whole.
             if mine and not remote.is_remote(self.folder):
                 for path in self._form.files(self._features, side, shard):
                     path.unlink(missing_ok=True)
-                layout.remove_leftovers(self.folder, side, shard)
+                commit.remove_leftovers(self.folder, side, shard)
             yield mine
 
     def write(self, side: SideName, shard: int, block: Block) -> None:
@@ -136,9 +136,9 @@ class StoreWriter:
         if block.embeddings is not None:
             values, _ = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
             arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
-        layout.write_marker(
+        commit.write_marker(
             self.folder,
-            layout.Marker(
+            commit.Marker(
                 side=side,
                 shard=shard,
                 spec_digest=self._digest,
@@ -150,13 +150,13 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Clear away what killed writers left of shards that are finished."""
-        layout.remove_stale_locks(self.folder)
+        commit.remove_stale_locks(self.folder)
 
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""
         found: dict[int, str] = {}
         shards = [(side, shard) for shard in range(self.shards(side))]
-        for marker in layout.read_markers(self.folder, shards).values():
+        for marker in commit.read_markers(self.folder, shards).values():
             if isinstance(marker, StoreError):
                 raise marker
             found.update(marker.failed if marker else {})

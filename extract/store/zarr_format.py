@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import atomic, remote
-from hada.extract.errors import StoreError, UnreachableError
+from hada.extract.common import atomic, remote
+from hada.extract.common.errors import StoreError, UnreachableError
 from hada.extract.store import zarr_shard
+from hada.extract.store.chunks import RawShard
 from hada.extract.store.formats import SHARDED, ArrayPlan
-from hada.extract.store.raw import RawShard
-from hada.extract.store.remote_rows import row_reader
+from hada.extract.store.remote_row_reader import row_reader
 
 _META = "zarr.json"
 # What zarr-python raises where metadata is not what it expects.

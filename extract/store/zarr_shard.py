@@ -20,8 +20,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import remote
-from hada.extract.store.raw import MISSING, RawShard, fill_bytes, identity, number_type
+from hada.extract.common import remote
+from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
 
 _CRC = 4
 _NO_CHUNK = 2**64 - 1

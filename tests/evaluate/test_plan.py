@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hada.evaluate import plan as planning
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.ladder import Request, build
-from hada.evaluate.recall import evaluate
-from hada.evaluate.rungs import Rung
+from hada.evaluate.methods.build import Request, build
+from hada.evaluate.methods.gallery import Rung
+from hada.evaluate.results import cost as planning
+from hada.evaluate.results.recall import evaluate
 from hada.extract.manifest import load_manifest
 from hada.extract.store import write_store
 

@@ -14,14 +14,20 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.compare import compare
-from hada.evaluate.packing import unpack_ranks
-from hada.evaluate.recall import evaluate
-from hada.evaluate.rungs import Gallery, Rung, mean_of_cosines, reciprocal_ranks, single_models
-from hada.extract.errors import UsageError
+from hada.evaluate.methods.gallery import (
+    Gallery,
+    Rung,
+    mean_of_cosines,
+    reciprocal_ranks,
+    single_models,
+)
+from hada.evaluate.results.compare import compare
+from hada.evaluate.results.packing import unpack_ranks
+from hada.evaluate.results.recall import evaluate
+from hada.extract.common.errors import UsageError
 from hada.extract.spec import SideName
 from hada.extract.store import open_store, write_store
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.ranking.ranks import rank_positives, recalls
 
 I, E = 30, 6  # noqa: E741
 RANDOM = np.random.default_rng(5)
@@ -226,7 +232,7 @@ def test_swapped_sides_and_a_wrong_split_are_refused(project: Path) -> None:
 
 def test_eccv_judgements_are_the_packages(project: Path) -> None:
     pytest.importorskip("eccv_caption", reason="the extra eccv is not installed")
-    from hada.evaluate import eccv
+    from hada.evaluate.results import eccv
 
     judge = eccv.metrics()
     by_image = judge.coco_gts["i2t"]

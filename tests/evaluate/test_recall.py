@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.recall import evaluate
-from hada.evaluate.rungs import (
+from hada.evaluate.methods.gallery import (
     Gallery,
     Rung,
     mean_of_cosines,
@@ -23,12 +22,13 @@ from hada.evaluate.rungs import (
     tuned_sum,
     weighted_sum,
 )
-from hada.evaluate.significance import Hits, bootstrap_rsums, difference, interval
-from hada.evaluate.table import render, standing, verdicts
-from hada.extract.errors import NonFiniteError, StoreMismatchError
+from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
+from hada.evaluate.results.text import render, standing, verdicts
+from hada.extract.common.errors import NonFiniteError, StoreMismatchError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader, open_store, write_store
-from hada.fuse.ranking import rank_matrix, rank_positives, recalls
+from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 
 I, T, E = 40, 130, 6  # noqa: E741
 RANDOM = np.random.default_rng(7)
@@ -110,7 +110,7 @@ def test_the_tuned_sum_is_at_least_as_good_where_it_was_tuned(gallery: Gallery) 
 
 
 def test_concatenation_and_linear_learns() -> None:
-    from hada.evaluate.linear import concatenation_linear
+    from hada.evaluate.methods.linear import concatenation_linear
 
     gallery = Gallery.of([store("stores/x", name="a", noise=0.5, seed=5)])
     rung = concatenation_linear(gallery, gallery, gallery)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hada.evaluate import attended, charts
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.report import rank_changes, recall_curve
+from hada.evaluate.pages import attention, charts
+from hada.evaluate.pages.report import rank_changes, recall_curve
 from hada.extract.store import open_store
-from hada.fuse.checkpoint import RunFolder
-from hada.fuse.data import Split
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.ranking.ranks import rank_positives, recalls
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.tokens.split import Split
 
 MODELS = ("one", "two")
 
@@ -92,7 +92,7 @@ def test_attention_is_what_the_graph_gives(project: Path) -> None:
     fuser, _ = run.load_best()
     items = np.array([3, 0, 5])
     for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
-        found = attended.attention(fuser, split, side, items)  # type: ignore[arg-type]
+        found = attention.attention(fuser, split, side, items)  # type: ignore[arg-type]
         features = split.features(side, items).to("cpu")  # type: ignore[arg-type]
         nodes = branch.nodes(features)
         with torch.no_grad():
@@ -125,11 +125,11 @@ def test_words_take_the_weight_of_their_tokens() -> None:
             ]
 
     weights = np.array([0.1, 0.2, 0.05, 0.05, 0.3, 0.3])
-    found = attended.by_word("red triangle", weights[:6], Pieces)
+    found = attention.by_word("red triangle", weights[:6], Pieces)
     assert found is not None
     assert [word for word, _ in found] == ["red", "triangle"]
     assert [weight for _, weight in found] == pytest.approx([0.2, 0.4])
-    assert attended.by_word("red", weights, Pieces) is None
+    assert attention.by_word("red", weights, Pieces) is None
 
 
 def test_curves_and_changes_are_those_of_the_ranks() -> None:

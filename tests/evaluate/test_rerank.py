@@ -13,13 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.ladder import Request, build
-from hada.evaluate.rerank import Reranked, RunHead
-from hada.evaluate.rungs import Rung
-from hada.evaluate.search import load_model
-from hada.extract.captions import read_dataset
+from hada.evaluate.methods.build import Request, build
+from hada.evaluate.methods.gallery import Rung
+from hada.evaluate.methods.rerank import Reranked, RunHead
+from hada.evaluate.search.index import load_model
 from hada.extract.cli import extract
-from hada.extract.images import open_image
+from hada.extract.datasets.images import open_image
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.scenes import write_scenes
 from hada.fuse.cli import fuse

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hada.evaluate import salient
-from hada.evaluate.salient import CLIP, WCA, Rules
-from hada.extract.errors import UsageError
+from hada.evaluate.crops import weighting
+from hada.evaluate.crops.weighting import CLIP, WCA, Rules
+from hada.extract.common.errors import UsageError
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def lgca(golden_root: Path) -> Any:
 
 
 def texts(golden: Any, rules: Rules) -> Any:
-    return salient.describe(
+    return weighting.describe(
         golden["label_text_feature"], golden["desc_feature"], golden["desc_mask"], rules
     )
 
@@ -32,18 +32,18 @@ def texts(golden: Any, rules: Rules) -> Any:
 def test_wca_is_the_official_one(wca: Any) -> None:
     for run, crops in enumerate(wca["run_crop_index"]):
         ladder = wca["crop_feature"][:, None, crops]
-        image = salient.look(wca["image_feature"], ladder, WCA)
+        image = weighting.look(wca["image_feature"], ladder, WCA)
         scores = image @ texts(wca, WCA).T
         np.testing.assert_allclose(scores, wca["score_official_runs"][run], atol=1e-6)
         plain = Rules(normalize="none")
-        scores = salient.look(wca["image_feature"], ladder, plain) @ texts(wca, plain).T
+        scores = weighting.look(wca["image_feature"], ladder, plain) @ texts(wca, plain).T
         np.testing.assert_allclose(scores, wca["score_double_sum_runs"][run], atol=1e-12)
 
 
 def test_the_double_sum_is_what_it_says(wca: Any) -> None:
     rules = Rules(normalize="none")
     ladder = wca["crop_feature"][:, None]
-    found = salient.look(wca["image_feature"], ladder, rules) @ texts(wca, rules).T
+    found = weighting.look(wca["image_feature"], ladder, rules) @ texts(wca, rules).T
     image, label = 2, 1
     total = 0.0
     likeness = wca["crop_feature"][image] @ wca["image_feature"][image]
@@ -59,12 +59,12 @@ def test_the_double_sum_is_what_it_says(wca: Any) -> None:
 
 
 def test_clip_and_cupl_are_special_cases(wca: Any) -> None:
-    image = salient.look(wca["image_feature"], None, CLIP)
+    image = weighting.look(wca["image_feature"], None, CLIP)
     cupl = image @ texts(wca, CLIP).T
     np.testing.assert_allclose(cupl, wca["score_cupl_official"], atol=1e-6)
     prompt = wca["label_text_feature"]
     one = np.ones((len(prompt), 1), bool)
-    clip = image @ salient.describe(prompt, prompt[:, None], one, CLIP).T
+    clip = image @ weighting.describe(prompt, prompt[:, None], one, CLIP).T
     np.testing.assert_allclose(clip, wca["score_clip_official"], atol=1e-6)
     weighed = image @ texts(wca, Rules(whole=1.0)).T
     np.testing.assert_allclose(weighed, wca["score_global_weighted_text_official"], atol=1e-6)
@@ -74,7 +74,7 @@ def test_clip_and_cupl_are_special_cases(wca: Any) -> None:
 @pytest.mark.parametrize(("normalize", "name"), [("official", "official"), ("none", "sum")])
 def test_lgca_is_the_specification(lgca: Any, rounds: int, normalize: Any, name: str) -> None:
     rules = Rules(rounds=rounds, normalize=normalize)
-    image = salient.look(lgca["image_feature"], lgca["ladder_feature"], rules)
+    image = weighting.look(lgca["image_feature"], lgca["ladder_feature"], rules)
     np.testing.assert_allclose(image, lgca[f"image_vector_T{rounds}_{name}"], atol=1e-10)
     scores = image @ texts(lgca, rules).T
     np.testing.assert_allclose(scores, lgca[f"score_T{rounds}_{name}"], atol=1e-10)
@@ -85,17 +85,17 @@ def test_the_order_of_the_crops_does_not_matter(lgca: Any) -> None:
     order = np.random.default_rng(0).permutation(20)
     ladder = lgca["ladder_feature"]
     np.testing.assert_allclose(
-        salient.look(lgca["image_feature"], ladder[:, :, order], rules),
-        salient.look(lgca["image_feature"], ladder, rules),
+        weighting.look(lgca["image_feature"], ladder[:, :, order], rules),
+        weighting.look(lgca["image_feature"], ladder, rules),
         atol=1e-12,
     )
 
 
 def test_what_was_not_extracted_is_asked_for(lgca: Any) -> None:
     with pytest.raises(UsageError, match="expanded 3 times, 4 are asked for"):
-        salient.look(lgca["image_feature"], lgca["ladder_feature"], Rules(rounds=4))
+        weighting.look(lgca["image_feature"], lgca["ladder_feature"], Rules(rounds=4))
     with pytest.raises(UsageError, match="--crops lgca"):
-        salient.look(lgca["image_feature"], None, WCA)
+        weighting.look(lgca["image_feature"], None, WCA)
     for wrong in ({"keep": 0.0}, {"whole": 1.5}, {"rounds": 2, "round_weights": (1.0,)}):
         with pytest.raises(UsageError):
             Rules(**wrong)

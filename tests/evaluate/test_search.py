@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.search import Encoder, Index, build_index, faiss_top
-from hada.extract.captions import read_dataset
+from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
 from hada.extract.cli import extract
-from hada.extract.errors import UsageError
+from hada.extract.common.errors import UsageError
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
-from hada.fuse.checkpoint import RunFolder
 from hada.fuse.cli import fuse
+from hada.fuse.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from PIL import Image
 from hada.evaluate.cli import evaluate as command
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.cli import extract
-from hada.extract.crops import CropPlan, expanded
-from hada.extract.errors import UsageError
-from hada.extract.images import open_image
+from hada.extract.common.errors import UsageError
+from hada.extract.datasets.images import open_image
 from hada.extract.store import open_store
+from hada.extract.variants.crops import CropPlan, expanded
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (43, 64, 3), dtype=np.uint8))
 

@@ -21,9 +21,9 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["hada.extract.store", "hada.extract.spec"]):
-    from hada.extract.errors import StoreError
+    from hada.extract.common.errors import StoreError
     from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
-    from hada.extract.store import layout, zarr_shard
+    from hada.extract.store import commit, zarr_shard
     from hada.extract.store.hdf5_format import _read_plan
 
 _WATCHED: list[Path] = []
@@ -41,10 +41,10 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 def marker(data: bytes) -> None:
     """Parse a marker and look at the files that it names."""
     root = STORE
-    found = layout.parse_marker(data, root / "marker.json", "image", 0)
+    found = commit.parse_marker(data, root / "marker.json", "image", 0)
     _WATCHED.append(root)
     try:
-        layout.damage(root, found, found.spec_digest, deep=True)
+        commit.damage(root, found, found.spec_digest, deep=True)
     finally:
         _WATCHED.clear()
 

@@ -24,16 +24,16 @@ from typing import Any
 import h5py  # noqa: F401  (imported before the forks, so that children live shortly)
 import zarr  # noqa: F401
 
-from hada.extract import progress
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
-from hada.extract.captions import read_dataset
+from hada.extract.common import progress
+from hada.extract.datasets.read import read_dataset
+from hada.extract.engine.runner import run
+from hada.extract.engine.store_plan import store_index, store_spec
+from hada.extract.engine.token_ids import tokenize
 from hada.extract.manifest import load_manifest
-from hada.extract.planning import store_index, store_spec
-from hada.extract.runner import run
 from hada.extract.spec import SideName
 from hada.extract.store import StoreWriter
-from hada.extract.token_ids import tokenize
 
 ROWS: dict[SideName, int] = {"image": 1, "caption": 1}
 STEPS = ("writev", "fsync", "replace", "unlink", "mkdir")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.backbones.albef_official import map_key, resize_positions
 from hada.extract.backbones.salesforce import clean_albef, clean_caption
-from hada.extract.errors import CheckpointError, UsageError
+from hada.extract.common.errors import CheckpointError, UsageError
 
 OFFICIAL = ["flickr30k.pth", "checkpoint_best.pth", "ALBEF_pretrain.pth"]
 LAVIS = "albef_flickr_retrieval_lavis.pt"
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_grid_is_interpolated(golden: Path, copy: Path) 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
 def test_golden_preprocessing(golden: Path, name: str) -> None:
-    from hada.extract.images import open_image
+    from hada.extract.datasets.images import open_image
 
     folder = golden.parent / "preproc"
     with np.load(folder / "golden.npz") as expected:

@@ -18,7 +18,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.backbones.blip_official import map_key
 from hada.extract.backbones.salesforce import TEXT_HEADS, choose_heads, clean_caption
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "two", "people", "in", "red"]
 FILE = "model_base_retrieval_flickr.pth"
@@ -123,7 +123,7 @@ def test_golden_cleaning(golden: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
 def test_golden_preprocessing(golden_root: Path, name: str) -> None:
-    from hada.extract.images import open_image
+    from hada.extract.datasets.images import open_image
 
     folder = golden_root / "backbones"
     picture = open_image(folder / "preproc" / f"{name}.png")

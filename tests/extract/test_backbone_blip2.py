@@ -15,7 +15,7 @@ from contracts_backbone import CAPTIONS, BackboneContract, split
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.errors import CheckpointError, UsageError
+from hada.extract.common.errors import CheckpointError, UsageError
 
 
 def load(path: Path | str, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.errors import CheckpointError, UnknownNameError, UsageError
+from hada.extract.common.errors import CheckpointError, UnknownNameError, UsageError
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
 # 49,408 words: CLIP's own tokenizer, which comes with open_clip.
@@ -335,7 +335,7 @@ class TestGolden:
 
     @pytest.mark.parametrize("name", ["wide", "tall", "gray", "small", "rgba"])
     def test_preprocessing(self, golden_root: Path, name: str) -> None:
-        from hada.extract.images import open_image
+        from hada.extract.datasets.images import open_image
 
         pictures = golden_root / "backbones" / "preproc"
         picture = open_image(pictures / f"{name}.png")

@@ -13,7 +13,7 @@ from contracts_backbone import CAPTIONS, BackboneContract, pictures
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.errors import CheckpointError, UnknownNameError
+from hada.extract.common.errors import CheckpointError, UnknownNameError
 
 SIZE = {
     "hidden_size": 32,

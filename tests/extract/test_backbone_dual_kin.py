@@ -20,7 +20,7 @@ from test_backbone_dual import (
 )
 
 from hada.extract.backbones import Backbone
-from hada.extract.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError
 
 SQUARE = {"height": 32, "width": 32}
 

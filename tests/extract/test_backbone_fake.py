@@ -15,7 +15,7 @@ from PIL import Image
 
 from hada.extract import backbones
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
-from hada.extract.errors import UnknownNameError, UsageError
+from hada.extract.common.errors import UnknownNameError, UsageError
 
 
 def request(family: str = "fake", **options: Any) -> BackboneRequest:

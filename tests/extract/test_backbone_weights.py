@@ -13,7 +13,7 @@ from torch import nn
 
 from hada.extract.backbones import BackboneRequest, load_backbone, weights
 from hada.extract.backbones.torch_base import check_device
-from hada.extract.errors import CheckpointError, UsageError
+from hada.extract.common.errors import CheckpointError, UsageError
 
 STATE = {"a.weight": torch.ones(2, 2), "a.bias": torch.zeros(2)}
 

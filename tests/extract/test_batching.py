@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from contracts_store import files_of
 
-from hada.extract import batching
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
-from hada.extract.captions import CaptionDataset, read_dataset
 from hada.extract.cli import extract as command
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine import batch_size
+from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
-from hada.extract.runner import run
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
 
@@ -114,7 +114,7 @@ def test_auto_goes_on_with_the_stores_size(tmp_path: Path) -> None:
 def test_auto_on_a_cpu(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
     report = run(fake(), data(), "stores/x", rows_per_shard=ROWS, batch_size=None)
-    assert report.batch_sizes == {"image": batching.CPU_BATCH, "caption": batching.CPU_BATCH}
+    assert report.batch_sizes == {"image": batch_size.CPU_BATCH, "caption": batch_size.CPU_BATCH}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
@@ -145,7 +145,7 @@ def test_growing(constant: float, each: float, most: int, expected: int) -> None
             raise OutOfMemoryError
         return taken
 
-    assert batching.grow(used, most) == expected
+    assert batch_size.grow(used, most) == expected
     # It saw that before memory ran out, but for what one item takes.
     assert all(constant + each * size <= 1 for size in tried[1:])
 
@@ -155,20 +155,20 @@ def test_growing_passes_other_errors_on() -> None:
         raise ValueError("a fault")
 
     with pytest.raises(ValueError, match="a fault"):
-        batching.grow(used, 64)
+        batch_size.grow(used, 64)
 
 
 def test_sizes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert batching.remembered("a") is None
-    batching.remember("a", 64)
-    batching.remember("b", 128)
-    assert (batching.remembered("a"), batching.remembered("b")) == (64, 128)
+    assert batch_size.remembered("a") is None
+    batch_size.remember("a", 64)
+    batch_size.remember("b", 128)
+    assert (batch_size.remembered("a"), batch_size.remembered("b")) == (64, 128)
     for broken in (b"{", b"[]", b'{"a": "many"}', b'{"a": -4}', b'{"a": 1e9}', b"\xff"):
-        batching.cache_file().write_bytes(broken)
-        assert batching.remembered("a") is None
-    batching.remember("a", 32)
-    assert batching.remembered("a") == 32
+        batch_size.cache_file().write_bytes(broken)
+        assert batch_size.remembered("a") is None
+    batch_size.remember("a", 32)
+    assert batch_size.remembered("a") == 32
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    batching.remember("a", 16)
-    assert batching.remembered("a") is None
+    batch_size.remember("a", 16)
+    assert batch_size.remembered("a") is None

@@ -10,8 +10,8 @@ import makers
 import numpy as np
 import pytest
 
-from hada.extract.captions import CaptionDataset, read_dataset
-from hada.extract.errors import DatasetError, UnknownNameError
+from hada.extract.common.errors import DatasetError, UnknownNameError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.manifest import load_manifest
 
 

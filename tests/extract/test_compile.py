@@ -19,7 +19,7 @@ from torch import nn
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.backbones.torch_base import _stacks, encoded
 from hada.extract.cli import extract
-from hada.extract.errors import UsageError
+from hada.extract.common.errors import UsageError
 from hada.extract.store import open_store
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from hada.extract.array_files import map_npy, read_npz
-from hada.extract.documents import json_lines, parse_json, read_json
-from hada.extract.errors import CheckpointError, ManifestError, StoreError, UsageError
+from hada.extract.common.documents import json_lines, parse_json, read_json
+from hada.extract.common.errors import CheckpointError, ManifestError, StoreError, UsageError
+from hada.extract.common.strict_yaml import read_yaml
 from hada.extract.shapes import conform, shown
 from hada.extract.tensor_files import read_safetensors, read_torch
-from hada.extract.yamlnodes import read_yaml
 
 BROKEN_JSON = {
     "empty": (b" \n", "line 2, column 1: the file is empty"),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hada.extract import images
-from hada.extract.errors import DatasetError
-from hada.extract.images import ImageError, open_image
+from hada.extract.common.errors import DatasetError
+from hada.extract.datasets import images
+from hada.extract.datasets.images import ImageError, open_image
 
 
 def ramp(width: int = 40, height: int = 30) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 import makers
 import pytest
 
-from hada.extract.errors import CheckpointError, ManifestError, UnknownNameError, UsageError
+from hada.extract.common.errors import CheckpointError, ManifestError, UnknownNameError, UsageError
 from hada.extract.manifest import check_sums, default_path, load_manifest, load_shipped
 
 

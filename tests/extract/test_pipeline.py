@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from hada.extract import job, token_ids
+from hada.extract import job
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest, Encoded
-from hada.extract.captions import CaptionDataset, read_dataset
-from hada.extract.items import PictureItems
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine import token_ids
+from hada.extract.engine.decode import ThreadReader, cores, read_ahead
+from hada.extract.engine.items import PictureItems
+from hada.extract.engine.runner import Report, run
+from hada.extract.engine.token_ids import TokenIds
 from hada.extract.manifest import load_manifest
-from hada.extract.reading import ThreadReader, cores, read_ahead
-from hada.extract.runner import Report, run
 from hada.extract.spec import SideName
 from hada.extract.store import StoreWriter, open_store
-from hada.extract.token_ids import TokenIds
 
 ROWS: dict[SideName, int] = {"image": 2, "caption": 4}
 

@@ -18,10 +18,10 @@ from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
-from hada.extract.captions import CaptionDataset, read_dataset
-from hada.extract.errors import HadaError
+from hada.extract.common.errors import HadaError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine.runner import Report, run
 from hada.extract.manifest import load_manifest
-from hada.extract.runner import Report, run
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
 
@@ -118,7 +118,9 @@ def test_tokens_that_were_not_declared_are_refused(tmp_path: Path) -> None:
 
 _SLOW = """
 import sys, time
-from hada.extract import runner, captions, manifest
+from hada.extract import manifest
+from hada.extract.datasets import read
+from hada.extract.engine import runner
 from hada.extract.backbones import load_backbone, BackboneRequest
 backbone = load_backbone(BackboneRequest(name="one", family="fake", weights="a", options={}))
 encode = backbone.encode_images
@@ -126,7 +128,7 @@ def slow(pixels):
     time.sleep(0.15)
     return encode(pixels)
 backbone.encode_images = slow
-data = captions.read_dataset(manifest.load_manifest().dataset(), "train")
+data = read.read_dataset(manifest.load_manifest().dataset(), "train")
 runner.run(backbone, data, "stores/killed", rows_per_shard={"image": 2, "caption": 4}, batch_size=1)
 """
 

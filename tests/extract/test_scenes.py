@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hada.extract.errors import DatasetError, UsageError
+from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.pretraining.recipes import RECIPES
 from hada.extract.scenes import write_scenes
 from hada.extract.scenes.classes import CLASSES, LABELS
 from hada.extract.scenes.draw import PALETTE, SIDE, encode_png, render, render_with_owners
 from hada.extract.scenes.grammar import PEOPLE, write_captions
-from hada.extract.scenes.recipes import RECIPES
 from hada.extract.scenes.words import tokens, vocabulary
 from hada.extract.scenes.world import (
     FAMILY_SIZE,

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
 
-from hada.extract.errors import NonFiniteError, UsageError  # noqa: E402
-from hada.extract.scenes.corpus import (  # noqa: E402
+from hada.extract.common.errors import NonFiniteError, UsageError  # noqa: E402
+from hada.extract.pretraining.corpus import (  # noqa: E402
     VALUES,
     Corpus,
     patch_things,
@@ -25,12 +25,12 @@ from hada.extract.scenes.corpus import (  # noqa: E402
     tag_numbers,
     to_input,
 )
+from hada.extract.pretraining.figures import cosines, recalls, table  # noqa: E402
+from hada.extract.pretraining.learner import Learner  # noqa: E402
+from hada.extract.pretraining.pretrain import main, pick_device, pretrain, save  # noqa: E402
+from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
+from hada.extract.pretraining.towers import MEAN, STD, Towers, build, load  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
-from hada.extract.scenes.figures import cosines, recalls, table  # noqa: E402
-from hada.extract.scenes.learner import Learner  # noqa: E402
-from hada.extract.scenes.pretrain import main, pick_device, pretrain, save  # noqa: E402
-from hada.extract.scenes.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
-from hada.extract.scenes.towers import MEAN, STD, Towers, build, load  # noqa: E402
 from hada.extract.scenes.world import sample_scene  # noqa: E402
 
 WEIGHTS = Path(__file__).parents[2] / "extract" / "scenes" / "weights"
@@ -251,7 +251,7 @@ def test_shipped_weights_load_and_retrieve(shipped: Path) -> None:
     assert torch.isfinite(texts).all()
     card = (shipped / "README.md").read_text(encoding="utf-8")
     assert "apache-2.0" in card
-    assert "hada.extract.scenes.pretrain" in card
+    assert "hada.extract.pretraining.pretrain" in card
 
 
 def test_shipped_weights_are_small() -> None:

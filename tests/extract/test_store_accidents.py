@@ -17,11 +17,11 @@ from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
-from hada.extract.captions import CaptionDataset, read_dataset
 from hada.extract.cli import store
-from hada.extract.errors import StoreError
+from hada.extract.common.errors import StoreError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
-from hada.extract.runner import run
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
 from hada.extract.store.reader import read_spec, shard_status

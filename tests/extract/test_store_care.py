@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from contracts_store import Content, files_of
 
 from hada.extract.cli import extract, store
-from hada.extract.errors import StoreError, StoreMismatchError, UsageError
+from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES
-from hada.extract.store import StoreWriter, layout, open_store
+from hada.extract.store import StoreWriter, commit, open_store
 from hada.extract.store.maintain import convert, describe, repair
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
@@ -95,7 +95,7 @@ def test_repair_removes_what_is_damaged_and_says_so(tmp_path: Path, form: str) -
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1
     first.write_bytes(data)
-    layout.marker_path(tmp_path / "s", "image", 1).unlink()
+    commit.marker_path(tmp_path / "s", "image", 1).unlink()
     second.with_name(f"{second.name}.tmp-1").write_bytes(b"half")
     third.unlink()
     code, output = call(store, "verify", "--deep", tmp_path / "s")
@@ -117,9 +117,9 @@ def test_repair_removes_what_is_damaged_and_says_so(tmp_path: Path, form: str) -
 
 def test_repair_leaves_a_shard_that_is_being_written(tmp_path: Path) -> None:
     make(tmp_path / "s", "zarr")
-    layout.marker_path(tmp_path / "s", "image", 1).unlink()
+    commit.marker_path(tmp_path / "s", "image", 1).unlink()
     before = files_of(tmp_path / "s")
-    with layout.shard_lock(tmp_path / "s", "image", 1) as mine:
+    with commit.shard_lock(tmp_path / "s", "image", 1) as mine:
         assert mine
         (entry,) = repair(tmp_path / "s")
     assert entry.busy
@@ -198,7 +198,7 @@ def test_a_small_disk_is_refused_before_the_work(
 
 
 def test_the_planned_bytes_are_those_on_disk(tmp_path: Path) -> None:
-    from hada.extract.store.space import plan_size
+    from hada.extract.store.size_plan import plan_size
 
     content = Content(makers.make_spec(image=makers.TokenSpec(width=64, count=50)))
     plan = plan_size(tmp_path / "s", content.spec, content.index())

@@ -17,10 +17,10 @@ import pytest
 import zarr
 from contracts_store import Content
 
-from hada.extract.errors import StoreError
+from hada.extract.common.errors import StoreError
 from hada.extract.store import formats, open_store
 from hada.extract.store.reader import SideReader
-from hada.extract.store.rows import RowReader
+from hada.extract.store.row_reader import RowReader
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 ARRAYS = ("image/tokens", "image/embeddings", "caption/tokens", "caption/embeddings")
@@ -54,8 +54,8 @@ def test_any_rows_equal_the_library_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # From the file's pages, by calls to the system, or some this way and some that.
-    monkeypatch.setattr("hada.extract.store.raw._FEW", few)
-    monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
+    monkeypatch.setattr("hada.extract.store.chunks._FEW", few)
+    monkeypatch.setattr("hada.extract.store.chunks._MAPPED", mapped)
     make(tmp_path / "s", form, rows_per_shard={"image": 3, "caption": 4})
     array = source(tmp_path / "s", form, name)
     whole = array.library(0, array.shape[0])
@@ -180,7 +180,7 @@ def _tokens(path: Path, form: str) -> list[Path]:
 def test_damage_in_any_byte_is_never_returned(
     tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hada.extract.store.raw._MAPPED", mapped)
+    monkeypatch.setattr("hada.extract.store.chunks._MAPPED", mapped)
     content = make(tmp_path / "s", form)
     shard = _tokens(tmp_path / "s", form)[1]
     whole = shard.read_bytes()
@@ -234,7 +234,7 @@ def open_reader(side: SideReader) -> RowReader:
 def test_a_mended_shard_is_verified_anew(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hada.extract.store.rows.OPEN_FILES", 1)
+    monkeypatch.setattr("hada.extract.store.row_reader.OPEN_FILES", 1)
     content = make(tmp_path / "s", form)
     store = open_store(tmp_path / "s")
     whole = store.image.tokens(slice(None))
@@ -253,7 +253,7 @@ def test_a_mended_shard_is_verified_anew(
 def test_threads_and_pickles_share_a_reader(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hada.extract.store.rows.OPEN_FILES", 2)
+    monkeypatch.setattr("hada.extract.store.row_reader.OPEN_FILES", 2)
     make(tmp_path / "s", form, rows_per_shard={"image": 1, "caption": 2})
     store = open_store(tmp_path / "s")
     whole = store.image.tokens(slice(None)).reshape(5, 3, 6)

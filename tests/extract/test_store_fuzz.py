@@ -19,8 +19,8 @@ from contracts_store import Content
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hada.extract.errors import HadaError
-from hada.extract.store import layout, open_store
+from hada.extract.common.errors import HadaError
+from hada.extract.store import commit, open_store
 from hada.extract.store.maintain import describe, repair
 from hada.extract.store.reader import read_spec, shard_status
 
@@ -101,7 +101,7 @@ def test_any_marker(
     form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path, tokens = _store(form, tmp_path_factory)
-    marker = layout.marker_path(path, "image", 0)
+    marker = commit.marker_path(path, "image", 0)
     whole = marker.read_bytes()
     try:
         value = data.draw(damaged(json.loads(whole)))
@@ -151,7 +151,7 @@ def test_any_array_metadata(data: st.DataObject, tmp_path_factory: pytest.TempPa
 def test_repair_deletes_nothing_that_a_marker_names(tmp_path: Path) -> None:
     Content(makers.make_spec()).write(tmp_path / "s")
     (tmp_path / "thesis.txt").write_text("precious")
-    marker = layout.marker_path(tmp_path / "s", "image", 0)
+    marker = commit.marker_path(tmp_path / "s", "image", 0)
     value = json.loads(marker.read_text())
     for name in ("../../thesis.txt", str(tmp_path / "thesis.txt"), "image/ids/c/0/0"):
         marker.write_text(json.dumps(value | {"files": {name: [1, 2]}}))

@@ -19,9 +19,9 @@ import pytest
 from click.testing import CliRunner
 from contracts_store import Content, files_of
 
-from hada.extract import remote
 from hada.extract.cli import extract, store
-from hada.extract.errors import (
+from hada.extract.common import remote
+from hada.extract.common.errors import (
     NonFiniteError,
     StoreError,
     StoreMismatchError,
@@ -29,7 +29,7 @@ from hada.extract.errors import (
     UsageError,
 )
 from hada.extract.spec import SIDES, TokenSpec
-from hada.extract.store import layout, open_store, remote_rows
+from hada.extract.store import commit, open_store, remote_row_reader
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store.reader import shard_status
 
@@ -199,7 +199,7 @@ def test_damage_is_named_removed_and_mended(root: str, harm: str) -> None:
     whole = objects(url)
     place = remote.place(url)
     name = "features.zarr/image/tokens/c/1/0/0"
-    marker = layout.marker_path(place, "image", 1)
+    marker = commit.marker_path(place, "image", 1)
     if harm == "bit":
         data = bytearray(whole[name])
         data[3] ^= 1
@@ -363,9 +363,9 @@ def test_chunks_far_apart_are_ranges_of_their_own(
     server.seen.clear()
     chunk = 3 * 6 * 2 + 4
     for between, most, count in ((0, 1 << 20, 2), (2 * chunk, 1 << 20, 1), (1 << 20, chunk, 3)):
-        monkeypatch.setattr(remote_rows, "MOST_BETWEEN", between)
-        monkeypatch.setattr(remote_rows, "MOST_IN_RANGE", most)
-        monkeypatch.setattr(remote_rows, "MOST_IN_FLIGHT", 1)
+        monkeypatch.setattr(remote_row_reader, "MOST_BETWEEN", between)
+        monkeypatch.setattr(remote_row_reader, "MOST_IN_RANGE", most)
+        monkeypatch.setattr(remote_row_reader, "MOST_IN_FLIGHT", 1)
         got = far.image.tokens(np.array([4, 0, 1, 0])).reshape(4, 3, 6)
         np.testing.assert_array_equal(got, expected[[4, 0, 1, 0]])
         assert server.count() == {"GET": count}
@@ -437,10 +437,10 @@ def test_a_network_failure_is_no_damage(going: CountingServer) -> None:
         lambda: cold.image.tokens(slice(1, 3)),
         lambda: warm.image.tokens(slice(None)),  # the shards' indexes are known already
         lambda: warm.image.embeddings(),
-        lambda: layout.read_markers(place, [("image", 0)]),
-        lambda: layout.damage(
+        lambda: commit.read_markers(place, [("image", 0)]),
+        lambda: commit.damage(
             place / "features.zarr",
-            layout.Marker("image", 0, spec.digest(), {"image/tokens/c/0/0/0": (9, 0)}, {}, {}),
+            commit.Marker("image", 0, spec.digest(), {"image/tokens/c/0/0/0": (9, 0)}, {}, {}),
             spec.digest(),
             deep=True,
             sizes={"image/tokens/c/0/0/0": 9},

@@ -12,7 +12,7 @@ import pytest
 
 CODE = """
 import os, sys
-from hada.extract import threads
+from hada.extract.common import threads
 was = threads.sleep_while_waiting
 def seen():
     assert "torch" not in sys.modules

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hada.extract.cli import extract, store
-from hada.extract.errors import RunError, UsageError
+from hada.extract.common.errors import RunError, UsageError
 from hada.extract.spec import StoreSpec, TokenSpec
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
-from hada.extract.tokens import groups, pool, pool_size, pooled_lengths, reduced_spec
+from hada.extract.variants.reduced import groups, pool, pool_size, pooled_lengths, reduced_spec
 
 
 def call(command: Any, *arguments: object) -> tuple[int, str]:
@@ -204,7 +204,7 @@ def test_failed_images_stay_failed(tmp_path: Path) -> None:
 
 
 def test_a_run_refuses_stores_of_other_tokens(tmp_path: Path) -> None:
-    from hada.fuse.embed import check_features, features_of
+    from hada.fuse.embedding import check_features, features_of
 
     spec = makers.make_spec(image=TokenSpec(width=6, count=10))
     Content(spec).write(tmp_path / "all")

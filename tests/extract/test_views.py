@@ -16,7 +16,7 @@ from PIL import Image
 
 from hada.extract.cli import extract
 from hada.extract.store import open_store
-from hada.extract.views import View
+from hada.extract.variants.views import View
 
 SIZE = (24, 24)
 

@@ -23,15 +23,15 @@ from contracts_store import files_of
 from deadly import Deadly, Homebound, Slow
 from PIL import Image
 
-from hada.extract import workers
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
-from hada.extract.captions import CaptionDataset, read_dataset
-from hada.extract.errors import HadaError
-from hada.extract.items import PictureItems
+from hada.extract.common.errors import HadaError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine import decode_workers
+from hada.extract.engine.decode import ProcessReader
+from hada.extract.engine.items import PictureItems
+from hada.extract.engine.runner import Report, run
 from hada.extract.manifest import load_manifest
-from hada.extract.reading import ProcessReader
-from hada.extract.runner import Report, run
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
 
@@ -135,7 +135,7 @@ def test_a_picture_that_ends_its_worker(tmp_path: Path, fate: str, reason: str) 
 def test_a_picture_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     makers.make_project(tmp_path)
     mark(tmp_path, "train_001.jpg")
-    monkeypatch.setattr(workers, "PICTURE_LIMIT_S", 0.5)
+    monkeypatch.setattr(decode_workers, "PICTURE_LIMIT_S", 0.5)
     report = extract(fake(Deadly("hang")), "stores/x", 2)
     assert list(report.failures) == ["train_001.jpg"]
     assert "its decoder took longer than" in report.failures["train_001.jpg"]
@@ -175,7 +175,7 @@ def test_a_worker_killed_once_from_outside_costs_nothing(tmp_path: Path) -> None
 def test_too_many_deaths_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     makers.make_project(tmp_path)
     mark(tmp_path, *(f"train_{number:03d}.jpg" for number in range(12)))
-    monkeypatch.setattr(workers, "MOST_DEATHS", 4)
+    monkeypatch.setattr(decode_workers, "MOST_DEATHS", 4)
     with pytest.raises(HadaError, match=r"[5-9] worker processes have died"):
         extract(fake(Deadly("exit")), "stores/x", 2)
 

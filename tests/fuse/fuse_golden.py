@@ -33,7 +33,7 @@ def our_keys(official: dict[str, Any], prefix: str = "", like: Any = None) -> di
 
     `like` holds the whole encoder's names where `official` holds only some of them.
     """
-    from hada.fuse.official import our_names
+    from hada.fuse.exchange.official import our_names
 
     own = {k.removeprefix(prefix): v for k, v in official.items() if k.startswith(prefix)}
     names = our_names(own if like is None else like)
@@ -44,8 +44,8 @@ def features(tensors: dict[str, Any]) -> Any:
     """The authors' HADA batch (node_albef, n_node_albef, cls_albef, ...) as our `Features`."""
     import torch
 
-    from hada.fuse.graph import Layout
-    from hada.fuse.model import Features
+    from hada.fuse.network.fuser import Features
+    from hada.fuse.network.graph import Layout
 
     x = {k: torch.as_tensor(v) for k, v in tensors.items()}
     names = ("albef", "dot")

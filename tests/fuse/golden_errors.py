@@ -27,11 +27,11 @@ from test_graph import CASES, LOOPS, as_map
 from test_model import WEIGHTS, golden_branch, golden_input
 from test_objective import FILES, build, gradients, state
 
-from hada.fuse.graph import NO_EDGE, EdgeWeights, edge_list
-from hada.fuse.model import prepare
-from hada.fuse.ranking import rank_matrix, recalls
+from hada.fuse.network.fuser import prepare
+from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list
+from hada.fuse.ranking.ranks import rank_matrix, recalls
 from hada.fuse.recipes import RECIPES
-from hada.fuse.trainer import learning_rate
+from hada.fuse.training.trainer import learning_rate
 
 NOTHING = 1e-4
 SCALE = np.array([100, 100, 100, 1, 1])  # theirs are shares, ours percent

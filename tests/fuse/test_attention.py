@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hada.fuse import attention
-from hada.fuse.attention import GlobalAttention, _Scores, _Values
-from hada.fuse.graph import EdgeWeights, Layout
-from hada.fuse.reference import PygAttention
+from hada.fuse.network import attention
+from hada.fuse.network.attention import GlobalAttention, _Scores, _Values
+from hada.fuse.network.graph import EdgeWeights, Layout
+from hada.fuse.network.reference import PygAttention
 
 # torch_geometric scripts a few helpers when imported; torch deprecates that, and neither is ours.
 pytestmark = [

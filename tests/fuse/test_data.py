@@ -7,9 +7,9 @@ import pytest
 import torch
 from fuse_fakes import make_store
 
-from hada.extract.errors import StoreError, StoreMismatchError
-from hada.fuse.batches import ahead
-from hada.fuse.data import Split
+from hada.extract.common.errors import StoreError, StoreMismatchError
+from hada.fuse.tokens.order import ahead
+from hada.fuse.tokens.split import Split
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fuse_golden import load_npz
 
-from hada.fuse import losses
-from hada.fuse.momentum import NOBODY, MomentumQueue, follow
-from hada.fuse.schedule import learning_rate_cosine, learning_rate_restarts
+from hada.fuse.training import losses
+from hada.fuse.training.momentum import NOBODY, MomentumQueue, follow
+from hada.fuse.training.schedule import learning_rate_cosine, learning_rate_restarts
 
 
 def test_soft_cross_entropy_equals_a_loop():

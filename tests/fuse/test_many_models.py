@@ -10,15 +10,15 @@ from fuse_fakes import make_store
 from test_training import HADA, SETTINGS, call, job, world  # noqa: F401
 
 from hada.extract.store import open_store
-from hada.fuse.checkpoint import RunFolder
-from hada.fuse.data import Split
-from hada.fuse.embed import embed_split
-from hada.fuse.graph import Layout
-from hada.fuse.model import BranchConfig, Features, Fuser, ModelShape
-from hada.fuse.objective import Batch, Objective, ObjectiveConfig
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.embedding import embed_split
+from hada.fuse.network.fuser import BranchConfig, Features, Fuser, ModelShape
+from hada.fuse.network.graph import Layout
+from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
-from hada.fuse.trainer import train
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.training.trainer import train
 
 # Every third keeps no tokens, the fifth no embedding, and no two have the same width.
 ZOO = [

@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 from fuse_golden import features, load_npz, load_safetensors, our_keys
 
-from hada.fuse.graph import Layout
-from hada.fuse.model import Branch, BranchConfig, Features, GraphLayer, ModelShape, _alike, prepare
+from hada.fuse.network.fuser import (
+    Branch,
+    BranchConfig,
+    Features,
+    GraphLayer,
+    ModelShape,
+    _alike,
+    prepare,
+)
+from hada.fuse.network.graph import Layout
 
 PAPER = BranchConfig(
     models=(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from fuse_golden import features, folder, load_safetensors, our_keys
 
-from hada.extract.errors import UsageError
-from hada.fuse.graph import Layout
-from hada.fuse.model import BranchConfig, Features, Fuser, ModelShape
-from hada.fuse.objective import Batch, Objective, ObjectiveConfig
+from hada.extract.common.errors import UsageError
+from hada.fuse.network.fuser import BranchConfig, Features, Fuser, ModelShape
+from hada.fuse.network.graph import Layout
+from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
 
 FILES = {
     "loss_hada_m_distill_on": ("fused", 0.25),
@@ -169,7 +169,7 @@ def test_golden_iteration(name):
 
 
 def test_golden_sampling_weights_and_hinge():
-    from hada.fuse import losses
+    from hada.fuse.training import losses
 
     tensors = load_safetensors("loss_hada_m_distill_on.safetensors")
     ids = tensors["in.img_id"][:, 0]

@@ -11,15 +11,15 @@ from click.testing import CliRunner
 from fuse_fakes import make_world
 from fuse_golden import load_npz, load_safetensors
 
-from hada.extract.errors import CheckpointError, UsageError
+from hada.extract.common.errors import CheckpointError, UsageError
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import open_store, write_store
-from hada.fuse.adopt import adopt
 from hada.fuse.cli import fuse
-from hada.fuse.embed import embed_split
-from hada.fuse.official import our_names, read_official
+from hada.fuse.embedding import embed_split
+from hada.fuse.exchange.import_official import adopt
+from hada.fuse.exchange.official import our_names, read_official
 from hada.fuse.recipes import RECIPES
-from hada.fuse.trainer import build_objective
+from hada.fuse.training.trainer import build_objective
 
 TEMPERATURE = 0.05
 
@@ -144,7 +144,7 @@ def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
     """What a recipe's network computes survives the way out under their names and back."""
     from dataclasses import replace
 
-    from hada.fuse.data import Split
+    from hada.fuse.tokens.split import Split
 
     stores, _ = golden
     recipe = replace(RECIPES[name], **SMALL)
@@ -222,7 +222,7 @@ def test_the_command(tmp_path, monkeypatch):
     """From a file to a store of fused embeddings, with models of other widths."""
     from dataclasses import replace
 
-    from hada.fuse.data import Split
+    from hada.fuse.tokens.split import Split
 
     manifest = make_world(tmp_path)
     monkeypatch.chdir(tmp_path)

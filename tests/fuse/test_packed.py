@@ -8,10 +8,10 @@ import torch
 from fuse_golden import features, load_safetensors, our_keys
 from test_model import random_features, shapes
 
-from hada.extract.errors import UsageError
-from hada.fuse.graph import NO_EDGE, EdgeWeights, Layout, edge_list
-from hada.fuse.model import Branch, BranchConfig, Features, ModelShape
-from hada.fuse.packed import PackedGraph
+from hada.extract.common.errors import UsageError
+from hada.fuse.network.fuser import Branch, BranchConfig, Features, ModelShape
+from hada.fuse.network.graph import NO_EDGE, EdgeWeights, Layout, edge_list
+from hada.fuse.network.packed import PackedGraph
 
 LENGTHS = [[2, 3, 1], [1, 4, 2], [5, 1, 1]]
 SMALL = {"node_width": 6, "heads": 3, "head_width": 5, "graph_width": 6, "out_width": 7}

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from fuse_fakes import make_store
 from test_training import SETTINGS, call, world  # noqa: F401
 
-from hada.extract.errors import RunError
+from hada.extract.common.errors import RunError
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
-from hada.fuse.embed import embed_split
-from hada.fuse.pretrained import HadaModel
+from hada.fuse.embedding import embed_split
+from hada.fuse.exchange.hub import HadaModel
 
 TRAIN = ["train", "--manifest", "toy.yaml", "--epochs", "1", *SETTINGS, "--run", "run"]
 

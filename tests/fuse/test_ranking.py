@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fuse_golden import load_npz
 
-from hada.extract.errors import NonFiniteError, UsageError
-from hada.fuse.ranking import Ranks, rank_matrix, rank_positives, recalls
+from hada.extract.common.errors import NonFiniteError, UsageError
+from hada.fuse.ranking.ranks import Ranks, rank_matrix, rank_positives, recalls
 
 CASES = ["rand100", "mid100", "good100", "good37", "scaled_temp100", "ties100", "const20"]
 

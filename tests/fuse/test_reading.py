@@ -13,12 +13,12 @@ import pytest
 import torch
 from fuse_fakes import make_store
 
-from hada.extract.errors import UsageError
-from hada.fuse import memory, reading
-from hada.fuse.batches import ahead_in_windows
-from hada.fuse.data import Split
-from hada.fuse.reading import GIB, batches_bytes, choose_reading
-from hada.fuse.windows import window_sizes
+from hada.extract.common.errors import UsageError
+from hada.fuse.tokens import memory, placement
+from hada.fuse.tokens.order import ahead_in_windows
+from hada.fuse.tokens.placement import GIB, batches_bytes, choose_reading
+from hada.fuse.tokens.split import Split
+from hada.fuse.tokens.windows import window_sizes
 
 MODELS = ("left", "right", "flat")
 ORDERS = pytest.mark.parametrize("order", ["images", "pairs"])
@@ -182,12 +182,12 @@ def test_auto_chooses_by_free_memory(stores, val, monkeypatch):
         (1.9 * everything, "mapped"),
         (0.9 * train.bytes, "mapped"),  # too little even for windows, with the batches
     ):
-        monkeypatch.setattr(reading, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(placement, "free_memory", lambda free=free: free)
         found = choose(stores, val)
         assert found.mode == mode, free
         assert "half of what is free" in str(found)
         assert str(found).startswith(f"{mode}: the tokens take ")
-    monkeypatch.setattr(reading, "batches_bytes", lambda *_: 0)
+    monkeypatch.setattr(placement, "batches_bytes", lambda *_: 0)
     for begun, mode, shards in (
         (None, "window", 2),
         (1, "window", 1),
@@ -202,8 +202,8 @@ def test_the_gpu_holds_what_fits_there(stores, val, monkeypatch):
     train = Split(stores, in_memory=False)
     gpu = torch.device("cuda", 0)
     needed = train.bytes + val.bytes + batches_bytes(train, "images", 12, threads=1)
-    for free, mode in ((1.01 * needed / reading.DEVICE_SHARE, "device"), (needed, "memory")):
-        monkeypatch.setattr(reading, "free_on_device", lambda _, free=free: free)
+    for free, mode in ((1.01 * needed / placement.DEVICE_SHARE, "device"), (needed, "memory")):
+        monkeypatch.setattr(placement, "free_on_device", lambda _, free=free: free)
         found = choose(stores, val, device=gpu)
         assert (found.mode, found.device) == (mode, gpu if mode == "device" else None)
         # A run that began in windows keeps its order there too.
@@ -274,10 +274,10 @@ def test_what_was_asked_for_must_fit(stores, val):
 MEASURE = """
 import sys
 from pathlib import Path
-from hada.extract.allocator import reuse_freed_memory
+from hada.extract.common.allocator import reuse_freed_memory
 from hada.extract.store import open_store
-from hada.fuse.data import Split
-from hada.fuse.reading import choose_reading
+from hada.fuse.tokens.split import Split
+from hada.fuse.tokens.placement import choose_reading
 
 def status(name):
     for line in Path("/proc/self/status").read_text().splitlines():

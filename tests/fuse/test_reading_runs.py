@@ -10,11 +10,11 @@ import torch
 from click.testing import CliRunner
 from fuse_fakes import make_store, make_world
 
-from hada.fuse.checkpoint import BEST, RunFolder
 from hada.fuse.cli import fuse
-from hada.fuse.data import Split
 from hada.fuse.recipes import RECIPES
-from hada.fuse.trainer import Job, build_objective, build_optimizer, train
+from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
 SMALL = {
     "node_width": 16, "heads": 2, "head_width": 8, "graph_width": 16, "out_width": 16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hada.extract.errors import UsageError
+from hada.extract.common.errors import UsageError
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES, Recipe, recipe
 
 

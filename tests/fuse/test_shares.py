@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hada.fuse.embed import Embedded
-from hada.fuse.shares import matching_loss, score_loss, tuned_shares
+from hada.fuse.embedding import Embedded
+from hada.fuse.training.score_weights import matching_loss, score_loss, tuned_shares
 
 
 def embedded(noises, images=60, captions=2, seed=0):

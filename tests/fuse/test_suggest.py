@@ -12,7 +12,7 @@ from fuse_fakes import make_store, make_world
 
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
-from hada.fuse.ranking import rank_matrix, recalls
+from hada.fuse.ranking.ranks import rank_matrix, recalls
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import torch
 from fuse_fakes import make_store
 from test_training import FAST, HADA, SETTINGS, call, job, world  # noqa: F401
 
-from hada.extract.errors import RunError, UsageError
-from hada.fuse.checkpoint import LAST, METRICS, RunFolder
-from hada.fuse.data import Split
-from hada.fuse.lock import only_trainer
-from hada.fuse.reports import parse
-from hada.fuse.trainer import Position, train, train_epoch, train_step
+from hada.extract.common.errors import RunError, UsageError
+from hada.fuse.run_folder import LAST, METRICS, RunFolder
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.lock import only_trainer
+from hada.fuse.training.trackers import parse
+from hada.fuse.training.trainer import Position, train, train_epoch, train_step
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_two_trainers_never_share_a_folder(tmp_path):
     """A living process keeps others out; a killed one does not, though its file stays."""
     script = (
         "import pathlib, sys, time\n"
-        "from hada.fuse.lock import only_trainer\n"
+        "from hada.fuse.training.lock import only_trainer\n"
         f"with only_trainer(pathlib.Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
@@ -148,7 +148,7 @@ def test_trackers_are_named_when_they_are_unknown_or_missing():
     script = (
         "import importlib.util, sys\n"
         "importlib.util.find_spec = lambda name: None\n"
-        "from hada.fuse.reports import parse\n"
+        "from hada.fuse.training.trackers import parse\n"
         "assert parse(None) == ()\n"
         "try:\n"
         "    parse('mlflow')\n"

@@ -16,15 +16,15 @@ import torch
 from click.testing import CliRunner
 from fuse_fakes import make_store, make_world
 
-from hada.extract.errors import NonFiniteError, RunError
+from hada.extract.common.errors import NonFiniteError, RunError
 from hada.extract.store import open_store
-from hada.fuse.checkpoint import BEST, LAST, METRICS, RunFolder
 from hada.fuse.cli import fuse
-from hada.fuse.data import Split
-from hada.fuse.embed import embed_split, write_embedded
-from hada.fuse.ranking import rank_positives, recalls
+from hada.fuse.embedding import embed_split, write_embedded
+from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
-from hada.fuse.trainer import Job, build_objective, build_optimizer, train
+from hada.fuse.run_folder import BEST, LAST, METRICS, RunFolder
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
 SMALL = {
     "node_width": 24, "heads": 2, "head_width": 12, "graph_width": 24, "out_width": 24,

@@ -13,7 +13,7 @@ import makers
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.backbones.fake import FakeBackbone, FakeOptions
 from hada.extract.manifest import Manifest, load_manifest
-from hada.pipelines.config import Pipeline, load_pipeline
+from hada.pipelines.study.config import Pipeline, load_pipeline
 
 PIPELINE = """\
 schema: 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hada.evaluate.page import ladder
+from hada.evaluate.pages.page import ladder
 from hada.extract.manifest import load_shipped
 from hada.pipelines.cli import pipeline
 from hada.pipelines.demo import Demo, run_demo

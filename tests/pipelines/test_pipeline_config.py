@@ -9,11 +9,11 @@ import pytest
 from jobs_fakes import PIPELINE, make_study
 from places import ROOT
 
-from hada.extract.errors import ManifestError
+from hada.extract.common.errors import ManifestError
 from hada.extract.manifest import load_manifest, load_shipped
-from hada.pipelines.config import load_pipeline
-from hada.pipelines.jobs import ExtractJob, TrainJob, from_json, of_kind, to_json
-from hada.pipelines.resolve import build_jobs
+from hada.pipelines.study.config import load_pipeline
+from hada.pipelines.study.jobs import ExtractJob, TrainJob, from_json, of_kind, to_json
+from hada.pipelines.study.resolve import build_jobs
 
 
 def test_jobs_in_order_and_what_they_need(tmp_path: Path) -> None:

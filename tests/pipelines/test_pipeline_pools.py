@@ -17,21 +17,21 @@ from jobs_fakes import make_study
 from test_pipeline_run import ENVIRONMENT, ONLY_EXTRACT, run, serial, stores
 
 from hada.extract.cli import extract as extract_command
-from hada.extract.errors import HadaError, UsageError
-from hada.pipelines import pools
-from hada.pipelines.config import Cluster
+from hada.extract.common.errors import HadaError, UsageError
+from hada.pipelines.execution import dask_pools
 from hada.pipelines.state import BEAT_S, SILENT_S, BusyError, Folder, driving, holder
+from hada.pipelines.study.config import Cluster
 
 
-@pytest.mark.parametrize("system", pools.BATCH_SYSTEMS)
+@pytest.mark.parametrize("system", dask_pools.BATCH_SYSTEMS)
 def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
     cluster = Cluster(queue="long", account="me", memory="3GB", setup=("module load x",), gpus=1)
     if system in ("pbs", "sge"):
         with pytest.raises(UsageError, match=r"cluster\.directives, as in"):
-            pools.batch_cluster(system, cluster, tmp_path / "logs")
+            dask_pools.batch_cluster(system, cluster, tmp_path / "logs")
         cluster = replace(cluster, directives=("-l gpu=1",))
-    with contextlib.closing(pools.batch_cluster(system, cluster, tmp_path / "logs")) as made:
+    with contextlib.closing(dask_pools.batch_cluster(system, cluster, tmp_path / "logs")) as made:
         script = made.job_script()
     assert "distributed.cli.dask_worker" in script
     assert "--nthreads 1" in script
@@ -49,18 +49,18 @@ def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
 
 
 def test_devices() -> None:
-    assert pools.choose_devices(None) == []
-    assert pools.choose_devices("0, 2") == ["0", "2"]
+    assert dask_pools.choose_devices(None) == []
+    assert dask_pools.choose_devices("0, 2") == ["0", "2"]
     for wrong in ("", "0,", "1,1"):
         with pytest.raises(UsageError, match="expected all, or numbers"):
-            pools.choose_devices(wrong)
+            dask_pools.choose_devices(wrong)
 
 
 def test_one_process_a_device(tmp_path: Path) -> None:
     """Each worker sees its own device and no other, and computes with its share of the cores."""
     code = (
         "import os\n"
-        "from hada.pipelines.pools import local_pool\n"
+        "from hada.pipelines.execution.dask_pools import local_pool\n"
         "def seen():\n"
         "    import torch\n"
         "    return os.environ['CUDA_VISIBLE_DEVICES'], torch.get_num_threads()\n"
@@ -199,11 +199,11 @@ def test_slurm_refuses_for_a_moment_or_for_good(
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("EVER", "" if message is None else "yes")
-    monkeypatch.setattr(pools, "NO_NODE_S", 2.0 if message else 30.0)
+    monkeypatch.setattr(dask_pools, "NO_NODE_S", 2.0 if message else 30.0)
     if message is None:
-        pools._test_only("#!/bin/sh\n")
+        dask_pools._test_only("#!/bin/sh\n")
     else:
         with pytest.raises(HadaError, match=f"Slurm refuses the workers' jobs: .*{message}"):
-            pools._test_only("#!/bin/sh\n")
+            dask_pools._test_only("#!/bin/sh\n")
     many = len(calls.read_text().split())
-    assert many == 3 if message is None else (many > 1) == (pools.NO_NODE in says)
+    assert many == 3 if message is None else (many > 1) == (dask_pools.NO_NODE in says)

@@ -12,7 +12,7 @@ import pytest
 from jobs_fakes import PIPELINE, make_study
 from test_pipeline_run import ENVIRONMENT, accident, serial
 
-from hada.extract import remote
+from hada.extract.common import remote
 
 # moto's server in a process of its own; it says where it listens.
 SERVER = """

@@ -24,10 +24,10 @@ from hada.extract.cli import extract as extract_command
 from hada.extract.spec import SIDES
 from hada.fuse.cli import fuse as fuse_command
 from hada.pipelines.cli import pipeline as command
-from hada.pipelines.planning import table
-from hada.pipelines.resolve import build_jobs
 from hada.pipelines.state import Folder
-from hada.pipelines.survey import survey
+from hada.pipelines.study.plan_table import table
+from hada.pipelines.study.resolve import build_jobs
+from hada.pipelines.study.survey import survey
 
 ENVIRONMENT = {
     **os.environ,

@@ -118,6 +118,6 @@ def test_the_documentation_s_commands_and_keys() -> None:
     file = Path("study.yaml")
     file.write_text(block[1])
     from hada.extract.manifest import load_shipped
-    from hada.pipelines.config import load_pipeline
+    from hada.pipelines.study.config import load_pipeline
 
     assert load_pipeline(file, load_shipped({})).cluster.elements == 32

@@ -15,11 +15,11 @@ from jobs_fakes import PIPELINE, make_study
 from slurm_node import CLUSTER, ask, call, how_often_done, logs, wait, wait_for_shards
 from test_pipeline_run import accident, serial, stores
 
-from hada.pipelines import slurm
-from hada.pipelines.config import Cluster
-from hada.pipelines.resolve import build_jobs
+from hada.pipelines.execution import slurm
 from hada.pipelines.state import Folder
-from hada.pipelines.survey import survey
+from hada.pipelines.study.config import Cluster
+from hada.pipelines.study.resolve import build_jobs
+from hada.pipelines.study.survey import survey
 
 
 def test_scripts_say_what_slurm_needs(tmp_path: Path) -> None:

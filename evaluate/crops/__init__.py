@@ -1,0 +1,1 @@
+"""Stored crops: zero-shot retrieval and classification."""

@@ -1,0 +1,173 @@
+"""Zero-shot classification of stored crops: class files, their texts, and top-1.
+
+Shape letters: I images, C classes, D descriptions, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.crops import weighting
+from hada.evaluate.crops.open import Crops
+from hada.evaluate.crops.weighting import CLIP, Rules
+from hada.evaluate.methods.build import ranking_device
+from hada.evaluate.methods.gallery import Gallery
+from hada.evaluate.results.significance import interval
+from hada.extract.backbones import BackboneRequest, load_backbone
+from hada.extract.common.errors import UsageError
+from hada.extract.manifest import Manifest
+from hada.extract.store import StoreReader
+
+# Descriptions that pass a text tower at once.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """(C, E) prompts, (C, D, E) descriptions and (C, D) which of them are there."""
+
+    names: list[str]
+    label_CE: NDArray[np.float32]
+    description_CDE: NDArray[np.float32]
+    mask_CD: NDArray[np.bool_]
+
+
+def classification(
+    gallery: Gallery,
+    rules: dict[str, tuple[Crops, Rules]],
+    text: ClassTexts,
+    truth: Sequence[Sequence[str]],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Top-1 of CLIP, CuPL and each method, in percent, with 95 % intervals by image.
+
+    `truth` holds the classes of each image; naming any of them is right. Of classes with equal
+    scores the first is predicted.
+    """
+    places = {name: number for number, name in reversed(list(enumerate(text.names)))}
+    unknown = sorted({name for names in truth for name in names} - set(places))
+    if unknown:
+        raise UsageError(f"--labels: class {unknown[0]!r} is not among the {len(places)} classes")
+    right_IC = np.zeros((len(truth), len(text.names)), bool)
+    for row, names in enumerate(truth):
+        right_IC[row, [places[name] for name in names]] = True
+    crops = next(iter(rules.values()))[0]
+    plain = text.label_CE[:, None], np.ones((len(text.names), 1), bool)
+    scores = {
+        "CLIP (prompt)": weighting.look(crops.image_IE, None, CLIP)
+        @ weighting.describe(text.label_CE, *plain, CLIP).T,
+        "CuPL (mean of descriptions)": weighting.look(crops.image_IE, None, CLIP)
+        @ weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, CLIP).T,
+    }
+    for name, (c, r) in rules.items():
+        texts = weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, r)
+        scores[name] = weighting.look(c.image_IE, c.ladder_IRNE, r) @ texts.T
+    rows = np.arange(len(truth))
+    hits = {name: right_IC[rows, s.argmax(axis=1)] for name, s in scores.items()}
+    drawn = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
+    resampled = {name: 100 * hit[drawn].mean(axis=1) for name, hit in hits.items()}
+    plain_name = "CLIP (prompt)"
+    base = 100 * hits[plain_name].mean()
+    methods = []
+    for name, hit in hits.items():
+        spread = interval(resampled[name])
+        gain = interval(resampled[name] - resampled[plain_name])
+        top1 = 100 * float(hit.mean())
+        methods.append(
+            {
+                "name": name,
+                "top1": top1,
+                "gain": top1 - float(base),
+                "interval": {"low": spread.low, "high": spread.high},
+                "gain_interval": {"low": gain.low, "high": gain.high},
+            }
+        )
+    spec = gallery.stores[0].spec
+    return {
+        "task": "zeroshot_classification",
+        "protocol": {
+            "dataset": spec.dataset,
+            "split": spec.split,
+            "images": len(truth),
+            "labels": "any of an image's",
+            "classes": len(text.names),
+        },
+        "methods": methods,
+    }
+
+
+def read_classes(path: Path) -> dict[str, list[str]]:
+    """Class name -> descriptions; raises `UsageError` for anything else."""
+    value = _json(path, "--classes")
+    if not isinstance(value, dict) or not value:
+        raise UsageError(f"{path}: expected a mapping of class name to a list of descriptions")
+    for name, lines in value.items():
+        if not (isinstance(lines, list) and lines and all(isinstance(x, str) for x in lines)):
+            raise UsageError(f"{path}: class {name!r}: expected a list of one text or more")
+    return value
+
+
+def read_labels(path: Path, gallery: Gallery) -> list[list[str]]:
+    """The class names of every image of the gallery; raises `UsageError` where one has none."""
+    value = _json(path, "--labels")
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected a mapping of image id to class name")
+    store = gallery.stores[0]
+    ids = [store.image.ids[row] for row in gallery.image_rows]
+    missing = [id_ for id_ in ids if not value.get(id_)]
+    if missing:
+        raise UsageError(
+            f"{path}: {len(missing)} images have no label, the first is {missing[0]!r}"
+        )
+    found = [value[id_] if isinstance(value[id_], list) else [value[id_]] for id_ in ids]
+    return [[str(name) for name in names] for names in found]
+
+
+def encode_classes(
+    manifest: Manifest, store: StoreReader, classes: dict[str, list[str]], prompt: str, device: str
+) -> ClassTexts:
+    """All prompts and descriptions through the model's text tower."""
+    if "{}" not in prompt:
+        raise UsageError(f"--prompt {prompt!r}: expected {{}} where the class name goes")
+    name = store.spec.model.name
+    entry = manifest.model(name)
+    backbone: Any = load_backbone(
+        BackboneRequest(
+            name=name,
+            family=entry.family,
+            weights=entry.weights_for(store.spec.dataset),
+            device=ranking_device(device),
+            options=dict(entry.options),
+        )
+    )
+    prompts = [prompt.replace("{}", label.replace("_", " ")) for label in classes]
+    lines = [line for texts in classes.values() for line in texts]
+    everything = backbone.tokenize([*prompts, *lines])
+    parts = [
+        backbone.encode_captions(everything[start : start + BATCH]).embeddings
+        for start in range(0, len(everything), BATCH)
+    ]
+    found = weighting.unit(np.concatenate(parts)).astype(np.float32)
+    counts = [len(texts) for texts in classes.values()]
+    mask = np.arange(max(counts)) < np.array(counts)[:, None]
+    descriptions = np.zeros((*mask.shape, found.shape[1]), np.float32)
+    descriptions[mask] = found[len(prompts) :]
+    return ClassTexts(list(classes), found[: len(prompts)], descriptions, mask)
+
+
+def _json(path: Path, option: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{option} {path}: no such file") from None
+    except ValueError as error:
+        raise UsageError(f"{option} {path}: broken JSON ({error})") from error

@@ -1,0 +1,135 @@
+"""What `hada-evaluate zeroshot` does: stored crops to retrieval or classification figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hada.evaluate.crops import weighting
+from hada.evaluate.crops.classification import (
+    classification,
+    encode_classes,
+    read_classes,
+    read_labels,
+)
+from hada.evaluate.crops.open import Crops, open_crops
+from hada.evaluate.crops.weighting import Normalize, Rules
+from hada.evaluate.methods.build import open_gallery, ranking_device
+from hada.evaluate.methods.gallery import Gallery, Rung, single_models
+from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.text import render
+from hada.extract.common import atomic
+from hada.extract.common.console import say, tell
+from hada.extract.common.errors import StoreError, UsageError
+from hada.extract.manifest import Manifest
+
+
+def zeroshot(
+    manifest: Manifest,
+    *,
+    model: str,
+    dataset: str | None,
+    split: str,
+    classes: Path | None,
+    labels: Path | None,
+    prompt: str,
+    whole: float | None,
+    keep: float,
+    normalize: Normalize,
+    resamples: int,
+    seed: int,
+    device: str,
+    output: Path | None,
+) -> None:
+    """Measure and print; the options are the command's.
+
+    Raises:
+        StoreError: No crops were extracted.
+        UsageError: The class files are missing, broken or do not fit the split.
+    """
+    entry = manifest.dataset(dataset)
+    entry.split(split)
+    if (classes is None) != (labels is None):
+        raise UsageError("--classes and --labels belong together: give both or neither")
+    gallery = open_gallery(manifest, entry.name, split, [model])
+    found = [
+        open_crops(place, gallery)
+        for name in ("wca", "lgca")
+        for place in [f"{manifest.store_path(entry.name, split, model)}@crops-{name}"]
+        if Path(place).exists()
+    ]
+    if not found:
+        raise StoreError(
+            f"no crops of {model!r} on {entry.name}/{split}. Make them first: "
+            f"hada-extract --dataset {entry.name} --model {model} --split {split} --crops lgca"
+        )
+    share = whole if whole is not None else 0.0 if classes else 0.5
+    rules = {
+        _method(crops.name, rounds): (
+            crops,
+            Rules(rounds=rounds, keep=keep, whole=share, normalize=normalize),
+        )
+        for crops in found
+        for rounds in range(crops.ladder_IRNE.shape[1])
+    }
+    target = output or Path(manifest.runs) / entry.name / f"zeroshot-{model}-{split}.json"
+    if classes is None or labels is None:
+        result = retrieval(gallery, rules, resamples=resamples, seed=seed, device=device)
+        tell(render(result), lines=True)
+    else:
+        truth = read_labels(labels, gallery)
+        text = encode_classes(manifest, gallery.stores[0], read_classes(classes), prompt, device)
+        result = classification(gallery, rules, text, truth, resamples=resamples, seed=seed)
+        for line in result["methods"]:
+            spread, gain = line["interval"], line["gain_interval"]
+            told = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+            tell(
+                f"{line['name']:34} top-1 {line['top1']:5.1f} %  "
+                f"[{spread['low']:.1f}, {spread['high']:.1f}]  "
+                f"{told if gain['low'] != gain['high'] else ''}".rstrip()
+            )
+        tell("[95 % interval], then the gain over CLIP: paired bootstrap by image")
+    atomic.write_json(target, result)
+    say(f"written to {target}")
+
+
+def _method(crops: str, rounds: int) -> str:
+    """What to call it: crops without expansion are WCA's way, of whichever store they are."""
+    if not rounds:
+        return f"WCA ({crops} crops)"
+    return f"LGCA ({crops} crops, {rounds} expansion{'s' if rounds > 1 else ''})"
+
+
+def retrieval(
+    gallery: Gallery,
+    rules: dict[str, tuple[Crops, Rules]],
+    *,
+    resamples: int,
+    seed: int,
+    device: str,
+) -> dict[str, Any]:
+    """Recall of the model alone and of each method, captions as they are.
+
+    Images get length 1: a factor of an image changes no classification, but does change a ranking.
+    """
+    alone = single_models(gallery)
+    if not alone:
+        raise UsageError("this model has no joint space, so nothing can be ranked")
+    caption = alone[0].pair[1]
+    rungs = [
+        Rung(
+            name,
+            "crops",
+            (
+                weighting.unit(weighting.look(c.image_IE, c.ladder_IRNE, r)).astype(np.float32),
+                caption,
+            ),
+            f"whole picture {r.whole:.2f}, {c.ladder_IRNE.shape[2]} crops, {r.normalize}",
+        )
+        for name, (c, r) in rules.items()
+    ]
+    return evaluate(
+        gallery, [*alone, *rungs], resamples=resamples, seed=seed, device=ranking_device(device)
+    )

@@ -1,0 +1,148 @@
+"""`hada-evaluate report`, `search` and `zeroshot`: a run to look at, to ask, and crops weighed.
+
+Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hada.extract.common.console import HadaCommand, manifest_options, tell
+
+if TYPE_CHECKING:
+    from hada.extract.manifest import Manifest
+
+
+@click.command(cls=HadaCommand)
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--split", "-s", default="test", show_default=True, help="Split to look at.")
+@click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page. [default: RUN/report-SPLIT.html]",
+)
+@manifest_options
+def report(
+    manifest: Manifest,
+    run: Path,
+    split: str,
+    quick: bool,
+    resamples: int,
+    seed: int,
+    device: str,
+    output: Path | None,
+) -> None:
+    r"""A run to look at: one HTML file with figures, curves, wins, losses and attention.
+
+    \b
+    Examples:
+      hada-evaluate report runs/scenes/blip+clip-fast-s0
+      hada-evaluate report runs/flickr8k/mine --split val -o mine.html
+    """
+    from hada.evaluate.pages.report import write_report
+
+    target = write_report(
+        manifest,
+        run,
+        split=split,
+        device=device,
+        quick=quick,
+        resamples=resamples,
+        seed=seed,
+        output=output,
+    )
+    tell(target)
+
+
+@click.command(cls=HadaCommand)
+@click.argument("text", required=False)
+@click.option("--image", type=click.Path(path_type=Path, dir_okay=False), help="Ask by picture.")
+@click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
+@click.option("--split", "-s", default="test", show_default=True, help="Split to search.")
+@click.option(
+    "--run",
+    "-r",
+    type=click.Path(path_type=Path),
+    help="A trained run. [default: the dataset's newest, where --model is not given]",
+)
+@click.option("--model", "-m", metavar="NAME", help="One frozen model in place of a run.")
+@click.option(
+    "--find",
+    type=click.Choice(["images", "captions"]),
+    help="What to look for. [default: images for a text, captions for a picture]",
+)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--faiss", is_flag=True, help="Approximately, and say how it compares to exactly.")
+@click.option("--jsonl", is_flag=True, help="One JSON object a result.")
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also as an HTML page."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@manifest_options
+def search(manifest: Manifest, **request: Any) -> None:
+    r"""The pictures for a sentence, or the captions for a picture.
+
+    \b
+    Examples:
+      hada-evaluate search "two hearts on a mint background"
+      hada-evaluate search --image photo.jpg --split val --top 3 --jsonl
+    """
+    from hada.evaluate.search.query import search as find
+
+    find(manifest, **request)
+
+
+@click.command(cls=HadaCommand)
+@click.option("--model", "-m", required=True, metavar="NAME", help="A model with stored crops.")
+@click.option("--dataset", "-d", help="Dataset of the manifest. [default: the manifest's]")
+@click.option("--split", "-s", default="test", show_default=True, help="Split to evaluate.")
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Classify: JSON of class name -> list of descriptions. [default: retrieval]",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --classes: JSON of image id -> class name, or several, any of which is right.",
+)
+@click.option("--prompt", default="a photo of a {}.", show_default=True, help="{} is the class.")
+@click.option(
+    "--whole",
+    type=click.FloatRange(0, 1),
+    help="Share of the whole picture beside its crops. [default: 0 to classify, as published; "
+    "0.5 for retrieval]",
+)
+@click.option("--keep", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option(
+    "--normalize",
+    default="official",
+    show_default=True,
+    type=click.Choice(["official", "none"]),
+    help="official: as WCA's code; none: the plain double sum of its formula.",
+)
+@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False))
+@manifest_options
+def zeroshot(manifest: Manifest, **request: Any) -> None:
+    r"""WCA and LGCA beside the plain model: random crops, weighed, selected and expanded.
+
+    \b
+    Examples:
+      hada-extract --model clip --split test --crops lgca
+      hada-evaluate zeroshot --model clip
+      hada-evaluate zeroshot --model clip --classes classes.json --labels labels.json
+    """
+    from hada.evaluate.crops.zeroshot import zeroshot as evaluate_crops
+
+    evaluate_crops(manifest, **request)

@@ -1,0 +1,137 @@
+"""The whole ladder for one split: which rungs can be made from what lies on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hada.evaluate.methods import gallery as make
+from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.evaluate.methods.linear import concatenation_linear
+from hada.evaluate.methods.rerank import Reranked, model_head, reranked
+from hada.extract.common.console import say
+from hada.extract.common.errors import StoreError, StoreMismatchError
+from hada.extract.manifest import Manifest
+from hada.extract.store import StoreReader, open_store
+from hada.fuse.run_folder import BEST, CONFIG, RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to compare. `quick` leaves out the rungs that sort, or need the train and val stores.
+
+    `rerank` adds a two-stage rung to every run, which orders so many first places anew, by the
+    run's head or by that of the model `rerank_with`, whose own rung then gets one too.
+    """
+
+    dataset: str
+    split: str
+    runs: Sequence[Path] = ()
+    models: Sequence[str] = ()
+    train_split: str = "train"
+    val_split: str = "val"
+    quick: bool = False
+    device: str = "auto"
+    rerank: int = 0
+    rerank_with: str | None = None
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """Runs in a folder that have weights, by name."""
+    return sorted(
+        path.parent for path in folder.glob(f"*/{CONFIG}") if (path.parent / BEST).exists()
+    )
+
+
+def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
+    """Open the stores and make every rung that they allow; the others are named on stderr.
+
+    Models are those of the runs and those asked for, or the manifest's where there are neither.
+
+    Raises:
+        StoreError: A store is missing or damaged, or nothing has a score.
+        RunError: A run does not fit the stores.
+    """
+    models = model_names(manifest, request)
+    gallery = open_gallery(manifest, request.dataset, request.split, models)
+    singles = make.single_models(gallery)
+    for store in gallery.stores:
+        if store.spec.model.embedding_width is None:
+            say(f"{store.spec.model.name}: no joint space, so no dual-encoder score of its own")
+    ladder: list[Step] = list(singles)
+    if len(singles) > 1:
+        ladder.append(make.mean_of_cosines(singles))
+        if not request.quick:
+            ladder.append(make.reciprocal_ranks(singles))
+            ladder += _trained(manifest, request, gallery, singles)
+    ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
+    if request.rerank and request.rerank_with:
+        head = model_head(manifest, gallery, request.rerank_with, request.device)
+        ladder += [
+            Reranked(rung, head, request.rerank)
+            for rung in list(ladder)
+            if isinstance(rung, Rung) and (rung.kind == "hada" or rung.name == request.rerank_with)
+        ]
+    elif request.rerank:
+        fused = [rung for rung in ladder if isinstance(rung, Rung) and rung.kind == "hada"]
+        for run, rung in zip(request.runs, fused, strict=True):
+            ladder.append(reranked(run, rung, gallery, request.rerank, request.device))
+    if not ladder:
+        raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
+    return gallery, ladder
+
+
+def _trained(
+    manifest: Manifest, request: Request, gallery: Gallery, singles: list[Rung]
+) -> list[Rung]:
+    """The rungs that are tuned or trained, as far as their stores are there."""
+    models = [store.spec.model.name for store in gallery.stores]
+    found = []
+    try:
+        val = open_gallery(manifest, request.dataset, request.val_split, models)
+        found.append(make.tuned_sum(singles, val, request.val_split, request.split))
+        train = open_gallery(manifest, request.dataset, request.train_split, models)
+        say("training concatenation + linear")
+        found.append(concatenation_linear(gallery, train, val))
+    except StoreError as error:
+        say(f"left out what needs more stores: {error}")
+    return found
+
+
+def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
+    """The stores of some models on one split.
+
+    Raises:
+        StoreError: A store is missing or damaged.
+        StoreMismatchError: It holds another dataset or split than its place says.
+    """
+    return Gallery.of(open_stores(manifest, dataset, split, models))
+
+
+def model_names(manifest: Manifest, request: Request) -> list[str]:
+    """The models of a request's runs, then those asked for; the manifest's where there are none."""
+    names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
+    return list(dict.fromkeys([*names, *request.models])) or list(manifest.defaults.models)
+
+
+def open_stores(
+    manifest: Manifest, dataset: str, split: str, models: Sequence[str]
+) -> list[StoreReader]:
+    """As `open_gallery`, before any item is looked at."""
+    stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
+    for store in stores:
+        for field, asked in (("dataset", dataset), ("split", split)):
+            if getattr(store.spec, field) != asked:
+                raise StoreMismatchError(
+                    f"{store.path}: asked for {field} {asked!r}, but the store holds {field} "
+                    f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
+                )
+    return stores
+
+
+def ranking_device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    from hada.fuse.embedding import choose_device
+
+    return str(choose_device(name))

@@ -1,0 +1,249 @@
+"""The rungs of the ladder: every way of scoring that the fusion is compared with.
+
+A rung is a pair of embeddings whose inner product is its score, so one exact ranking serves all;
+only the fusion of rankings is not, and ranks by itself.
+All rungs are made from the same stores, on the same images and captions.
+
+Shape letters: I images, T captions, E embedding width, M models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.rank_fusion import RRF_CONSTANT, fused_ranks
+from hada.extract.common.errors import NonFiniteError, StoreError
+from hada.extract.store import StoreReader
+from hada.fuse.ranking.ranks import Ranks, rank_positives, recalls
+from hada.fuse.tokens.split import check_together
+
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+# Shares tried by the tuned sum: multiples of 1/20 for two models, coarser for more.
+STEPS = {1: 1, 2: 20, 3: 10, 4: 6}
+STEPS_FOR_MORE = 4
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images and captions of one split that every model could read.
+
+    image_rows and caption_rows lead to rows of the stores; entry j of `owner` is the image, in
+    this count, of caption j.
+    """
+
+    stores: tuple[StoreReader, ...]
+    image_rows: NDArray[np.int64]
+    caption_rows: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, stores: Sequence[StoreReader]) -> Gallery:
+        """Raises `StoreMismatchError` where the stores are not of the same items."""
+        check_together(stores)
+        first = stores[0]
+        for side in (first.image, first.caption):
+            if len(set(side.ids)) != len(side.ids):
+                twice = next(id_ for id_, count in Counter(side.ids).items() if count > 1)
+                raise StoreError(
+                    f"{first.path}: {side.side} id {twice!r} appears twice, so queries would be "
+                    "counted twice; extract the split again"
+                )
+        image_of = np.asarray(first.caption_to_image, np.int64)
+        bad_image = np.any([store.image.failed for store in stores], axis=0)
+        good = ~np.any([store.caption.failed for store in stores], axis=0) & ~bad_image[image_of]
+        used = np.bincount(image_of[good], minlength=len(bad_image)) > 0
+        if not good.any():
+            raise StoreError(f"{first.path}: no image with a caption is readable in every store")
+        return cls(
+            stores=tuple(stores),
+            image_rows=np.flatnonzero(used),
+            caption_rows=np.flatnonzero(good),
+            owner=(np.cumsum(used) - 1)[image_of[good]],
+        )
+
+    def own(self, store: StoreReader) -> Pair | None:
+        """A model's own embeddings at unit length; None where it has no joint space."""
+        image, caption = store.image.embeddings(), store.caption.embeddings()
+        if image is None or caption is None:
+            return None
+        return (
+            _unit(image[self.image_rows], f"{store.path}: image embeddings"),
+            _unit(caption[self.caption_rows], f"{store.path}: caption embeddings"),
+        )
+
+
+class Step(Protocol):
+    """What stands in the ladder: a name, a kind, and ranks on demand."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
+
+    @property
+    def details(self) -> dict[str, Any]: ...
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
+        ...
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Step:
+        """The same on some of the images and captions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made."""
+
+    name: str
+    kind: str
+    pair: Pair
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
+        return rank_positives(*self.pair, owner, device=device)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Rung:
+        """The same rung on some of the images and captions."""
+        return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
+
+
+@dataclass(frozen=True)
+class RankFusion:
+    """Reciprocal-rank fusion of other rungs; it has ranks, but no embeddings of its own.
+
+    score = sum over models of 1 / (constant + rank), ranks counted from 1 (Cormack, Clarke and
+    Buettcher, SIGIR 2009, with their constant of 60).
+    """
+
+    models: tuple[Rung, ...]
+    constant: float = RRF_CONSTANT
+    name: str = "reciprocal ranks"
+    kind: str = "rrf"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """How it was made."""
+        return f"sum of 1 / ({self.constant:g} + rank), nothing trained"
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands. Always on the CPU: it sorts."""
+        return fused_ranks([rung.pair for rung in self.models], owner, self.constant)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
+        """The same rung on some of the images and captions."""
+        return replace(self, models=tuple(rung.part(images, captions) for rung in self.models))
+
+
+def single_models(gallery: Gallery) -> list[Rung]:
+    """Each model with a joint space, alone: the cosine of its own embeddings."""
+    pairs = [(store, gallery.own(store)) for store in gallery.stores]
+    return [
+        Rung(store.spec.model.name, "model", pair, "its own cosine")
+        for store, pair in pairs
+        if pair is not None
+    ]
+
+
+def weighted_sum(rungs: Sequence[Rung], shares: Sequence[float]) -> Pair:
+    """Embeddings whose inner product is the sum of the rungs' scores times their shares.
+
+    sum_m s_m <a_m, b_m> is the inner product of the parts, each times sqrt(s_m), side by side.
+    """
+    kept = [(math.sqrt(s), rung.pair) for s, rung in zip(shares, rungs, strict=True) if s > 0]
+    image = np.concatenate([scale * pair[0] for scale, pair in kept], axis=1)
+    caption = np.concatenate([scale * pair[1] for scale, pair in kept], axis=1)
+    return image.astype(np.float32), caption.astype(np.float32)
+
+
+def reciprocal_ranks(models: Sequence[Rung]) -> RankFusion:
+    """Every model's ranking with the same weight; nothing is trained or tuned."""
+    return RankFusion(tuple(models))
+
+
+def mean_of_cosines(models: Sequence[Rung]) -> Rung:
+    """Every model's cosine with the same weight; nothing is trained or tuned."""
+    shares = [1 / len(models)] * len(models)
+    return Rung("mean of cosines", "mean", weighted_sum(models, shares), "nothing trained")
+
+
+def tuned_sum(models: Sequence[Rung], tuning: Gallery, split: str, evaluated: str) -> Rung:
+    """The weighted sum of cosines with the best RSum on another split, by exhaustive search."""
+    others = {rung.name: rung for rung in single_models(tuning)}
+    chosen = [others[rung.name] for rung in models]
+    shares = max(_share_grid(len(models)), key=lambda s: _rsum(weighted_sum(chosen, s), tuning))
+    same = ", which is the split evaluated: flattered" if split == evaluated else ""
+    weights = ", ".join(f"{rung.name} {s:.2f}" for rung, s in zip(models, shares, strict=True))
+    return Rung(
+        "weighted sum",
+        "weighted",
+        weighted_sum(models, shares),
+        f"tuned on {split}{same}: {weights}",
+        {"shares": dict(zip((rung.name for rung in models), shares, strict=True))},
+    )
+
+
+def fusion(run: Path, gallery: Gallery, device: str) -> Rung:
+    """A trained run, applied to the gallery's stores; its score is what it was trained to give.
+
+    Raises `RunError` where the run does not fit the stores.
+    """
+    from hada.fuse.embedding import embed_split
+    from hada.fuse.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    names = folder.config()["models"]
+    stores = [store for store in gallery.stores if store.spec.model.name in names]
+    found = embed_split(folder, stores, device=device)
+    # Another gallery model may have failed on more items than the run's own models did.
+    images = np.searchsorted(found.image_rows, gallery.image_rows)
+    captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
+    image, caption = found
+    own = f" + own cosines {1 - found.shares[0]:.2f}" if found.shares[0] < 1 else ""
+    return Rung(
+        f"HADA {folder.name}",
+        "hada",
+        (image[images], caption[captions]),
+        f"fused {found.shares[0]:.2f}{own}",
+        {"run": str(run), "shares": list(found.shares)},
+    )
+
+
+def _share_grid(models: int) -> list[tuple[float, ...]]:
+    """All shares in steps that sum to 1, e.g. (0, 1), (0.05, 0.95), ... for two models."""
+    steps = STEPS.get(models, STEPS_FOR_MORE)
+    return [
+        tuple(part / steps for part in parts)
+        for parts in itertools.product(range(steps + 1), repeat=models)
+        if sum(parts) == steps
+    ]
+
+
+def _rsum(pair: Pair, gallery: Gallery) -> float:
+    return recalls(rank_positives(*pair, gallery.owner))["rsum"]
+
+
+def _unit(values: NDArray[Any], what: str) -> NDArray[np.float32]:
+    wide = values.astype(np.float32)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))
+    if bad.size:
+        raise NonFiniteError(f"{what}: {bad.size} rows are zero or not finite; extract them again")
+    return np.asarray(wide / length, np.float32)

@@ -1,0 +1,270 @@
+"""Two stages: the first places by cosine, then those alone in the order of a matching head.
+
+The head is a run's own, on its fused embeddings, or a frozen model's, on its stored image tokens
+and the captions themselves.
+
+Shape letters: I images, T captions, E embedding width, Q queries, K candidates, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hada.evaluate.methods.gallery import Gallery, Pair, Rung
+from hada.evaluate.search.index import load_model
+from hada.extract.common.errors import RunError, UsageError
+from hada.extract.datasets.read import read_dataset
+from hada.extract.manifest import Manifest
+from hada.extract.store import StoreReader
+from hada.fuse.embedding import embed_split
+from hada.fuse.ranking.counting import pair_scores
+from hada.fuse.ranking.ranks import Ranks
+from hada.fuse.run_folder import RunFolder, branch_from_json
+from hada.fuse.training.objective import Discriminator
+
+PAIRS_AT_ONCE = 1 << 15
+PAIRS_OF_A_MODEL = 256
+BLOCK_NUMBERS = 1 << 21
+# Logits are float32, and the same pair rounds differently in another batch.
+SAME = 1e-6
+
+
+class Head(Protocol):
+    """What gives a logit to a pair of an image and a caption: the higher, the likelier a match."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def owner(self) -> str: ...
+
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        ...
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Head:
+        """The same for some of the images and captions."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunHead:
+    """A run's head. `fused` are the fusion's embeddings alone, what it was trained on."""
+
+    fused: tuple[Tensor, Tensor]
+    network: Discriminator
+    name: str = "match head"
+    owner: str = "the run's match head"
+
+    @torch.no_grad()
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        parts = [
+            self.network(self.fused[0][i], self.fused[1][t])
+            for start in range(0, len(images_P), PAIRS_AT_ONCE)
+            for i in [torch.from_numpy(images_P[start : start + PAIRS_AT_ONCE].copy())]
+            for t in [torch.from_numpy(captions_P[start : start + PAIRS_AT_ONCE].copy())]
+        ]
+        return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RunHead:
+        """The same for some of the images and captions."""
+        return replace(self, fused=(self.fused[0][images], self.fused[1][captions]))
+
+
+@dataclass(frozen=True)
+class ModelHead:
+    """A frozen model's head, which looks at every pair anew: slow, so for few places.
+
+    `own` are its embeddings; `image_rows` lead to rows of the store; `ids` are the captions as
+    the model's tokens.
+    """
+
+    backbone: Any
+    store: StoreReader
+    own: Pair
+    image_rows: NDArray[np.int64]
+    ids: Sequence[Sequence[int]]
+
+    @property
+    def name(self) -> str:
+        """How a rung is called that ends with it."""
+        return f"{self.store.spec.model.name}'s match head"
+
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        return f"{self.name}, from stored image tokens"
+
+    def logits(
+        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(P,) logits of pairs, by their rows in the gallery."""
+        result = np.empty(len(images_P), np.float32)
+        # Captions of like length go together, so little is padded.
+        order = np.argsort([len(self.ids[t]) for t in captions_P], kind="stable")
+        for start in range(0, len(order), PAIRS_OF_A_MODEL):
+            some = order[start : start + PAIRS_OF_A_MODEL]
+            rows, place = np.unique(self.image_rows[images_P[some]], return_inverse=True)
+            tokens = self.store.image.tokens(rows).reshape(len(rows), -1, self._width)
+            pair = self.backbone.match_tokens(
+                tokens.astype(np.float32)[place], [self.ids[t] for t in captions_P[some]]
+            )
+            result[some] = pair[:, 1]
+        # The official evaluation adds the cosine to the logit of "match".
+        return result + pair_scores(*self.own, images_P, captions_P).astype(np.float32)
+
+    @property
+    def _width(self) -> int:
+        image = self.store.spec.model.image
+        assert image is not None
+        return image.width
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> ModelHead:
+        """The same for some of the images and captions."""
+        ids = [self.ids[t] for t in captions]
+        own = (self.own[0][images], self.own[1][captions])
+        return replace(self, own=own, image_rows=self.image_rows[images], ids=ids)
+
+
+def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> ModelHead:
+    """The matching head of a model whose store is in the gallery.
+
+    Raises:
+        UsageError: It has no such head, or its store does not hold the tokens as they were.
+        DatasetError: The captions are not on this machine.
+    """
+    found = [store for store in gallery.stores if store.spec.model.name == name]
+    if not found:
+        raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
+    store = found[0]
+    backbone = load_model(manifest, store, device)
+    if not hasattr(backbone, "match_tokens"):
+        raise UsageError(
+            f"--rerank-with {name}: family {store.spec.model.family!r} has no match head that "
+            "works from stored tokens; blip has"
+        )
+    if store.spec.model.image != backbone.spec.image:
+        raise UsageError(
+            f"--rerank-with {name}: {store.path} does not hold all image tokens as the model gave "
+            "them; extract it again without --tokens"
+        )
+    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
+    if data.digest() != store.spec.dataset_digest:
+        raise UsageError(f"--rerank-with {name}: the captions here are not those of {store.path}")
+    ids = backbone.tokenize([data.captions[row] for row in gallery.caption_rows])
+    own = gallery.own(store)
+    assert own is not None, "a model with a match head has a joint space"
+    return ModelHead(backbone, store, own, gallery.image_rows, ids)
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """A rung whose first `depth` places are ordered anew; the rest stays where it was."""
+
+    first: Rung
+    head: Head
+    depth: int
+    kind: str = "itm"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The first stage's name, and that there is a second."""
+        return f"{self.first.name} + {self.head.name}"
+
+    @property
+    def note(self) -> str:
+        """How it was made."""
+        return f"two stages: the first {self.depth} by cosine, re-ranked by {self.head.owner}"
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
+        """The same rung on some of the images and captions."""
+        return Reranked(
+            self.first.part(images, captions), self.head.part(images, captions), self.depth
+        )
+
+    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands."""
+        before = self.first.ranks(owner, device=device)
+        image, caption = self.first.pair
+        i2t = self._way(image, caption, owner, before.i2t_lo, captions_found=True)
+        t2i = self._way(caption, image, owner, before.t2i_lo, captions_found=False)
+        return Ranks(*i2t, *t2i)
+
+    def _way(
+        self,
+        query: NDArray[Any],
+        gallery: NDArray[Any],
+        owner: NDArray[np.int64],
+        before: NDArray[np.int64],
+        *,
+        captions_found: bool,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        lo, tied = np.array(before), np.ones(len(query), np.int64)
+        depth = min(self.depth, len(gallery))
+        hi = lo.copy()
+        step = max(1, BLOCK_NUMBERS // len(gallery))
+        for start in range(0, len(query), step):
+            rows = np.arange(start, min(start + step, len(query)))
+            scores = query[rows] @ gallery.T
+            found_QK = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+            asked_QK = np.broadcast_to(rows[:, None], found_QK.shape)
+            pair = (asked_QK, found_QK) if captions_found else (found_QK, asked_QK)
+            logit_QK = self.head.logits(*(side.reshape(-1) for side in pair)).reshape(
+                found_QK.shape
+            )
+            own_QK = owner[pair[1]] == pair[0]
+            best_Q = np.where(own_QK, logit_QK, -np.inf).max(axis=1)
+            in_QK = own_QK.any(axis=1)
+            better = ((logit_QK > best_Q[:, None] + SAME) & ~own_QK).sum(axis=1)
+            near_QK = np.abs(logit_QK - best_Q[:, None]) <= SAME
+            level = (near_QK & ~own_QK).sum(axis=1)
+            # A match that the first stage did not bring stays behind all that it did.
+            lo[rows] = np.where(in_QK, better, np.maximum(before[rows], depth))
+            hi[rows] = np.where(in_QK, better + level, lo[rows])
+            same = (near_QK & own_QK).sum(axis=1)
+            tied[rows] = np.where(in_QK, same, 1)
+        return lo, hi, tied
+
+
+def reranked(run: Path, first: Rung, gallery: Gallery, depth: int, device: str) -> Reranked:
+    """The second stage of a run; raises `RunError` where it was trained without a match head."""
+    folder = RunFolder(run)
+    config = folder.config()
+    tensors = folder.load_tensors()
+    own = {
+        name.removeprefix("discriminator."): value
+        for name, value in tensors.items()
+        if name.startswith("discriminator.")
+    }
+    if not own:
+        raise RunError(
+            f"{folder.path}: has no match head to re-rank with; train with --set weight_itm=1"
+        )
+    branch = branch_from_json(config["branches"]["image"])
+    head = Discriminator(branch.out_width, branch.norm, 0.0)
+    head.load_state_dict(own)
+    stores: list[StoreReader] = [
+        store for store in gallery.stores if store.spec.model.name in config["models"]
+    ]
+    found = embed_split(folder, stores, device=device)
+    images = np.searchsorted(found.image_rows, gallery.image_rows)
+    captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
+    fused = (
+        torch.from_numpy(found.fused_image[images]),
+        torch.from_numpy(found.fused_caption[captions]),
+    )
+    return Reranked(first, RunHead(fused, head.eval()), depth)

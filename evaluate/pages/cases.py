@@ -1,0 +1,155 @@
+"""Which queries a fusion won and which it lost, and what to show of them.
+
+Shape letters: I images, T captions, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.gallery import Gallery, Rung
+from hada.evaluate.pages import attention, thumbnails
+from hada.extract.common.console import say
+from hada.extract.common.errors import HadaError
+from hada.extract.datasets.read import CaptionDataset
+from hada.fuse.ranking.ranks import Ranks
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.tokens.split import Split
+
+CASES = 6
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A model's patches on a picture: two data URIs to lay one over the other."""
+
+    model: str
+    picture: str
+    overlay: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One caption query. Ranks count from 1; `first` is what a score ranks first."""
+
+    caption: str
+    ranks: dict[str, int]
+    picture: str
+    first: list[tuple[str, str, bool]]
+    heats: list[Heat] = field(default_factory=list)
+    words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What cases are made from. `run` is the fusion's rung, `models` the single models' rungs."""
+
+    gallery: Gallery
+    data: CaptionDataset
+    folder: RunFolder
+    run: Rung
+    models: Sequence[Rung]
+    ranks: dict[str, Ranks]
+    tokenizers: dict[str, Any]
+
+
+def choose(run: Ranks, best: Ranks, count: int = CASES) -> tuple[list[int], list[int]]:
+    """Captions with the largest gain and the largest loss in rank against one model.
+
+    Ratios count, not differences: from 40th to 1st is more than from 400th to 300th. No two are
+    of the same rank pair's tie beyond their order, so the choice is reproducible.
+    """
+    change = np.log(run.t2i + 1) - np.log(best.t2i + 1)
+    order = np.argsort(change, kind="stable")
+    wins = [int(j) for j in order[:count] if change[j] < 0]
+    losses = [int(j) for j in order[::-1][:count] if change[j] > 0]
+    return wins, losses
+
+
+def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
+    """Everything that is shown of some caption queries.
+
+    Raises:
+        ImageError: A picture cannot be read.
+    """
+    if not captions:  # nothing was won, or nothing lost
+        return []
+    gallery, run = material.gallery, material.run
+    images = gallery.owner[np.asarray(captions, np.int64)]
+    look = _attention(material, images, np.asarray(captions, np.int64))
+    cases = []
+    for number, caption in enumerate(captions):
+        text = material.data.captions[gallery.caption_rows[caption]]
+        first = []
+        for rung in (run, *material.models):
+            best = int(np.argmax(rung.pair[0] @ rung.pair[1][caption]))
+            right = best == images[number]
+            first.append((rung.name, thumbnails.thumbnail(_path(material, best)), right))
+        heats, words = look(number, text)
+        cases.append(
+            Case(
+                caption=text,
+                ranks={
+                    name: round(float(ranks.t2i[caption])) + 1
+                    for name, ranks in material.ranks.items()
+                },
+                picture=thumbnails.thumbnail(_path(material, int(images[number]))),
+                first=first,
+                heats=heats,
+                words=words,
+            )
+        )
+    return cases
+
+
+def _path(material: Material, image: int) -> Path:
+    return Path(material.data.image_paths[int(material.gallery.image_rows[image])])
+
+
+def _attention(
+    material: Material, images: NDArray[np.int64], captions: NDArray[np.int64]
+) -> Callable[[int, str], tuple[list[Heat], dict[str, list[tuple[str, float]]]]]:
+    """A function from the number of a case to its heat maps and weighed words."""
+    config = material.folder.config()
+    names = config["models"]
+    stores = {store.spec.model.name: store for store in material.gallery.stores}
+    split = Split(
+        [stores[name] for name in names],
+        first_tokens_only=config["recipe"].get("first_tokens_only", False),
+    )
+    fuser, _ = material.folder.load_best()
+    # The gallery may lack items that the run's own models could read.
+    rows = np.searchsorted(split.image_rows, material.gallery.image_rows[images])
+    lines = np.searchsorted(split.caption_rows, material.gallery.caption_rows[captions])
+    try:
+        on_images = attention.attention(fuser, split, "image", rows)
+        on_captions = attention.attention(fuser, split, "caption", lines)
+    except HadaError as error:
+        say(f"no attention on the page: {error}")
+        return lambda _number, _text: ([], {})
+
+    def look(number: int, text: str) -> tuple[list[Heat], dict[str, list[tuple[str, float]]]]:
+        heats, words = [], {}
+        path = _path(material, int(images[number]))
+        for model, name in enumerate(names):
+            spec = stores[name].spec.model
+            last = spec.image is not None and spec.image.global_token == "last"
+            patches = attention.grid(on_images[number][model], global_last=last)
+            if patches is not None:
+                square = any(word in str(spec.preprocessing) for word in ("shortest", "crop"))
+                picture = thumbnails.thumbnail(path, square=square)
+                heats.append(Heat(name, picture, thumbnails.heat_map(patches)))
+            if name in material.tokenizers:
+                tokenizer = material.tokenizers[name]
+                found = attention.by_word(text, on_captions[number][model], tokenizer)
+                if found is not None:
+                    words[name] = found
+        return heats, words
+
+    return look

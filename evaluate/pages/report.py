@@ -1,0 +1,205 @@
+"""One run looked at: figures, curves, what it won and lost, with pictures, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.build import Request, build, ranking_device
+from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.evaluate.pages import charts
+from hada.evaluate.pages.cases import Case, Material, choose, make_cases
+from hada.evaluate.pages.report_page import Sections, assemble
+from hada.evaluate.results.recall import evaluate
+from hada.extract.common import atomic
+from hada.extract.common.console import say
+from hada.extract.common.errors import HadaError, RunError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.manifest import Manifest
+from hada.fuse.ranking.ranks import Ranks
+from hada.fuse.run_folder import RunFolder
+
+MOST_K = 50
+
+
+def write_report(
+    manifest: Manifest,
+    run: Path,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    quick: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+    output: Path | None = None,
+) -> Path:
+    """Evaluate a run on a split and write its page; returns where it is.
+
+    The page has no pictures, and says why, where the data set is not on this machine.
+
+    Raises:
+        RunError: There is no trained run, or it does not fit the stores.
+        StoreError: A store is missing or damaged.
+    """
+    folder = RunFolder(run)
+    dataset = folder.config()["dataset"]
+    entry = manifest.dataset(dataset)
+    entry.split(split)
+    request = Request(dataset=entry.name, split=split, runs=(run,), quick=quick, device=device)
+    gallery, rungs = build(manifest, request)
+    result = evaluate(gallery, rungs, resamples=resamples, seed=seed, device=ranking_device(device))
+    ranks = {rung.name: rung.ranks(gallery.owner) for rung in rungs if rung.kind != "rrf"}
+    fused = next(rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "hada")
+    models = [rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "model"]
+    wins: list[Case] = []
+    losses: list[Case] = []
+    missing = "" if models else "No model of this run has a score of its own to compare with."
+    if models:
+        try:
+            data = _data(manifest, gallery, entry.name, split)
+            material = Material(
+                gallery=gallery,
+                data=data,
+                folder=folder,
+                run=fused,
+                models=models,
+                ranks={rung.name: ranks[rung.name] for rung in (fused, *models)},
+                tokenizers=_tokenizers(manifest, entry.name, [m.name for m in models]),
+            )
+            best = max(models, key=lambda model: _rsum(result, model.name))
+            won, lost = choose(ranks[fused.name], ranks[best.name])
+            wins, losses = make_cases(material, won), make_cases(material, lost)
+        except HadaError as error:
+            missing = f"No pictures: {error}"
+            say(missing)
+    page = assemble(
+        result,
+        Sections(
+            recall_curves=_recall_curves(rungs, ranks),
+            training_curves=_training_curves(folder),
+            changes=[
+                (model.name, rank_changes(ranks[fused.name], ranks[model.name])) for model in models
+            ],
+            wins=wins,
+            losses=losses,
+            missing=missing,
+            fusion=fused.name,
+        ),
+    )
+    target = output or folder.path / f"report-{split}.html"
+    atomic.write_bytes(target, page.encode())
+    return target
+
+
+def rank_changes(run: Ranks, other: Ranks) -> dict[str, dict[str, int]]:
+    """Per direction, how many queries rank better, the same and worse than under another score.
+
+    `into_first` and `out_of_first` count those that entered or left the first place.
+    """
+    return {
+        way: {
+            "better": int((now < before).sum()),
+            "same": int((now == before).sum()),
+            "worse": int((now > before).sum()),
+            "into_first": int(((now < 1) & (before >= 1)).sum()),
+            "out_of_first": int(((now >= 1) & (before < 1)).sum()),
+        }
+        for way, now, before in (("i2t", run.i2t, other.i2t), ("t2i", run.t2i, other.t2i))
+    }
+
+
+def recall_curve(ranks: Ranks, way: str, ks: Sequence[int]) -> NDArray[np.float64]:
+    """Recall in percent at each K."""
+    hits = ranks.i2t_hits if way == "i2t" else ranks.t2i_hits
+    return np.array([100 * float(hits(k).mean()) for k in ks])
+
+
+def _recall_curves(rungs: Sequence[Step], ranks: dict[str, Ranks]) -> list[str]:
+    drawn = [
+        rung for rung in rungs if rung.kind in ("model", "mean", "hada") and rung.name in ranks
+    ]
+    titles = {"i2t": "Image query, captions ranked", "t2i": "Caption query, images ranked"}
+    found = []
+    for way, title in titles.items():
+        some = ranks[drawn[0].name]
+        gallery = len(some.t2i_lo) if way == "i2t" else len(some.i2t_lo)
+        ks = list(range(1, min(MOST_K, gallery) + 1))
+        lines = [
+            charts.Line(
+                rung.name,
+                ks,
+                recall_curve(ranks[rung.name], way, ks).tolist(),
+                "hada" if rung.kind == "hada" else f"c{number % 6}",
+            )
+            for number, rung in enumerate(drawn)
+        ]
+        found.append(
+            charts.line_chart(
+                lines,
+                title=title,
+                x_label="K, places looked at (log scale)",
+                y_label="recall@K, %",
+                log_x=True,
+            )
+        )
+    return found
+
+
+def _training_curves(folder: RunFolder) -> list[str]:
+    """The loss and the validation's RSum, epoch by epoch; none where nothing was logged."""
+    logged = folder.metrics()
+    epochs = [line["epoch"] for line in logged]
+    if not epochs:
+        return []
+    losses = [
+        charts.Line(name, epochs, [line["loss"][name] for line in logged], style)
+        for name, style in (("total", "hada"), ("i2t", "c0"), ("t2i", "c1"))
+        if all(name in line["loss"] for line in logged)
+    ]
+    sums = [charts.Line("whole score", epochs, [line["val"]["rsum"] for line in logged], "hada")]
+    if all("fused_rsum" in line["val"] for line in logged):
+        alone = [line["val"]["fused_rsum"] for line in logged]
+        sums.append(charts.Line("fused embedding alone", epochs, alone, "c0"))
+    return [
+        charts.line_chart(losses, title="Training loss", x_label="epoch", y_label="loss, nats"),
+        charts.line_chart(sums, title="Validation", x_label="epoch", y_label="RSum, % points"),
+    ]
+
+
+def _data(manifest: Manifest, gallery: Gallery, dataset: str, split: str) -> CaptionDataset:
+    """The split's pictures and captions; raises `RunError` where they are not the stores'."""
+    data = read_dataset(manifest.dataset(dataset), split)
+    store = gallery.stores[0]
+    if store.spec.dataset_digest != data.digest() or len(data.captions) != len(store.caption.ids):
+        raise RunError(
+            f"the data set on this machine is not the one that {store.path} was made from"
+        )
+    return data
+
+
+def _tokenizers(manifest: Manifest, dataset: str, models: Sequence[str]) -> dict[str, Any]:
+    """The models that can say which tokens a word has; one that cannot be loaded is left out."""
+    from hada.extract.backbones import BackboneRequest, load_backbone
+
+    found = {}
+    for name in models:
+        try:
+            entry = manifest.model(name)
+            request = BackboneRequest(
+                name=name,
+                family=entry.family,
+                weights=entry.weights_for(dataset),
+                options=dict(entry.options),
+            )
+            found[name] = load_backbone(request)
+        except (HadaError, OSError) as error:
+            say(f"{name}: words without attention, its tokenizer is not here ({error})")
+    return found
+
+
+def _rsum(result: dict[str, Any], name: str) -> float:
+    return next(float(rung["metrics"]["rsum"]) for rung in result["rungs"] if rung["name"] == name)

@@ -1,0 +1,1 @@
+"""Figures of methods: recall, intervals, comparisons, tables."""

@@ -1,0 +1,125 @@
+"""Two results side by side: paired by image where both hold ranks of the same items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hada.evaluate.results.packing import unpack, unpack_ranks
+from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
+from hada.evaluate.results.text import standing
+from hada.extract.common.errors import UsageError, unknown
+from hada.fuse.ranking.ranks import KS
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result of `hada-evaluate recall`; raises `UsageError` for any other file."""
+    try:
+        result = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file. Make it first: hada-evaluate recall") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(result, dict) or not {"protocol", "rungs", "schema"} <= set(result):
+        raise UsageError(f"{path}: not a result of hada-evaluate recall")
+    if result["schema"] != 2:
+        raise UsageError(
+            f"{path}: schema: expected 2, got {result['schema']!r}; run hada-evaluate recall again"
+        )
+    return result
+
+
+def choose_rung(result: dict[str, Any], name: str | None, path: Path) -> dict[str, Any]:
+    """The rung of that name; by default the last fusion, or else the one with the best RSum."""
+    rungs = {rung["name"]: rung for rung in result["rungs"]}
+    if name is None:
+        fused = [rung for rung in result["rungs"] if rung["kind"] == "hada"]
+        best = max(result["rungs"], key=lambda rung: rung["metrics"]["rsum"])
+        chosen: dict[str, Any] = fused[-1] if fused else best
+        return chosen
+    for known in (name, f"HADA {name}"):
+        if known in rungs:
+            named: dict[str, Any] = rungs[known]
+            return named
+    raise unknown(f"rung of {path}:", name, rungs)
+
+
+def compare(
+    first: tuple[dict[str, Any], dict[str, Any]],
+    second: tuple[dict[str, Any], dict[str, Any]],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How two rungs differ, each given with the result that it is from.
+
+    Returns:
+        `paired`, `differences` (second minus first; percent points) of every recall and of RSum,
+        and `rsum`: the interval and p-value of its difference. Unpaired results are resampled
+        independently, which is right and less sharp.
+
+    Raises:
+        UsageError: The two are of other datasets, splits or protocols.
+    """
+    (result_a, rung_a), (result_b, rung_b) = first, second
+    for field in ("dataset", "split", "folds"):
+        a, b = result_a["protocol"][field], result_b["protocol"][field]
+        if a != b:
+            raise UsageError(
+                f"these results cannot be compared: {field} is {a!r} in the first and {b!r} in "
+                "the second; recall depends on the gallery"
+            )
+    paired = result_a["items"]["digest"] == result_b["items"]["digest"]
+    hits = [
+        Hits.of(unpack_ranks(rung["ranks"]), unpack(result["items"]["owner"]))
+        for result, rung in (first, second)
+    ]
+    if paired:
+        one, two = bootstrap_rsums(hits, resamples=resamples, seed=seed)
+    else:
+        one = bootstrap_rsums(hits[:1], resamples=resamples, seed=seed)[0]
+        two = bootstrap_rsums(hits[1:], resamples=resamples, seed=seed + 1)[0]
+    gap = difference(two, one)
+    names = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
+    table_a, table_b = rung_a["metrics"], rung_b["metrics"]
+    return {
+        "first": rung_a["name"],
+        "second": rung_b["name"],
+        "paired": paired,
+        "differences": {name: table_b[name] - table_a[name] for name in names},
+        "rsum": {"low": gap.low, "high": gap.high, "half_width": gap.half_width, "p": gap.p},
+        "intervals": [
+            {"low": found.low, "high": found.high} for found in (interval(one), interval(two))
+        ],
+        "queries": _won_and_lost(rung_a, rung_b) if paired else None,
+    }
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """A comparison in words."""
+    gap, rsum = found["rsum"], found["differences"]["rsum"]
+    pairing = "paired by image" if found["paired"] else "not paired: the items differ"
+    lines = [
+        f"{found['second']} is {standing(gap)} {found['first']}: {rsum:+.1f} RSum, 95 % interval "
+        f"{gap['low']:+.1f} to {gap['high']:+.1f}, p = {gap['p']:.2g} ({pairing})",
+        ", ".join(f"{k} {v:+.1f}" for k, v in found["differences"].items() if k != "rsum"),
+    ]
+    for way, what in (("i2t", "image"), ("t2i", "caption")):
+        if found["queries"]:
+            won, lost = (found["queries"][way][name] for name in ("better", "worse"))
+            lines.append(f"{what} queries: {won:,} rank better, {lost:,} rank worse")
+    return lines
+
+
+def _won_and_lost(rung_a: dict[str, Any], rung_b: dict[str, Any]) -> dict[str, dict[str, int]]:
+    a, b = unpack_ranks(rung_a["ranks"]), unpack_ranks(rung_b["ranks"])
+    return {
+        way: {
+            "better": int(np.sum(getattr(b, way) < getattr(a, way))),
+            "worse": int(np.sum(getattr(b, way) > getattr(a, way))),
+        }
+        for way in ("i2t", "t2i")
+    }

@@ -1,0 +1,241 @@
+"""What a recall will cost, before it is asked for: multiply-adds, seconds and memory.
+
+Sizes come from the stores' own descriptions, rates from short measurements on this machine.
+
+Shape letters: I images, T captions, E embedding width, Q queries of a block, G gallery items.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.build import Request, model_names, open_stores, ranking_device
+from hada.evaluate.methods.linear import LinearConfig
+from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, places
+from hada.evaluate.results.significance import BLOCK_COUNTS
+from hada.extract.common.errors import UsageError
+from hada.extract.common.progress import duration, size
+from hada.extract.manifest import Manifest
+from hada.extract.store import StoreReader
+from hada.extract.terminal import in_line
+from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
+from hada.fuse.ranking.ranks import rank_positives
+from hada.fuse.run_folder import RunFolder
+
+# What one item costs beside its embeddings: ids in every store, and ranks, hits and their copies.
+BYTES_ID, BYTES_RANKS = 120, 400
+# A tile: float32 scores and comparisons; of the pairs computed again, a number of float64.
+BYTES_TILE_SCORE, BYTES_PAIR_NUMBER, BYTES_SORTED_SCORE = 12, 16, 48
+# A draw: as drawn, counted, and as float64.
+BYTES_DRAW = 32
+# What is measured: images and captions of a ranking, scores of a sort, draws of a bootstrap.
+SAMPLE = (1000, 10_000)
+SAMPLE_SORTED = 1 << 19
+SAMPLE_DRAWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rung: `width` of its embeddings, or 0 where it sorts the scores of `sorts` models."""
+
+    name: str
+    width: int
+    sorts: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recall of `images` x `captions` in `folds` galleries."""
+
+    images: int
+    captions: int
+    folds: int
+    steps: tuple[Step, ...]
+    models: int
+    resamples: int
+    tile_numbers: int
+    runs: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """Scores of one rung: every image with every caption of its fold."""
+        return self.images * self.captions // self.folds
+
+    def multiply_adds(self, step: Step) -> int:
+        """Of one rung; a fusion of ranks has those of its models, once a direction."""
+        return self.pairs * step.width
+
+    def memory(self) -> dict[str, int]:
+        """Bytes at the peak, part by part."""
+        items = self.images + self.captions
+        widths = [step.width for step in self.steps if not step.sorts]
+        work = min(self.tile_numbers, self.pairs) * BYTES_TILE_SCORE
+        work += PAIRS_AT_ONCE * max(widths) * BYTES_PAIR_NUMBER
+        if any(step.sorts for step in self.steps):
+            longest = max(self.images, self.captions) // self.folds
+            work = max(work, max(longest, min(BLOCK_NUMBERS, self.pairs)) * BYTES_SORTED_SCORE)
+        draws = min(max(BLOCK_COUNTS, self.images), self.images * self.resamples) * BYTES_DRAW
+        return {
+            "embeddings of all rungs": items * sum(widths) * 4,
+            # Joining or normalising the widest rung's captions holds them once more.
+            "while they are made": max(self.images, self.captions) * max(widths) * 4,
+            "ids and ranks": items * (self.models * BYTES_ID + len(self.steps) * BYTES_RANKS),
+            "one tile of scores, or the draws of the bootstrap": max(work, draws),
+        }
+
+
+def make_plan(
+    manifest: Manifest, request: Request, asked: str, *, folds: int, resamples: int
+) -> Plan:
+    """The plan of a request; `asked` is "stores", or "1000000x5000000" in place of theirs.
+
+    Raises:
+        StoreError: A store is missing.
+        UsageError: The size is not one.
+    """
+    stores = open_stores(manifest, request.dataset, request.split, model_names(manifest, request))
+    images, captions = len(stores[0].image.ids), len(stores[0].caption.ids)
+    if asked != "stores":
+        found = re.fullmatch(r"([\d_,]+)[xX]([\d_,]+)", asked.replace(" ", ""))
+        if found is None:
+            raise UsageError(f"--plan {asked}: expected IMAGESxCAPTIONS, e.g. 1000000x5000000")
+        images, captions = (int(re.sub("[_,]", "", part)) for part in found.groups())
+    if min(images, captions) < folds or captions < images:
+        raise UsageError(f"--plan: {images:,} x {captions:,}: expected a caption or more an image")
+    on_cpu = ranking_device(request.device) == "cpu"
+    return Plan(
+        images=images,
+        captions=captions,
+        folds=folds,
+        steps=tuple(_steps(request, stores)),
+        models=len(stores),
+        resamples=resamples,
+        tile_numbers=TILE_NUMBERS if on_cpu else TILE_NUMBERS_ELSEWHERE,
+        runs=len(request.runs),
+    )
+
+
+def _steps(request: Request, stores: Sequence[StoreReader]) -> list[Step]:
+    """The rungs that `ladder.build` would make, without making them."""
+    widths = {
+        store.spec.model.name: store.spec.model.embedding_width
+        for store in stores
+        if store.spec.model.embedding_width is not None
+    }
+    steps = [Step(name, width) for name, width in widths.items()]
+    both = sum(widths.values())
+    if len(widths) > 1:
+        steps.append(Step("mean of cosines", both))
+        if not request.quick:
+            steps.append(Step("reciprocal ranks", both, sorts=len(widths)))
+            steps.append(Step("weighted sum", both))
+            steps.append(Step("concatenation + linear", LinearConfig().width))
+    for run in request.runs:
+        config = RunFolder(run).config()
+        own = sum(widths.get(name, 0) for name in config["models"])
+        steps.append(Step(f"HADA {Path(run).name}", config["branches"]["image"]["out_width"] + own))
+    return steps
+
+
+def seconds(plan: Plan, device: str) -> dict[str, float]:
+    """How long each rung and the bootstrap will take, from what a small piece takes here."""
+    found = {}
+    of_width: dict[int, float] = {}
+    for step in plan.steps:
+        if step.sorts:
+            gallery = max(1, min(plan.captions // plan.folds, SAMPLE_SORTED))
+            rows = max(1, SAMPLE_SORTED // gallery)
+            scores = np.random.default_rng(0).random((rows, gallery), np.float32)
+            one = _fastest(lambda scores=scores: places(scores)) / scores.size  # type: ignore[misc]
+            product = of_width.get(step.width) or _per_pair(step.width, device)
+            found[step.name] = 2 * plan.pairs * (step.sorts * one + product)
+            continue
+        if step.width not in of_width:
+            of_width[step.width] = _per_pair(step.width, device)
+        found[step.name] = plan.pairs * of_width[step.width]
+    found["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.steps))
+    return found
+
+
+def _per_pair(width: int, device: str) -> float:
+    """Seconds of ranking for each pair of an image and a caption."""
+    images, captions = SAMPLE
+    random = np.random.default_rng(0)
+    owner = np.arange(captions) % images
+    image = _unit(random.standard_normal((images, width), np.float32))
+    # Captions near their images, as in a real set: few scores lie close to a threshold.
+    caption = random.standard_normal((captions, width), np.float32)
+    caption = _unit(caption / np.float32(width**0.5) + 0.5 * image[owner])
+    return _fastest(lambda: rank_positives(image, caption, owner, device=device)) / (
+        images * captions
+    )
+
+
+def _per_draw(rungs: int) -> float:
+    """Seconds of the bootstrap for each image drawn."""
+    from hada.evaluate.results.significance import Hits, bootstrap_rsums
+
+    images, resamples = SAMPLE_DRAWS // 256, 256
+    values = np.random.default_rng(0).random((images, 3))
+    hits = [Hits(values, values, np.ones(images))] * rungs
+    return _fastest(lambda: bootstrap_rsums(hits, resamples=resamples)) / SAMPLE_DRAWS
+
+
+def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
+
+
+def _fastest(work: Callable[[], Any]) -> float:
+    """The shorter of two runs; the first also warms the machine up."""
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
+    """The plan for a terminal."""
+    lines = [
+        f"{plan.images:,} images x {plan.captions:,} captions"
+        + (f" in {plan.folds} folds" if plan.folds > 1 else ""),
+        f"  {'rung':36} {'width':>6} {'multiply-adds':>14} {'time':>9}",
+    ]
+    for step in plan.steps:
+        work = _short(plan.multiply_adds(step) * (2 if step.sorts else 1))
+        note = "  sorts every row" if step.sorts else ""
+        lines.append(
+            f"  {step.name[:36]:36} {step.width:6} {work:>14} {duration(times[step.name]):>9}{note}"
+        )
+    draws = plan.images * plan.resamples
+    lines.append(
+        f"  {'bootstrap':36} {'':6} {_short(draws):>8} draws {duration(times['bootstrap']):>9}"
+    )
+    total = sum(times.values())
+    lines.append(f"time about {duration(total)}, at the rates measured just now on {device}")
+    memory = plan.memory()
+    lines.append(
+        f"memory about {size(sum(memory.values()))}: "
+        + ", ".join(f"{name} {size(part)}" for name, part in memory.items())
+    )
+    if plan.runs:
+        lines.append("not counted: the pass of the split's tokens through each run's network")
+    if any(step.sorts for step in plan.steps):
+        lines.append("--quick leaves out what is tuned, trained or sorted")
+    return "\n".join(map(in_line, lines))
+
+
+def _short(count: float) -> str:
+    for unit, one in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if count >= one:
+            return f"{count / one:,.1f} {unit}"
+    return f"{count:,.0f}"

@@ -1,0 +1,99 @@
+"""ECCV Caption and CxC: COCO's test split judged with the matches that its captions leave out.
+
+The judgements and metrics are those of the `eccv_caption` package (Chun et al., ECCV 2022), which
+knows COCO's own ids. Shape letters: I images, T captions.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.extract.common.errors import UsageError
+
+METRICS = ("eccv_map_at_r", "eccv_rprecision", "eccv_r1", "cxc_recalls", "coco_5k_recalls")
+# The longest list of matches in the package (48) is shorter than this, so no metric looks further.
+DEPTH = 100
+BLOCK_NUMBERS = 1 << 22
+
+
+def metrics() -> Any:
+    """The package's judge; raises `UsageError` with the pip line where it is not installed."""
+    try:
+        with warnings.catch_warnings():  # it recommends a faster JSON reader
+            warnings.simplefilter("ignore", UserWarning)
+            from eccv_caption import Metrics
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "--eccv needs the package eccv_caption, which is not installed: "
+            "pip install 'hada[eccv]'"
+        ) from error
+    return Metrics()
+
+
+def coco_ids(gallery: Gallery) -> tuple[list[int], list[int]]:
+    """COCO's numbers of the gallery's images and captions, from the ids of a Karpathy file.
+
+    Raises:
+        UsageError: The ids are not COCO's.
+    """
+    first = gallery.stores[0]
+    images = [first.image.ids[i] for i in gallery.image_rows]
+    captions = [first.caption.ids[i] for i in gallery.caption_rows]
+    numbers = [re.fullmatch(r"(?:COCO_\w+?_)?0*(\d+)(?:\.\w+)?", name) for name in images]
+    for name, found in zip(images, numbers, strict=True):
+        if found is None:
+            raise UsageError(f"--eccv: image {name!r} has no COCO number; it is for COCO's test")
+    for name in captions:
+        if not name.isdigit():
+            raise UsageError(f"--eccv: caption {name!r} has no COCO number; it is for COCO's test")
+    return [int(found[1]) for found in numbers if found], [int(name) for name in captions]
+
+
+def add(result: dict[str, Any], rungs: Sequence[Step], gallery: Gallery) -> None:
+    """Put the figures of every rung that has embeddings into its part of the result."""
+    judge_ = metrics()
+    for rung, part in zip(rungs, result["rungs"], strict=True):
+        if isinstance(rung, Rung):
+            part["eccv"] = judge(rung, gallery, judge_)
+
+
+def judge(rung: Rung, gallery: Gallery, judge_: Any) -> dict[str, Any]:
+    """The package's figures for a rung, as it names them (fractions, not percent)."""
+    image_ids, caption_ids = coco_ids(gallery)
+    image, caption = rung.pair
+    found: dict[str, Any] = judge_.compute_all_metrics(
+        retrieved(image, caption, image_ids, caption_ids),
+        retrieved(caption, image, caption_ids, image_ids),
+        target_metrics=METRICS,
+        Ks=(1, 5, 10),
+        verbose=False,
+    )
+    return found
+
+
+def retrieved(
+    query: NDArray[Any], gallery: NDArray[Any], query_ids: list[int], gallery_ids: list[int]
+) -> dict[int, list[int]]:
+    """Query id -> ids of its first `DEPTH` results, best first; block of queries by block.
+
+    >>> retrieved(np.eye(2), np.array([[0, 1.0], [1, 0], [0.5, 0]]), [7, 8], [1, 2, 3])[7]
+    [2, 3, 1]
+    """
+    names = np.asarray(gallery_ids)
+    depth = min(DEPTH, len(names))
+    result: dict[int, list[int]] = {}
+    step = max(1, BLOCK_NUMBERS // len(names))
+    for start in range(0, len(query), step):
+        scores = query[start : start + step] @ gallery.T
+        some = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        best = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
+        order = np.take_along_axis(some, best, axis=1)
+        result.update(zip(query_ids[start : start + step], names[order].tolist(), strict=True))
+    return result

@@ -1,0 +1,78 @@
+"""Several results as one table to paste: Markdown, CSV or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from hada.extract.terminal import in_line
+from hada.fuse.ranking.ranks import KS
+
+FORMATS = ("md", "csv", "latex")
+_FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
+
+
+def as_table(results: Sequence[dict[str, Any]], form: str) -> str:
+    """One row a rung, result after result. In CSV nothing is rounded and ranks are there too."""
+    rows = [(result["protocol"], rung) for result in results for rung in result["rungs"]]
+    return {"md": _markdown, "csv": _csv, "latex": _latex}[form](rows)
+
+
+def _where(protocol: dict[str, Any]) -> str:
+    folds = f", {protocol['folds']} folds" if protocol["folds"] > 1 else ""
+    return f"{protocol['dataset']} {protocol['split']}{folds}"
+
+
+def _cells(rung: dict[str, Any]) -> list[str]:
+    figures = rung["metrics"]
+    spread = rung["rsum_interval"]["half_width"]
+    return [f"{figures[name]:.1f}" for name in _FIGURES] + [f"{figures['rsum']:.1f} ± {spread:.1f}"]
+
+
+def _markdown(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    head = ["data", "score", *(name.replace("_", " ") for name in _FIGURES), "RSum"]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for protocol, rung in rows:
+        name = in_line(rung["name"]).replace("|", "\\|")
+        bold = "**" if rung["kind"] == "hada" else ""
+        lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(rung)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    text = io.StringIO()
+    names = [*_FIGURES, "i2t_medr", "i2t_meanr", "t2i_medr", "t2i_meanr", "rsum"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "split", "images", "captions", "folds", "score", "kind", *names])
+    for protocol, rung in rows:
+        place = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
+        writer.writerow([*place, rung["name"], rung["kind"], *(rung["metrics"][n] for n in names)])
+    return text.getvalue().rstrip("\n")
+
+
+def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{tabular}{llrrrrrrr}",
+        r"\toprule",
+        r"& & \multicolumn{3}{c}{image to text} & \multicolumn{3}{c}{text to image} & \\",
+        rf"data & score & {' & '.join(f'R@{k}' for _ in range(2) for k in KS)} & RSum \\",
+        r"\midrule",
+    ]
+    for protocol, rung in rows:
+        *figures, rsum = _cells(rung)
+        cells = [*figures, rsum.replace("±", r"$\pm$")]
+        name = _escaped(rung["name"])
+        name = rf"\textbf{{{name}}}" if rung["kind"] == "hada" else name
+        lines.append(rf"{_escaped(_where(protocol))} & {name} & {' & '.join(cells)} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _escaped(text: str) -> str:
+    for character in "\\&%$#_{}":
+        text = text.replace(
+            character, r"\textbackslash " if character == "\\" else f"\\{character}"
+        )
+    return text

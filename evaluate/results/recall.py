@@ -1,0 +1,194 @@
+"""Recall of every rung on one split, with its protocol, as one plain result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.gallery import Gallery, Step
+from hada.evaluate.results.packing import pack, pack_ranks
+from hada.evaluate.results.significance import Hits, Interval, bootstrap_rsums, difference, interval
+from hada.extract import __version__
+from hada.extract.common.errors import UsageError
+from hada.fuse.ranking.ranks import KS, Ranks, recalls
+
+SCHEMA = 2
+# Kinds of rungs that combine models without a graph.
+SIMPLE = ("mean", "weighted", "rrf", "linear")
+Part = tuple[NDArray[np.int64], NDArray[np.int64]]
+_CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recall"}
+
+
+def evaluate(
+    gallery: Gallery,
+    rungs: Sequence[Step],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    folds: int = 1,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure all rungs on one gallery.
+
+    `folds` cuts the images, in their order, into so many galleries and reports the mean of the
+    figures: five folds of COCO's 5,000 images are the field's "COCO 1K".
+
+    Returns:
+        Plain values, ready for JSON: `protocol` (dataset, split, sizes, score, tie rule),
+        `stores` (model -> spec digest), `items` (what `compare` needs to pair two results),
+        `rungs` in the order given. Each rung has `metrics` (percent; ranks count from 1),
+        CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
+        `gain` over the best single model and its `gain_over_simple`, over the best simple
+        combination: paired, by image.
+
+    Raises:
+        UsageError: The images cannot be cut into so many folds of one size.
+    """
+    cut = parts_of(gallery.owner, folds)
+    ranks = [ranks_in_folds(rung, gallery.owner, cut, device) for rung in rungs]
+    tables = [_mean_table(rank, cut) for rank in ranks]
+    resampled = bootstrap_rsums(
+        [Hits.of(rank, gallery.owner) for rank in ranks], resamples=resamples, seed=seed
+    )
+    best = _best(rungs, tables, ("model",))
+    simple = _best(rungs, tables, SIMPLE)
+
+    def gain(number: int, other: int | None) -> dict[str, Any] | None:
+        if other is None or number == other:
+            return None
+        return {
+            "over": rungs[other].name,
+            "rsum": tables[number]["rsum"] - tables[other]["rsum"],
+            **_plain(difference(resampled[number], resampled[other])),
+        }
+
+    return {
+        "schema": SCHEMA,
+        "task": "image_text_retrieval",
+        "protocol": {
+            **_protocol(gallery, cut),
+            "intervals": f"95 %, paired bootstrap by image, {resamples} resamples",
+            "compared_with": rungs[best].name if best is not None else None,
+        },
+        "stores": {store.spec.model.name: store.spec.digest() for store in gallery.stores},
+        "items": {"digest": items_digest(gallery), "owner": pack(gallery.owner)},
+        "seed": seed,
+        "environment": {
+            "hada": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        },
+        "rungs": [
+            {
+                "name": rung.name,
+                "kind": rung.kind,
+                "note": rung.note,
+                **rung.details,
+                "metrics": tables[number],
+                "clip_benchmark": _clip_benchmark(tables[number]),
+                "ranks": pack_ranks(ranks[number]),
+                "rsum_interval": _plain(interval(resampled[number])),
+                "gain": gain(number, best),
+                "gain_over_simple": gain(number, simple) if rung.kind == "hada" else None,
+            }
+            for number, rung in enumerate(rungs)
+        ],
+    }
+
+
+def parts_of(owner: NDArray[np.int64], folds: int) -> list[Part]:
+    """The rows of images and captions of each fold.
+
+    >>> [(i.tolist(), t.tolist()) for i, t in parts_of(np.array([0, 0, 1]), 2)]
+    [([0], [0, 1]), ([1], [2])]
+    """
+    images = int(owner.max()) + 1
+    if folds < 1 or images % folds:
+        raise UsageError(
+            f"--folds {folds}: {images} images cannot be cut into {folds} equal parts; "
+            "the field's COCO 1K is 5,000 images in 5 folds"
+        )
+    of = owner // (images // folds)
+    rows = np.split(np.arange(images), folds)
+    return [(rows[fold], np.flatnonzero(of == fold)) for fold in range(folds)]
+
+
+def ranks_in_folds(
+    rung: Step, owner: NDArray[np.int64], cut: Sequence[Part], device: str = "cpu"
+) -> Ranks:
+    """Each query's rank within the gallery of its own fold."""
+    if len(cut) == 1:
+        return rung.ranks(owner, device=device)
+    columns: dict[str, NDArray[np.int64]] = {}
+    for images, captions in cut:
+        some = rung.part(images, captions).ranks(owner[captions] - images[0], device=device)
+        for name, values in vars(some).items():
+            rows, total = (images, cut_size(cut, 0)) if name[0] == "i" else (captions, len(owner))
+            columns.setdefault(name, np.zeros(total, np.int64))[rows] = values
+    return Ranks(**columns)
+
+
+def cut_size(cut: Sequence[Part], side: int) -> int:
+    """How many images (side 0) or captions (side 1) all folds have together."""
+    return sum(len(part[side]) for part in cut)
+
+
+def items_digest(gallery: Gallery) -> str:
+    """A hash of the images and captions that were ranked, in their order."""
+    first = gallery.stores[0]
+    ids = [[first.image.ids[i] for i in gallery.image_rows]]
+    ids += [[first.caption.ids[i] for i in gallery.caption_rows]]
+    return hashlib.sha256(json.dumps([ids, gallery.owner.tolist()]).encode()).hexdigest()[:16]
+
+
+def _mean_table(ranks: Ranks, cut: Sequence[Part]) -> dict[str, float]:
+    tables = []
+    for part in cut:
+        own = {k: v[part[0] if k[0] == "i" else part[1]] for k, v in vars(ranks).items()}
+        tables.append(recalls(Ranks(**own)))
+    return {name: float(np.mean([table[name] for table in tables])) for name in tables[0]}
+
+
+def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
+    spec = gallery.stores[0].spec
+    return {
+        "dataset": spec.dataset,
+        "split": spec.split,
+        "dataset_digest": spec.dataset_digest,
+        "images": len(gallery.image_rows),
+        "captions": len(gallery.caption_rows),
+        "left_out_images": len(gallery.stores[0].image.ids) - len(gallery.image_rows),
+        "folds": len(cut),
+        "gallery": {
+            "i2t": [len(captions) for _, captions in cut] if cut[1:] else len(cut[0][1]),
+            "t2i": [len(images) for images, _ in cut] if cut[1:] else len(cut[0][0]),
+        },
+        "score": "cosine, single stage",
+        "ties": "expected recall over random orders",
+    }
+
+
+def _best(
+    rungs: Sequence[Step], tables: Sequence[dict[str, float]], kinds: Sequence[str]
+) -> int | None:
+    some = [number for number, rung in enumerate(rungs) if rung.kind in kinds]
+    return max(some, key=lambda number: tables[number]["rsum"], default=None)
+
+
+def _clip_benchmark(table: dict[str, float]) -> dict[str, float]:
+    return {
+        f"{name}@{k}": table[f"{way}_R@{k}"] / 100
+        for way, name in _CLIP_BENCHMARK.items()
+        for k in KS
+    }
+
+
+def _plain(found: Interval) -> dict[str, float]:
+    plain = {"low": found.low, "high": found.high, "half_width": found.half_width}
+    return plain if found.p is None else plain | {"p": found.p}

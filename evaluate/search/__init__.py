@@ -1,0 +1,1 @@
+"""Search a split by text or image."""

@@ -1,0 +1,243 @@
+"""Search a split by text or picture: an index made once, and a query encoded like the split was.
+
+The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact;
+with the extra `faiss` an approximate one can stand in for it, and is then measured against it.
+
+Shape letters: I images, E embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
+from hada.extract.common import atomic
+from hada.extract.common.errors import StoreMismatchError, UsageError
+from hada.extract.datasets.images import open_image
+from hada.extract.manifest import Manifest
+from hada.extract.spec import SideName, StoreSpec
+from hada.extract.store import StoreReader, open_store, write_store
+from hada.fuse.embedding import Embedded, check_features, choose_device, embed, embed_split
+from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.tokens.split import Split
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Index:
+    """(n, E) embeddings of one side of a split, with the ids of their items."""
+
+    embeddings: NDArray[np.float32]
+    ids: list[str]
+    key: str
+
+    def top(self, query_E: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+        """Rows and scores of the best, exactly; equal scores in the order of rows.
+
+        >>> Index(np.eye(2, dtype=np.float32), ["a", "b"], "").top(np.array([0, 1.0]), 1)
+        [(1, 1.0)]
+        """
+        scores = self.embeddings @ query_E.astype(np.float32)
+        order = np.argsort(-scores, kind="stable")[:count]
+        return [(int(row), float(scores[row])) for row in order]
+
+    def save(self, path: Path) -> None:
+        """Write it as one file that NumPy opens."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = np.frombuffer(json.dumps({"format": FORMAT, "key": self.key}).encode(), np.uint8)
+        names = np.array(self.ids)
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, head=head, ids=names, embeddings=self.embeddings)
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Index | None:
+        """The saved index, or None where there is none or it is of other features."""
+        try:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                head = json.loads(file["head"].tobytes())
+                if head != {"format": FORMAT, "key": key}:
+                    return None
+                return cls(file["embeddings"], file["ids"].tolist(), key)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+
+def faiss_top(
+    index: Index, query_E: NDArray[np.float32], count: int, path: Path | None = None
+) -> list[tuple[int, float]]:
+    """The best by faiss's HNSW, which is kept at `path` and made again for another index.
+
+    Raises:
+        UsageError: The package is missing.
+    """
+    graph = hnsw(index, path)
+    graph.hnsw.efSearch = max(64, 4 * count)
+    scores, rows = graph.search(query_E[None].astype(np.float32), count)
+    # Where fewer are found than asked for, faiss fills up with row -1.
+    found = zip(rows[0], scores[0], strict=True)
+    return [(int(row), float(score)) for row, score in found if row >= 0]
+
+
+def hnsw(index: Index, path: Path | None) -> Any:
+    """Faiss's graph of an index, read from beside `path` where it was kept."""
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "--faiss needs the package faiss, which is not installed: pip install 'hada[faiss]'"
+        ) from error
+    kept = None if path is None else path.with_name(f"{path.stem}-{index.key}.faiss")
+    if kept is not None and kept.exists():
+        try:
+            return faiss.read_index(str(kept))
+        except RuntimeError:  # damaged: made again
+            kept.unlink()
+    graph = faiss.IndexHNSWFlat(index.embeddings.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    graph.add(index.embeddings)
+    if kept is not None and path is not None:
+        for old in path.parent.glob(f"{path.stem}-*.faiss"):
+            old.unlink()
+        atomic.write_bytes(kept, faiss.serialize_index(graph).tobytes())
+    return graph
+
+
+class Encoder:
+    """The frozen models, and the fusion where there is one, loaded once for any number of queries.
+
+    A query becomes a store of one picture and one caption, so that it passes through the very code
+    that the split passed through; the side that was not asked for is a stand-in nobody reads.
+    """
+
+    def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
+        self._like = stores
+        self._backbones = [load_model(manifest, store, device) for store in stores]
+        for store, backbone in zip(stores, self._backbones, strict=True):
+            if isinstance(backbone, RegionBackbone):
+                name = store.spec.model.name
+                raise UsageError(
+                    f"model {name!r} sees regions, not pictures: it cannot encode a query"
+                )
+        self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
+
+    def through(self, folder: RunFolder, device: str) -> Encoder:
+        """The same with a run's fusion behind the models."""
+        fuser, mix = folder.load_best()
+        config = folder.config()
+        for store in self._like:
+            check_features(config["features"][store.spec.model.name], store, folder.path)
+        first_only = config["recipe"].get("first_tokens_only", False)
+
+        def fuse(stores: Sequence[StoreReader]) -> Embedded:
+            split = Split(stores, first_tokens_only=first_only)
+            return embed(fuser, mix, split, choose_device(device))
+
+        self._fuse = fuse
+        return self
+
+    def text(self, text: str) -> NDArray[np.float32]:
+        """(E,) embedding of a caption."""
+        if not text.strip():
+            raise UsageError("the query is empty: expected a sentence, or --image FILE")
+        return self._encode("caption", text, PIL.Image.new("RGB", (64, 64)))
+
+    def image(self, path: Path) -> NDArray[np.float32]:
+        """(E,) embedding of a picture; raises `ImageError` where it cannot be read."""
+        return self._encode("image", "a picture", open_image(path))
+
+    def _encode(self, side: SideName, text: str, picture: PIL.Image.Image) -> NDArray[np.float32]:
+        with tempfile.TemporaryDirectory(prefix="hada-query-") as folder:
+            stores = []
+            for number, backbone in enumerate(self._backbones):
+                dtype = self._like[number].spec.dtype
+                stores.append(_store_one(backbone, f"{folder}/{number}", text, picture, dtype))
+            if self._fuse is None:
+                return np.asarray(own_embeddings(stores[0], side)[0])
+            image, caption = self._fuse(stores)
+            return np.asarray((image if side == "image" else caption)[0], np.float32)
+
+
+def load_model(manifest: Manifest, store: StoreReader, device: str) -> Any:
+    """The model that a store was made with; raises `StoreMismatchError` for another."""
+    name = store.spec.model.name
+    entry = manifest.model(name)
+    backbone = load_backbone(
+        BackboneRequest(
+            name=name,
+            family=entry.family,
+            weights=entry.weights_for(store.spec.dataset),
+            device=str(choose_device(device)),
+            options=dict(entry.options),
+        )
+    )
+    if backbone.spec.weights_digest != store.spec.model.weights_digest:
+        raise StoreMismatchError(
+            f"model {name!r}: {store.path} was extracted with other weights than the manifest "
+            "names now; extract it again"
+        )
+    return backbone
+
+
+def _store_one(
+    backbone: Any, place: str, text: str, picture: PIL.Image.Image, dtype: str
+) -> StoreReader:
+    encoded: dict[SideName, Any] = {
+        "image": backbone.encode_images(backbone.preprocess(picture)[None]),
+        "caption": backbone.encode_captions(backbone.tokenize([text])),
+    }
+    spec = StoreSpec(
+        model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype=dtype
+    )
+    write_store(
+        place,
+        spec,
+        ids={"image": ["query"], "caption": ["query"]},
+        caption_to_image=np.zeros(1, np.int64),
+        tokens={s: [e.values] for s, e in encoded.items() if e.values is not None},
+        embeddings={s: e.embeddings for s, e in encoded.items() if e.embeddings is not None}
+        or None,
+    )
+    return open_store(place)
+
+
+def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
+    """(n, E) a model's own embeddings at unit length; failed items are zero, so found last."""
+    values = (store.image if side == "image" else store.caption).embeddings()
+    if values is None:
+        raise UsageError(f"model {store.spec.model.name!r} has no joint space to search in")
+    wide = np.nan_to_num(values.astype(np.float32))
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.maximum(length, 1e-12), np.float32)
+
+
+def build_index(
+    stores: Sequence[StoreReader], folder: RunFolder | None, side: SideName, device: str, path: Path
+) -> tuple[Index, bool]:
+    """The index of a split, and whether it was there already; made and saved where it was not."""
+    weights = b"" if folder is None else (folder.path / BEST).read_bytes()
+    parts = [*(store.spec.digest() for store in stores), hashlib.sha256(weights).hexdigest(), side]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    saved = Index.load(path, key)
+    if saved is not None:
+        return saved, True
+    ids = (stores[0].image if side == "image" else stores[0].caption).ids
+    if folder is None:
+        index = Index(own_embeddings(stores[0], side), list(ids), key)
+    else:
+        found = embed_split(folder, stores, device=device)
+        rows = found.image_rows if side == "image" else found.caption_rows
+        values = found.image_IE if side == "image" else found.caption_TE
+        index = Index(values, [ids[row] for row in rows], key)
+    index.save(path)
+    return index, False

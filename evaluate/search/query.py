@@ -1,0 +1,152 @@
+"""What `hada-evaluate search` does: from names to an index, from a query to results."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hada.evaluate.methods.build import finished_runs, open_gallery
+from hada.evaluate.pages import page as pages
+from hada.evaluate.pages.thumbnails import thumbnail
+from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
+from hada.extract.common import atomic
+from hada.extract.common.console import say, tell
+from hada.extract.common.errors import DatasetError, RunError, UsageError
+from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.manifest import Manifest
+from hada.extract.spec import SideName
+from hada.fuse.run_folder import BEST, RunFolder
+
+Hit = dict[str, Any]
+
+
+def search(
+    manifest: Manifest,
+    *,
+    text: str | None,
+    image: Path | None,
+    dataset: str | None,
+    split: str,
+    run: Path | None,
+    model: str | None,
+    find: str | None,
+    top: int,
+    faiss: bool,
+    jsonl: bool,
+    page: Path | None,
+    device: str,
+) -> None:
+    """Answer one query; the options are the command's.
+
+    Raises:
+        UsageError: Neither a text nor a picture, or both, or a run and a model.
+        RunError: There is no trained run.
+    """
+    if (text is None) == (image is None):
+        raise UsageError("expected either a sentence or --image FILE")
+    if run is not None and model is not None:
+        raise UsageError("--run and --model: give one of them")
+    folder = None if model is not None else _run(manifest, dataset, run)
+    name = dataset or (folder.config()["dataset"] if folder else None)
+    entry = manifest.dataset(name)
+    entry.split(split)
+    models = [model] if model is not None else folder.config()["models"] if folder else []
+    gallery = open_gallery(manifest, entry.name, split, models)
+    side: SideName = (
+        "caption" if (find or ("images" if text else "captions"))[0] == "c" else "image"
+    )
+    place = folder.path if folder else Path(manifest.runs) / entry.name
+    file = place / f"index-{'' if folder else f'{model}-'}{split}-{side}.npz"
+    index, kept = build_index(gallery.stores, folder, side, device, file)
+    if not kept:
+        say(f"index of {len(index.ids):,} {side}s written to {file}")
+    encoder = Encoder(manifest, gallery.stores, device)
+    if folder is not None:
+        encoder.through(folder, device)
+    query = encoder.text(text) if text is not None else encoder.image(Path(str(image)))
+    exact = index.top(query, top)
+    found = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
+    if faiss:
+        same = len({row for row, _ in found} & {row for row, _ in exact})
+        say(f"faiss found {same} of the {len(exact)} that an exact search finds")
+    data = _dataset(manifest, entry.name, split)
+    hits = describe(index, found, side, data)
+    for hit in hits:
+        tell(json.dumps(hit) if jsonl else _line(hit))
+    if page is not None:
+        title = text if text is not None else f"captions and pictures like {image}"
+        atomic.write_bytes(page, as_page(title, hits, side, data).encode())
+        say(f"written to {page}")
+
+
+def describe(
+    index: Index, found: Sequence[tuple[int, float]], side: SideName, data: CaptionDataset | None
+) -> list[Hit]:
+    """Place, score and id of each result, with its captions and file where the data set is here."""
+    hits = []
+    rows: dict[str, int] = {}
+    if data is not None:
+        ids = data.image_ids if side == "image" else data.caption_ids
+        rows = {id_: row for row, id_ in enumerate(ids)}
+    for place, (row, score) in enumerate(found, start=1):
+        hit: Hit = {"place": place, "score": round(score, 6), "id": index.ids[row]}
+        at = rows.get(index.ids[row])
+        if data is not None and at is not None:
+            picture = at if side == "image" else int(data.caption_to_image[at])
+            hit["file"] = str(data.image_paths[picture])
+            hit["captions"] = (
+                [data.captions[at]]
+                if side == "caption"
+                else [data.captions[j] for j in (data.caption_to_image == at).nonzero()[0]]
+            )
+        hits.append(hit)
+    return hits
+
+
+def as_page(title: str, hits: Sequence[Hit], side: SideName, data: CaptionDataset | None) -> str:
+    """The results as a self-contained page."""
+    cards = []
+    for hit in hits:
+        picture = ""
+        if data is not None and "file" in hit:
+            picture = f'<img src="{thumbnail(Path(hit["file"]))}" alt="Result {hit["place"]}"><br>'
+        said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
+        cards.append(f"<li>{picture}<b>{hit['score']:.3f}</b> {said}</li>")
+    style = (
+        "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
+        "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; }"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{pages.STYLE}{style}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1><p>Best {side}s by the score's cosine, best first.</p>"
+        f"<ol>{''.join(cards)}</ol></body></html>\n"
+    )
+
+
+def _line(hit: Hit) -> str:
+    said = f"  {hit['captions'][0]}" if hit.get("captions") else ""
+    return f"{hit['place']:3}  {hit['score']:.3f}  {hit['id']}{said}"
+
+
+def _run(manifest: Manifest, dataset: str | None, run: Path | None) -> RunFolder:
+    if run is not None:
+        return RunFolder(run)
+    place = Path(manifest.runs) / manifest.dataset(dataset).name
+    runs = finished_runs(place)
+    if not runs:
+        raise RunError(f"{place}: no trained run. Train one (hada-fuse train) or give --model NAME")
+    return RunFolder(max(runs, key=lambda path: (path / BEST).stat().st_mtime))
+
+
+def _dataset(manifest: Manifest, name: str, split: str) -> CaptionDataset | None:
+    """Captions and files; a search works without them, and then shows ids alone."""
+    try:
+        return read_dataset(manifest.dataset(name), split)
+    except DatasetError as error:
+        say(f"ids alone: {error}")
+        return None

@@ -1,0 +1,1 @@
+"""What all rooms share: errors, the console, progress, files that are whole or absent."""

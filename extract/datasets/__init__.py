@@ -1,0 +1,1 @@
+"""Images and captions as they lie on disk."""

@@ -1,0 +1,103 @@
+"""Picture files to RGB: any mode the library decodes, upright, or one error with the reason."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hada.extract.common.errors import DatasetError
+
+# Pillow's own threshold for its warning (a quarter of a GiB as RGB); a picture above it is
+# refused here instead, without touching the process-wide warning filters from a worker thread.
+MAX_PIXELS = 89_478_485
+_ORIENTATION = 0x0112
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+class ImageError(DatasetError):
+    """One picture that cannot be used: `path` names it and `reason` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"picture {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def open_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
+    """The picture at a path, or in the bytes of a file, as an upright "RGB" image in memory.
+
+    EXIF orientation is applied, the first frame of an animation is taken, 16-bit and float
+    brightness is scaled to 8 bits, and transparency is dropped (not blended), as the official
+    pipelines of CLIP, BLIP and ALBEF do. `name` stands for bytes in messages. Safe to call from
+    threads. Raises `ImageError`.
+    """
+    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
+    stream: io.BytesIO | str
+    if isinstance(source, bytes):
+        stream = io.BytesIO(source)
+    else:
+        stream = os.fspath(source)
+        if not os.path.isfile(stream):  # a FIFO would block for ever
+            reason = "is not a regular file" if os.path.exists(stream) else "no such file"
+            raise ImageError(label, reason)
+    try:
+        with Image.open(stream) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(label, _too_large(image.size))
+            image.load()
+            return _upright(_to_rgb(image, label), image)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(label, f"too large to decode safely ({error})") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(label, "not a picture in any known format") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise ImageError(label, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _too_large(size: tuple[int, int]) -> str:
+    return f"too large to decode safely ({size[0]} x {size[1]}, at most {MAX_PIXELS} pixels)"
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    """`rgb` turned as the EXIF data of `original` asks; unreadable EXIF turns nothing."""
+    try:
+        orientation = original.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a picture is worth keeping though its metadata is broken
+        return rgb
+    if orientation in (None, 1):
+        return rgb
+    # A fresh block with this one tag: the other tags may be broken and are not needed.
+    rgb.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(rgb)
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    """A copy in mode "RGB", detached from the open file."""
+    if image.mode in _WIDE_MODES:
+        image = _to_8_bits(image, label)
+    elif image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB would give the same colours with a warning.
+        image = image.convert("RGBA")
+    rgb = image.convert("RGB")
+    rgb.info.clear()
+    return rgb
+
+
+def _to_8_bits(image: Image.Image, label: str) -> Image.Image:
+    """Gray of 16 or 32 bits, or of floats, as "L": convert() would clip it to white."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    elif low >= 0 and high <= 1 and image.mode == "F":
+        top = 1.0
+    elif low >= 0 and high <= 65535:
+        top = 255.0 if high <= 255 else 65535.0
+    else:  # NaN ends here too
+        raise ImageError(label, f"gray values from {low:g} to {high:g}: no agreed white point")
+    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))

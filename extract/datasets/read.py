@@ -1,0 +1,200 @@
+"""Caption datasets: which pictures there are, and what people wrote about them.
+
+Every reader ends in a `CaptionDataset`: one split, in the order of its file, any number of
+captions per image. Reading it checks the annotations and that the pictures exist; it decodes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.common.errors import DatasetError
+from hada.extract.manifest import DatasetEntry, SplitEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionDataset:
+    """One split: I images and T captions.
+
+    `caption_to_image` is (T,) int64: entry j is the row of caption j's image. With two images of
+    two captions each it is `[0, 0, 1, 1]`.
+    """
+
+    name: str
+    split: str
+    image_ids: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+    caption_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    caption_to_image: NDArray[np.int64]
+
+    def digest(self) -> str:
+        """A hash of ids, captions and their order: what features belong to. Not of the pixels."""
+        content = [self.image_ids, self.caption_ids, self.captions, self.caption_to_image.tolist()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_dataset(entry: DatasetEntry, split: str, *, pictures: bool = True) -> CaptionDataset:
+    """Read one split of a dataset of the manifest; `pictures` False does not look for the files.
+
+    Raises:
+        UnknownNameError: There is no such split.
+        DatasetError: A file is missing or broken, a picture is missing, an image has no caption,
+            an id appears twice, or the counts are not the manifest's.
+    """
+    wanted = entry.split(split)
+    if not entry.root.is_dir():
+        raise DatasetError(
+            f"dataset {entry.name!r}: its folder {str(entry.root)!r} does not exist. "
+            f"Say where it lies: --root {entry.name}=FOLDER.{_published(entry)}"
+        )
+    images = list(_karpathy(entry, split, wanted))
+    if not images:
+        raise DatasetError(
+            f"{entry.root / entry.annotations}: no image belongs to split "
+            f"{' or '.join(map(repr, wanted.sources))}"
+        )
+    dataset = _assemble(entry, split, images)
+    _check_counts(dataset, wanted, entry)
+    if pictures:
+        _check_pictures(dataset, entry)
+    return dataset
+
+
+@dataclass(frozen=True)
+class _Image:
+    id: str
+    path: Path
+    captions: list[tuple[str, str]]  # (id, text)
+
+
+def _karpathy(entry: DatasetEntry, split: str, wanted: SplitEntry) -> Iterable[_Image]:
+    """Karpathy's JSON: images[].{filename, filepath?, split, sentences[].{raw, sentid}}."""
+    file = entry.root / entry.annotations
+    document = _read_json(file, entry)
+    records = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(records, list):
+        raise DatasetError(f"{file}: expected Karpathy's layout, a mapping with a list 'images'")
+    known = {record.get("split") for record in records if isinstance(record, dict)}
+    for source in wanted.sources:
+        if source not in known:
+            names = ", ".join(sorted(str(name) for name in known if name))
+            raise DatasetError(
+                f"{file}: split {split!r} needs images marked {source!r}, and there are none. "
+                f"The file's splits: {names or 'none'}."
+            )
+    for number, record in enumerate(records):
+        if isinstance(record, dict) and record.get("split") in wanted.sources:
+            yield _karpathy_image(entry, file, number, record)
+
+
+def _karpathy_image(entry: DatasetEntry, file: Path, number: int, record: dict[str, Any]) -> _Image:
+    name = record.get("filename")
+    if not isinstance(name, str) or not name:
+        raise DatasetError(f"{file}: images[{number}] has no 'filename'")
+    relative = posixpath.join(entry.images, str(record.get("filepath") or ""), name)
+    if relative.startswith("/") or ".." in relative.split("/"):
+        raise DatasetError(
+            f"{file}: images[{number}] points outside the dataset's folder: {relative!r}"
+        )
+    captions = []
+    for position, sentence in enumerate(record.get("sentences") or []):
+        text = sentence.get("raw") if isinstance(sentence, dict) else None
+        if not isinstance(text, str):
+            raise DatasetError(f"{file}: images[{number}].sentences[{position}] has no 'raw' text")
+        if not text.isascii():
+            # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        captions.append((str(sentence.get("sentid", f"{name}#{position}")), text))
+    if not captions:
+        raise DatasetError(
+            f"{file}: image {name!r} (images[{number}]) has no captions. "
+            "Every image needs at least one: add it, or take the image out of the split."
+        )
+    return _Image(name, entry.root / relative, captions)
+
+
+def _read_json(file: Path, entry: DatasetEntry) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"dataset {entry.name!r}: the annotations {entry.annotations!r} are not in "
+            f"{str(entry.root)!r}.{_published(entry)}"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: broken JSON: not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}. "
+            "Perhaps the download was cut short: fetch the file again."
+        ) from error
+    except RecursionError as error:
+        raise DatasetError(f"{file}: broken JSON: nested too deeply") from error
+
+
+def _assemble(entry: DatasetEntry, split: str, images: list[_Image]) -> CaptionDataset:
+    counts = [len(image.captions) for image in images]
+    dataset = CaptionDataset(
+        name=entry.name,
+        split=split,
+        image_ids=tuple(image.id for image in images),
+        image_paths=tuple(image.path for image in images),
+        caption_ids=tuple(id_ for image in images for id_, _ in image.captions),
+        captions=tuple(text for image in images for _, text in image.captions),
+        caption_to_image=np.repeat(np.arange(len(images), dtype=np.int64), counts),
+    )
+    for kind, ids in (("image", dataset.image_ids), ("caption", dataset.caption_ids)):
+        twice = [id_ for id_, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise DatasetError(
+                f"dataset {entry.name!r}, split {split!r}: {kind} id {twice[0]!r} appears twice"
+            )
+    return dataset
+
+
+def _check_counts(dataset: CaptionDataset, wanted: SplitEntry, entry: DatasetEntry) -> None:
+    found = {"images": len(dataset.image_ids), "captions": len(dataset.captions)}
+    for what, number in found.items():
+        expected = getattr(wanted, what)
+        if expected is not None and number != expected:
+            raise DatasetError(
+                f"dataset {entry.name!r}, split {dataset.split!r}: expected {expected} {what}, "
+                f"found {number} in {entry.root / entry.annotations}. If the file is right, "
+                f"change datasets.{entry.name}.splits.{dataset.split}.{what} in the manifest."
+            )
+
+
+def _check_pictures(dataset: CaptionDataset, entry: DatasetEntry) -> None:
+    present: dict[str, set[str]] = {}
+    missing = []
+    for path in dataset.image_paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            # One listing per folder: a stat per picture takes minutes on network file systems.
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in present[folder]:
+            missing.append(path)
+    if missing:
+        raise DatasetError(
+            f"dataset {entry.name!r}, split {dataset.split!r}: {len(missing)} of "
+            f"{len(dataset.image_paths)} pictures are missing, the first is "
+            f"{str(missing[0])!r}.{_published(entry)}"
+        )
+
+
+def _published(entry: DatasetEntry) -> str:
+    return f" It is published at: {entry.published}." if entry.published else ""

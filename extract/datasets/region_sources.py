@@ -1,0 +1,216 @@
+"""The containers of region features: a folder of npz files, an LMDB, a TSV."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.datasets.regions import (
+    LAYOUTS,
+    RegionError,
+    RegionRules,
+    Regions,
+    how_many,
+    read_npz,
+    region_names,
+    select,
+)
+
+_ALL_KEYS = tuple(dict.fromkeys(key for layout in LAYOUTS for key in layout))
+# Enough to count regions: everything but the features, which are hundreds of times larger.
+_SMALL_KEYS = tuple(key for key in _ALL_KEYS if key not in ("features", "bbox_ft", "x"))
+
+
+class FolderRegions:
+    """One npz file an image."""
+
+    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
+        self._place, self._rules, self._dataset = place, rules, dataset
+
+    def count(self, image_id: str) -> int:
+        file = self._file(image_id)
+        return how_many(read_npz(file, str(file), _SMALL_KEYS), self._rules, str(file))
+
+    def read(self, image_id: str) -> Regions:
+        file = self._file(image_id)
+        return select(read_npz(file, str(file), _ALL_KEYS), self._rules, str(file))
+
+    def _file(self, image_id: str) -> Path:
+        names = region_names(self._rules, self._dataset, image_id)
+        for name in names:
+            if (self._place / name).is_file():
+                return self._place / name
+        raise _absent(image_id, names, self._place)
+
+
+class LmdbRegions:
+    """UNITER's LMDB, plain (msgpack) or compressed (npz): one value an image.
+
+    A database whose folder is called `feat_...` holds the chosen regions only; one called `all`
+    holds every region with its confidence.
+    """
+
+    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
+        self._place, self._rules, self._dataset = place, rules, dataset
+        self._cut = place.name.startswith("feat_")
+        self._counts = self._side_file()
+        self._environment = _environment(place)
+
+    def count(self, image_id: str) -> int:
+        name, value = self._value(image_id)
+        if name in self._counts:
+            return self._counts[name]
+        return how_many(self._arrays(value, name), self._rules, name, cut=self._cut)
+
+    def read(self, image_id: str) -> Regions:
+        name, value = self._value(image_id)
+        arrays = self._arrays(value, name)
+        if name in self._counts:  # what the official reader goes by
+            arrays = {key: array[: self._counts[name]] for key, array in arrays.items()}
+        return select(arrays, self._rules, name, cut=self._cut)
+
+    def _value(self, image_id: str) -> tuple[str, bytes]:
+        names = region_names(self._rules, self._dataset, image_id)
+        with self._environment.begin() as transaction:
+            for name in names:
+                value = transaction.get(name.encode())
+                if value is not None:
+                    return name, bytes(value)
+        raise _absent(image_id, names, self._place)
+
+    def _arrays(self, value: bytes, name: str) -> dict[str, NDArray[Any]]:
+        label = f"{self._place}: {name}"
+        if value.startswith(b"PK"):
+            return read_npz(value, label, _ALL_KEYS)
+        return _unpack(value, label)
+
+    def _side_file(self) -> dict[str, int]:
+        """`nbb_th0.2_max100_min10.json` beside the database: regions an image."""
+        if not self._cut:
+            return {}
+        stem = self._place.name.removeprefix("feat_").removesuffix("_compressed")
+        file = self._place.with_name(f"nbb_{stem}.json")
+        if not file.is_file():
+            return {}
+        try:
+            counts = json.loads(file.read_text(encoding="utf-8"))
+            return {str(name): int(number) for name, number in counts.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{file}: expected a JSON object of counts ({error})") from error
+
+
+class TsvRegions:
+    """The original bottom-up attention: a line an image, arrays in base64, by image number."""
+
+    _COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+
+    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
+        self._place, self._rules, self._dataset = place, rules, dataset
+        # image id in the file -> where its line starts, and its number of boxes.
+        self._lines: dict[str, tuple[int, int]] = {}
+        start = 0
+        with place.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                head = line.split(b"\t", 4)
+                if len(head) < 5 or not head[3].isdigit():
+                    raise DatasetError(
+                        f"{place}, line {number}: expected tab-separated columns "
+                        f"{', '.join(self._COLUMNS)}"
+                    )
+                self._lines[head[0].decode("utf-8", "replace")] = (start, int(head[3]))
+                start += len(line)
+
+    def count(self, image_id: str) -> int:
+        return min(self._lines[self._key(image_id)][1], self._rules.most)
+
+    def read(self, image_id: str) -> Regions:
+        key = self._key(image_id)
+        start, boxes = self._lines[key]
+        with self._place.open("rb") as stream:  # own handle: called from threads
+            stream.seek(start)
+            columns = stream.readline().rstrip(b"\r\n").split(b"\t")
+        label = f"{self._place}: image {key}"
+        try:
+            arrays: dict[str, NDArray[Any]] = {
+                "image_w": np.asarray(float(columns[1])),
+                "image_h": np.asarray(float(columns[2])),
+                "bbox": np.frombuffer(base64.b64decode(columns[4]), "<f4").reshape(boxes, 4),
+                "x": np.frombuffer(base64.b64decode(columns[5]), "<f4").reshape(boxes, -1),
+            }
+        except (ValueError, IndexError) as error:
+            raise RegionError(f"regions {label}: a truncated or damaged line ({error})") from error
+        return select(arrays, self._rules, label)
+
+    def _key(self, image_id: str) -> str:
+        names = [
+            name.removesuffix(".npz") for name in region_names(self._rules, self._dataset, image_id)
+        ]
+        # COCO's own ids are bare numbers; a file name carries them padded with zeros.
+        digits = [name.rpartition("_")[2].lstrip("0") for name in names]
+        for key in (*names, *digits):
+            if key in self._lines:
+                return key
+        raise _absent(image_id, names, self._place)
+
+
+def _absent(image_id: str, names: list[str], place: Path) -> RegionError:
+    return RegionError(
+        f"no regions of {image_id!r} in {place}: looked for {' and '.join(names)}. "
+        "The model's option `region_name` sets another pattern"
+    )
+
+
+def _unpack(value: bytes, label: str) -> dict[str, NDArray[Any]]:
+    """NumPy arrays in msgpack, as maps {nd, type, kind, shape, data}, without any pickle."""
+    try:
+        import msgpack
+    except ModuleNotFoundError as error:
+        raise _missing("msgpack") from error
+    try:
+        raw = msgpack.unpackb(value, raw=True, strict_map_key=False)
+        return {key.decode(): _array(entry) for key, entry in raw.items() if b"nd" in entry}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RegionError(f"regions {label}: not a packed record ({error})") from error
+    except msgpack.exceptions.UnpackException as error:
+        raise RegionError(f"regions {label}: truncated ({error})") from error
+
+
+def _array(entry: dict[bytes, Any]) -> NDArray[Any]:
+    dtype = np.dtype(entry[b"type"].decode())
+    if dtype.kind not in "fiu" or entry.get(b"kind"):
+        raise ValueError(f"an array of {dtype}, expected numbers")
+    return np.frombuffer(entry[b"data"], dtype).reshape(entry[b"shape"])
+
+
+# One open environment per database and process: LMDB must not be opened twice.
+_OPEN: dict[Path, Any] = {}
+_OPEN_LOCK = threading.Lock()
+
+
+def _environment(place: Path) -> Any:
+    try:
+        import lmdb
+    except ModuleNotFoundError as error:
+        raise _missing("lmdb") from error
+    key = place.resolve()
+    with _OPEN_LOCK:
+        if key not in _OPEN:
+            try:
+                _OPEN[key] = lmdb.open(str(key), readonly=True, lock=False, readahead=False)
+            except lmdb.Error as error:
+                raise DatasetError(f"{place}: not an LMDB that can be read ({error})") from error
+        return _OPEN[key]
+
+
+def _missing(package: str) -> UsageError:
+    return UsageError(
+        f"region features in an LMDB need the package {package!r}, which is not installed: "
+        f"pip install {package}"
+    )

@@ -1,0 +1,1 @@
+"""The extraction loop: decode, encode, write, shard by shard."""

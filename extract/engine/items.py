@@ -1,0 +1,123 @@
+"""The image side of a dataset as a backbone takes it: pictures to decode, or region features.
+
+The runner reads items by row from worker threads, encodes them in batches, and must know before
+anything is written how many tokens each item will have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
+from hada.extract.common.errors import DatasetError
+from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.regions import open_regions
+from hada.extract.engine.model_input import PictureReader
+from hada.extract.variants.reduced import pooled_lengths
+
+if TYPE_CHECKING:
+    from hada.extract.variants.views import View
+
+
+# What `read` gave of several images, one after the other.
+Inputs = Sequence[Any] | NDArray[np.float32]
+
+
+class ImageItems(Protocol):
+    """All images of a split.
+
+    lengths: (I,) int64, token rows of each image; an item that cannot be read has its length too,
+    since its place is kept (as NaN).
+    """
+
+    lengths: NDArray[np.int64]
+
+    def read(self, row: int) -> Any:
+        """The input of one image; raises `DatasetError`. Called from worker threads."""
+        ...
+
+    def encode(self, items: Inputs) -> Encoded:
+        """A batch of what `read` gave."""
+        ...
+
+
+class PictureItems:
+    """Picture files, decoded and preprocessed.
+
+    shape: (3, H, W), what the model takes of a picture.
+    portable: whether `reader` can be sent to another process; a backbone says so by having its
+        transform as a value of its own, `preprocessor`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, dataset: CaptionDataset, view: View | None = None
+    ) -> None:
+        self._backbone, self._paths, self._ids = backbone, dataset.image_paths, dataset.image_ids
+        preprocessor = getattr(backbone, "preprocessor", None)
+        self.portable = preprocessor is not None
+        preprocess = preprocessor or backbone.preprocess
+        self.shape = preprocess(PIL.Image.new("RGB", (64, 64))).shape
+        self.reader = PictureReader(preprocess, view, (self.shape[1], self.shape[2]))
+        tokens = backbone.spec.image
+        count = tokens.count if tokens and tokens.count is not None else 0
+        self.lengths = np.full(len(self._paths), count, np.int64)
+
+    def source(self, row: int) -> tuple[str, str]:
+        """The path and the id of an image: what `reader` needs."""
+        return str(self._paths[row]), self._ids[row]
+
+    def read(self, row: int) -> NDArray[np.float32]:
+        return self.reader.read(*self.source(row))
+
+    def encode(self, items: Inputs) -> Encoded:
+        pixels = items if isinstance(items, np.ndarray) else np.stack(items)
+        return self._backbone.encode_images(pixels)
+
+
+class RegionItems:
+    """Region features, counted once before the run; the pictures themselves are not needed."""
+
+    def __init__(self, backbone: RegionBackbone, dataset: CaptionDataset) -> None:
+        self._backbone, self._ids = backbone, dataset.image_ids
+        self._source = open_regions(backbone.regions, dataset.name, dataset.split)
+        self._unreadable: dict[int, DatasetError] = {}
+        self._counted = np.zeros(len(self._ids), np.int64)
+        for row, image_id in enumerate(self._ids):
+            try:
+                self._counted[row] = self._source.count(image_id)
+            except DatasetError as error:
+                self._unreadable[row] = error
+        # One row beyond the regions: CLS, or the pooled vector that stands in for it.
+        tokens = backbone.spec.image
+        self.lengths = pooled_lengths(self._counted + 1, tokens.pooled if tokens else None)
+
+    def read(self, row: int) -> Any:
+        if row in self._unreadable:
+            raise self._unreadable[row]
+        regions = self._source.read(self._ids[row])
+        if len(regions) != self._counted[row]:
+            raise DatasetError(
+                f"regions of {self._ids[row]!r}: {len(regions)}, though "
+                f"{self._counted[row]} were counted; is the file being written?"
+            )
+        return regions
+
+    def encode(self, items: Inputs) -> Encoded:
+        return self._backbone.encode_regions(list(items))
+
+
+def image_items(
+    backbone: Backbone | RegionBackbone, dataset: CaptionDataset, view: View | None = None
+) -> ImageItems:
+    """The image side of `dataset` for `backbone`, augmented where a view is asked for.
+
+    Raises `DatasetError` where region features are needed and not there at all.
+    """
+    if isinstance(backbone, RegionBackbone):
+        return RegionItems(backbone, dataset)
+    return PictureItems(backbone, dataset, view)

@@ -1,0 +1,47 @@
+"""From a picture's file to a model's input: what every decoding thread and process does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from hada.extract.datasets import images
+
+if TYPE_CHECKING:
+    from hada.extract.variants.views import View
+
+# A model that resizes the shorter side to S makes S * S times this many pixels of such a picture:
+# 340 MB in each decoding thread at S = 336. The same for all models, so that all fail alike.
+MAX_ASPECT = 1000
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Decodes, augments where a view is asked for, and preprocesses.
+
+    It can be pickled where `preprocess` can, and then travels to worker processes.
+    `size` is the model's input (height, width); only views need it.
+    """
+
+    preprocess: Callable[[PIL.Image.Image], NDArray[np.float32]]
+    view: View | None = None
+    size: tuple[int, int] = (0, 0)
+
+    def read(self, path: str, image_id: str) -> NDArray[np.float32]:
+        """(3, H, W); raises `ImageError` with the reason. Safe to call from threads."""
+        picture = images.open_image(path)
+        if max(picture.size) > MAX_ASPECT * min(picture.size):
+            sides = f"{picture.width} x {picture.height}"
+            raise images.ImageError(path, f"too elongated ({sides}, at most {MAX_ASPECT} to 1)")
+        try:
+            if self.view is not None:
+                picture = self.view.render(picture, image_id, self.size)
+            return self.preprocess(picture)
+        except (OSError, ValueError, ArithmeticError, MemoryError) as error:
+            reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
+            raise images.ImageError(path, reason) from error

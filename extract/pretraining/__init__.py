@@ -1,0 +1,1 @@
+"""How the two shipped models of `scenes` were trained."""

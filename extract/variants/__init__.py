@@ -1,0 +1,1 @@
+"""One backbone, changed: fewer tokens, augmented views, crops."""

@@ -1,0 +1,222 @@
+"""A trained fusion applied to a split: fused embeddings, and the run's score as one cosine.
+
+Shape letters: I images, T captions, E embedding width, M models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hada.extract.common.errors import RunError
+from hada.extract.spec import ModelSpec, SideName, StoreSpec
+from hada.extract.store import StoreReader, write_store
+from hada.extract.variants.reduced import ALL, describe
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.tokens.order import ahead, reading_threads
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import ScoreMix, mixable_models
+
+NODES_PER_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a run makes of one split; unpacks into `image_IE, caption_TE`.
+
+    fused_image, fused_caption: (I, E) and (T, E), unit length: the network alone.
+    own: per model with a joint space, its own (I, E_m) and (T, E_m), unit length.
+    shares: (1 + len(own),) weights of those cosines in the run's score; they sum to 1.
+    image_rows, caption_rows: rows of the stores these items have there (failed ones are absent).
+    caption_to_image: (T,) entry j is the row, here, of caption j's image.
+    """
+
+    fused_image: NDArray[np.float32]
+    fused_caption: NDArray[np.float32]
+    own: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+    shares: tuple[float, ...]
+    image_rows: NDArray[np.int64]
+    caption_rows: NDArray[np.int64]
+    caption_to_image: NDArray[np.int64]
+
+    @property
+    def image_IE(self) -> NDArray[np.float32]:
+        """Image embeddings whose cosine with `caption_TE` is the run's whole score."""
+        return self._joined(0)
+
+    @property
+    def caption_TE(self) -> NDArray[np.float32]:
+        """Caption embeddings; see `image_IE`."""
+        return self._joined(1)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        yield self.image_IE
+        yield self.caption_TE
+
+    def _joined(self, side: int) -> NDArray[np.float32]:
+        # sum_k w_k <a_k, b_k> is the inner product of the parts, each times sqrt(w_k).
+        fused = self.fused_image if side == 0 else self.fused_caption
+        parts = [fused, *(pair[side] for pair in self.own)]
+        kept = [math.sqrt(w) * x for w, x in zip(self.shares, parts, strict=True) if w > 0]
+        return np.concatenate(kept, axis=1).astype(np.float32)
+
+
+def embed_split(
+    run: RunFolder | Path | str, stores: Sequence[StoreReader], *, device: str = "auto"
+) -> Embedded:
+    """Apply a run's best weights to the stores of one split, given in any order.
+
+    Raises `RunError` where a model's store is missing or holds other features than the run
+    was trained on.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    config = folder.config()
+    by_name = {store.spec.model.name: store for store in stores}
+    for name in config["models"]:
+        if name not in by_name:
+            raise RunError(
+                f"{folder.path}: fuses {', '.join(config['models'])}; the store of {name!r} is "
+                f"missing (got {', '.join(sorted(by_name)) or 'none'})"
+            )
+        check_features(config["features"][name], by_name[name], folder.path)
+    split = Split(
+        [by_name[name] for name in config["models"]],
+        # Runs of before this setting have no such field.
+        first_tokens_only=config["recipe"].get("first_tokens_only", False),
+    )
+    fuser, mix = folder.load_best()
+    return embed(fuser, mix, split, choose_device(device))
+
+
+@torch.no_grad()
+def embed(fuser: Fuser, mix: ScoreMix, split: Split, device: torch.device) -> Embedded:
+    """Encode all items of a split in eval mode, as training's validation does."""
+    was_training = fuser.training
+    fuser.to(device).eval()
+    images = encode_side(fuser, split, "image", device)
+    captions = encode_side(fuser, split, "caption", device)
+    fuser.train(was_training)
+    own = tuple((_own(split, "image", m), _own(split, "caption", m)) for m in mixable_models(fuser))
+    shares = tuple(mix.shares().tolist())
+    return Embedded(
+        images, captions, own, shares, split.image_rows, split.caption_rows, split.owner
+    )
+
+
+def encode_side(
+    fuser: Fuser, split: Split, side: SideName, device: torch.device
+) -> NDArray[np.float32]:
+    """(n, E) fused embeddings of one side, in item order.
+
+    Items of like length go together, so little is padded.
+    """
+    lengths = split.lengths(side)
+    order = np.argsort(lengths, kind="stable")
+    blocks, ends = [], np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + NODES_PER_BLOCK, "right")))
+        blocks.append(order[start:stop])
+        start = stop
+    width = fuser.image.config.out_width
+    result = np.empty((len(order), width), np.float32)
+
+    def load(items: NDArray[np.int64]) -> Any:
+        return items, split.features(side, items).to(device)
+
+    for items, features in ahead(load, blocks, threads=reading_threads()):
+        result[items] = fuser.encode(side, features).float().cpu().numpy()
+    return result
+
+
+def _own(split: Split, side: SideName, model: int) -> NDArray[np.float32]:
+    values = split.sources[side][model].embeddings
+    assert values is not None
+    rows = split.image_rows if side == "image" else split.caption_rows
+    x = values[rows].astype(np.float32)
+    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return np.asarray(x / length, dtype=np.float32)
+
+
+def write_embedded(
+    path: Path | str, name: str, run: RunFolder, embedded: Embedded, store: StoreReader
+) -> None:
+    """Write fused embeddings as a store like any other; its cosine is the run's score."""
+    config = run.config()
+    images, captions = embedded
+    ids = {
+        "image": [store.image.ids[i] for i in embedded.image_rows],
+        "caption": [store.caption.ids[i] for i in embedded.caption_rows],
+    }
+    model = ModelSpec(
+        name=name,
+        family="hada",
+        weights_digest=hashlib.sha256((run.path / BEST).read_bytes()).hexdigest(),
+        embedding_width=images.shape[1],
+        normalized=True,
+        image=None,
+        caption=None,
+        preprocessing={"models": config["models"], "shares": list(embedded.shares)},
+        libraries={"torch": torch.__version__},
+    )
+    spec = StoreSpec(
+        model=model,
+        dataset=store.spec.dataset,
+        split=store.spec.split,
+        dataset_digest=store.spec.dataset_digest,
+        dtype="float32",
+    )
+    write_store(
+        path,
+        spec,
+        ids={"image": ids["image"], "caption": ids["caption"]},
+        caption_to_image=embedded.caption_to_image,
+        embeddings={"image": images, "caption": captions},
+    )
+
+
+def features_of(store: StoreReader) -> dict[str, Any]:
+    """What of a model must be the same wherever a run is used: recorded in its config."""
+    spec = store.spec.model
+    kept = describe(spec.image)
+    return {
+        "family": spec.family,
+        "weights_digest": spec.weights_digest,
+        # Not for all of them: runs made before there was a choice said nothing.
+        **({} if kept == ALL else {"tokens": kept}),
+    }
+
+
+def check_features(recorded: dict[str, Any], store: StoreReader, run: Path) -> None:
+    """Raise `RunError` where a store holds another model's features than the run learned from."""
+    held = features_of(store)
+    for field in dict.fromkeys([*held, *recorded]):
+        if recorded.get(field) != held.get(field):
+            raise RunError(
+                f"{run}: model {store.spec.model.name!r}: {field}: the run was trained on "
+                f"{recorded.get(field)!r}, {store.path} holds {held.get(field)!r}; extract with "
+                "the same weights and --tokens, or train again"
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one; any other name is torch's own."""
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+            return device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"--device {name}: not usable here ({reason}); try auto") from error
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

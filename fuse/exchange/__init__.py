@@ -1,0 +1,1 @@
+"""Fusions from and for elsewhere: official checkpoints, the Hub."""

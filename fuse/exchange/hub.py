@@ -1,0 +1,184 @@
+"""A trained fusion as a model of the Hugging Face Hub: safetensors, its config, and a card.
+
+    HadaModel.from_run("runs/flickr8k/blip+clip-fast-s0").save_pretrained("blip-clip")
+    model = HadaModel.from_pretrained("blip-clip")
+    images, captions = model.embed(stores)
+
+The frozen models are no part of it: the card names them, their weights' digests and licences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from hada.extract.common.errors import RunError
+from hada.extract.spec import SideName
+from hada.extract.store import StoreReader
+from hada.fuse.embedding import Embedded, check_features, choose_device, embed
+from hada.fuse.network.fuser import Features, Fuser
+from hada.fuse.run_folder import RunFolder, branch_from_json
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import ScoreMix, mixable_models
+
+# Of the code and weights that each family's authors published; a fine-tuned copy may differ.
+LICENCES = {
+    "albef": "BSD-3-Clause (salesforce/ALBEF)",
+    "blip": "BSD-3-Clause (salesforce/BLIP)",
+    "blip2": "BSD-3-Clause (salesforce/LAVIS)",
+    "clip": "MIT (openai/CLIP, mlfoundations/open_clip); other weights have their own",
+    "lightningdot": "MIT (intersun/LightningDOT)",
+    "uniter": "MIT (ChenRocks/UNITER)",
+}
+UNKNOWN = "not recorded: see where its weights were published"
+
+CARD = """\
+---
+library_name: hada
+license: apache-2.0
+tags:
+- image-text-retrieval
+- model-fusion
+---
+
+# HADA: {names}
+
+A small graph network that fuses the features of frozen vision-language models for image-text
+retrieval (HADA, ECIR 2023). It holds {parameters:,} parameters and none of the frozen models:
+their features are extracted first, with the very weights named here.
+
+| frozen model | family | weights (digest) | licence |
+| --- | --- | --- | --- |
+{rows}
+
+The frozen models keep their own licences, which bind whoever uses them.
+
+Trained on `{dataset}` with the recipe `{recipe}`. Its score is the sum of cosines with these
+shares: {shares}.
+
+```python
+from hada.extract.store import open_store
+from hada.fuse.exchange.hub import HadaModel
+
+model = HadaModel.from_pretrained("{repo}")
+images, captions = model.embed([{stores}])
+```
+"""
+
+
+class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="apache-2.0"):
+    """A fusion and the weights of its scores; made by `from_run` or `from_pretrained`.
+
+    Args:
+        branches: Per side what `hada.fuse.run_folder.branch_to_json` gives.
+        features: Per frozen model, in the order of its nodes, what a store must hold of it.
+        licences: Of each frozen model.
+        scores: `fused`, `first` or `all`, and
+        score_weights: how many numbers that takes; their values are among the weights.
+        recipe: The recipe's name.
+        dataset: What it was trained on.
+    """
+
+    def __init__(
+        self,
+        *,
+        branches: dict[str, Any],
+        features: dict[str, dict[str, Any]],
+        licences: dict[str, str],
+        scores: str,
+        score_weights: list[float],
+        recipe: str,
+        dataset: str,
+    ) -> None:
+        super().__init__()
+        self.features, self.licences = features, licences
+        self.recipe, self.dataset = recipe, dataset
+        self.fuser = Fuser(*(branch_from_json(branches[side]) for side in ("image", "caption")))
+        count = len(mixable_models(self.fuser))
+        self.mix = ScoreMix(scores, score_weights, count, False)  # type: ignore[arg-type]
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def from_run(
+        cls, run: RunFolder | Path | str, licences: Mapping[str, str] | None = None
+    ) -> Self:
+        """A run's best weights; `licences` names those of frozen models that differ from usual.
+
+        Raises `RunError` where no epoch is finished, or for a licence of a model it has not.
+        """
+        folder = run if isinstance(run, RunFolder) else RunFolder(run)
+        config = folder.config()
+        licences = licences or {}
+        for name in licences:
+            if name not in config["models"]:
+                raise RunError(f"licence of {name!r}: the run fuses {', '.join(config['models'])}")
+        fuser, mix = folder.load_best()
+        model = cls(
+            branches=config["branches"],
+            features={name: config["features"][name] for name in config["models"]},
+            licences={
+                name: licences.get(name, LICENCES.get(config["features"][name]["family"], UNKNOWN))
+                for name in config["models"]
+            },
+            scores=config["recipe"]["scores"],
+            score_weights=mix_values(mix),
+            recipe=config["recipe"]["name"],
+            dataset=config["dataset"],
+        )
+        model.fuser.load_state_dict(fuser.state_dict())
+        model.mix.load_state_dict(mix.state_dict())
+        return model
+
+    def forward(self, side: SideName, features: Features) -> Tensor:
+        """(B, E) fused embeddings of unit length."""
+        return self.fuser.encode(side, features)
+
+    def embed(self, stores: Sequence[StoreReader], *, device: str = "auto") -> Embedded:
+        """Embeddings of one split, given its stores in any order; unpacks into both sides.
+
+        Raises `RunError` where a store is missing or holds other features.
+        """
+        by_name = {store.spec.model.name: store for store in stores}
+        missing = [name for name in self.features if name not in by_name]
+        if missing:
+            raise RunError(f"the store of {missing[0]!r} is missing")
+        for name, recorded in self.features.items():
+            check_features(recorded, by_name[name], Path("the model"))
+        image = self.fuser.image.config.models
+        split = Split(
+            [by_name[name] for name in self.features],
+            first_tokens_only=len(image) > 1 and not any(m.has_tokens for m in image[1:]),
+        )
+        return embed(self.fuser, self.mix, split, choose_device(device))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card: what is fused, under which licences, and how to use it."""
+        rows = [
+            f"| {name} | {x['family']} | `{x['weights_digest'][:16]}` | {self.licences[name]} |"
+            for name, x in self.features.items()
+        ]
+        fuser = self.fuser
+        names = [*self.features]
+        shown = ["fused", *(names[m] for m in mixable_models(fuser))]
+        shares = zip(shown, self.mix.shares().tolist(), strict=False)
+        return ModelCard(
+            CARD.format(
+                names=" + ".join(names),
+                parameters=sum(p.numel() for p in fuser.parameters()),
+                rows="\n".join(rows),
+                dataset=self.dataset,
+                recipe=self.recipe,
+                shares=", ".join(f"{name} {share:.2f}" for name, share in shares),
+                repo=kwargs.get("repo_id") or "this-folder",
+                stores=", ".join(f'open_store("{name}")' for name in names),
+            )
+        )
+
+
+def mix_values(mix: ScoreMix) -> list[float]:
+    """A score mix's own numbers."""
+    return [float(value.detach()) for value in mix.values]

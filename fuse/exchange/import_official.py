@@ -1,0 +1,77 @@
+"""An official checkpoint as a run folder, ready to embed and to evaluate: `hada-fuse import`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hada.extract.common.errors import RunError
+from hada.extract.store import StoreReader
+from hada.fuse import run_folder
+from hada.fuse.embedding import features_of
+from hada.fuse.exchange import official
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.recipes import Recipe
+from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import ScoreMix, mixable_models
+
+
+def adopt(
+    path: Path,
+    stores: Sequence[StoreReader],
+    folder: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> run_folder.RunFolder:
+    """Make a run of an official checkpoint and the stores of its models, in its order.
+
+    Widths of the stores' features must be those it was trained on. LAVIS's checkpoints, whose
+    second model is one node, keep its published mistake (`second_from_first`), with which they
+    were trained; where the second model's store has tokens, the setting `first_tokens_only` tells
+    that they are LAVIS's. `settings` change what the tensors do not tell.
+
+    Raises:
+        CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.
+        RunError: The folder holds a run already.
+    """
+    if (folder / run_folder.CONFIG).exists():
+        raise RunError(f"{folder}: holds a run already; choose another folder with --run")
+    found = official.read_official(path)
+    given = settings or {}
+    recipe = replace(found.recipe, name="imported").with_settings(given)
+    split = Split(stores, in_memory=False, first_tokens_only=recipe.first_tokens_only)
+    bare = len(stores) == 2 and not split.sources["image"][1].has_tokens
+    if recipe.norm == "none" and bare and "second_from_first" not in given:
+        recipe = replace(recipe, second_from_first=True)
+    shapes = {side: split.shapes(side) for side in ("image", "caption")}
+    fuser = official.build(found, shapes, recipe)
+    run = run_folder.RunFolder(folder)
+    run.claim(_config(path, split, recipe, fuser))
+    mix = ScoreMix(recipe.scores, recipe.score_weights, len(mixable_models(fuser)), False)
+    tensors = {f"fuser.{k}": v for k, v in fuser.state_dict().items()}
+    tensors |= {f"mix.{k}": v for k, v in mix.state_dict().items()}
+    tensors |= {f"discriminator.{k}": v for k, v in found.discriminator.items()}
+    run.save_tensors({**tensors, "temperature": found.temperature})
+    return run
+
+
+def _config(path: Path, split: Split, recipe: Recipe, fuser: Fuser) -> dict[str, object]:
+    specs = [store.spec for store in split.stores]
+    return {
+        "format": run_folder.FORMAT,
+        "dataset": specs[0].dataset,
+        "models": [spec.model.name for spec in specs],
+        "recipe": recipe.to_json(),
+        "seed": 0,
+        "branches": {
+            "image": run_folder.branch_to_json(fuser.image.config),
+            "caption": run_folder.branch_to_json(fuser.caption.config),
+        },
+        "features": {s.spec.model.name: features_of(s) for s in split.stores},
+        "imported": {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+    }

@@ -1,0 +1,222 @@
+"""The authors' checkpoints, `best.pth.tar` of HADA_m, HADA_m_extend, Baseline_m and HADA-LAVIS.
+
+Their files are pickles of `img_encoder`, `cap_encoder`, `discriminator`, `temp_para` and, where
+retrieval is weighted, `weight_albef`, `weight_1` or `weight_0 .. weight_2`. They are read without
+running anything they contain; names and widths of the tensors say which of the models it is.
+
+A branch's tensors, theirs and ours (i counts a stack's layers, the last one has no number here):
+
+    enc.gcn.trans_M.linear.i      project.M-1.before.i.linear     project.M-1.linear
+    enc.gcn.gcn.conv.i            graph.layers.i.conv             graph.attention if there is one
+    enc.gcn.gcn.conv_lin.i        graph.layers.i.mix              graph.mix
+    enc.gcn.gcn.norm.i            graph.layers.i.norm             graph.norm
+    enc.lin.linear.i              head.before.i.linear            head.linear
+    enc.linear.i (Baseline_m)     head.before.i.linear            head.linear
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hada.extract.common.errors import CheckpointError
+from hada.extract.tensor_files import read_torch
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.recipes import RECIPES, Recipe
+
+SIDES = {"image": "img_encoder", "caption": "cap_encoder"}
+HEADS = 4  # of all published models; Transformer layers do not tell
+
+
+@dataclass(frozen=True)
+class Official:
+    """What an official checkpoint holds, under our names.
+
+    branches: side -> the tensors of that branch. weights: the learned score weights, () where
+    retrieval is by the fused cosine alone.
+    """
+
+    branches: dict[str, dict[str, Tensor]]
+    discriminator: dict[str, Tensor]
+    temperature: Tensor
+    weights: tuple[float, ...]
+    recipe: Recipe
+
+
+def read_official(path: Path) -> Official:
+    """Read a `best.pth.tar`; raises `CheckpointError` for anything else, or unsafe."""
+    loaded = _load(path)
+    missing = [k for k in (*SIDES.values(), "temp_para") if k not in loaded]
+    if missing:
+        raise CheckpointError(
+            f"{path} is no checkpoint of HADA: {', '.join(missing)} not among its keys "
+            f"({', '.join(map(str, list(loaded)[:8]))})"
+        )
+    raw = {side: _tensors(loaded[key], f"{path}: {key}") for side, key in SIDES.items()}
+    prefix = "disc."
+    disc = _tensors(loaded.get("discriminator", {}), f"{path}: discriminator")
+    norm = _norm_of(raw["image"])
+    weights = tuple(
+        float(torch.as_tensor(loaded[name]).detach())
+        for name in ("weight_albef", "weight_0", "weight_1", "weight_2")
+        if name in loaded
+    )
+    return Official(
+        branches={
+            side: {ours: tensors[theirs] for theirs, ours in our_names(tensors).items()}
+            for side, tensors in raw.items()
+        },
+        discriminator={
+            "head." + re.sub(r"\.0\.", ".", k.removeprefix(prefix)): v
+            for k, v in disc.items()
+            if norm == "batch" or ".norm." not in k
+        },
+        temperature=torch.as_tensor(loaded["temp_para"]).detach().float(),
+        weights=weights,
+        recipe=_recipe_of(raw["image"], norm, weights),
+    )
+
+
+def build(official: Official, shapes: Mapping[str, Sequence[Any]], recipe: Recipe) -> Fuser:
+    """The fusion with the checkpoint's weights, for models of these shapes on each side.
+
+    Raises `CheckpointError` where they do not fit, naming the first tensor that does not.
+    """
+    from hada.fuse.training.trainer import branch_config
+
+    fuser = Fuser(*(branch_config(recipe, tuple(shapes[side])) for side in SIDES))
+    for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
+        _fit(branch.config, official.branches[side], branch.state_dict(), side)
+        branch.load_state_dict(official.branches[side])
+    return fuser
+
+
+def our_names(encoder: Mapping[str, Any]) -> dict[str, str]:
+    """Their name -> ours for the tensors of one whole encoder.
+
+    A LayerNorm behind the last layer of a stack, which they make and never use, has none.
+    """
+    named = [k.removeprefix("enc.") for k in encoder]
+    deep = any(k.startswith("gcn.gcn.conv.1.") for k in named)
+    dense = not deep and "gcn.gcn.conv.0.att" in named
+    batch = _norm_of(encoder) == "batch"
+    pairs = ((k, _renamed(k.removeprefix("enc."), named, dense, batch)) for k in encoder)
+    return {theirs: ours for theirs, ours in pairs if ours is not None}
+
+
+def _renamed(key: str, named: Sequence[str], dense: bool, batch: bool) -> str | None:
+    """One tensor's name with us; None for a LayerNorm behind a last layer, which never acts."""
+    found = re.fullmatch(r"gcn\.gcn\.(conv|conv_lin|norm)\.(\d+)\.(.+)", key)
+    if found:
+        part, layer, rest = found.groups()
+        where = "graph." if dense else f"graph.layers.{layer}."
+        if part == "conv":
+            return where + ("attention." if dense else "conv.") + rest
+        if part == "norm":
+            return where + "norm." + rest
+        return where + "mix." + re.sub(r"\.0\.", ".", rest, count=1)
+    found = re.fullmatch(r"(gcn\.trans_(\d+)\.|lin\.|)(linear|norm)\.(\d+)\.(.+)", key)
+    if found is None:
+        return key  # refused later as unexpected, by its own name
+    stack, model, part, number, rest = found.groups()
+    last = max(int(k.split(".")[-2]) for k in named if k.startswith(f"{stack}linear."))
+    where = "head." if model is None else f"project.{int(model) - 1}."
+    if int(number) < last:
+        return f"{where}before.{number}.{part}.{rest}"
+    return None if part == "norm" and not batch else f"{where}{part}.{rest}"
+
+
+def _norm_of(encoder: Mapping[str, Tensor]) -> str:
+    """Which of the published orders an encoder has; see `hada.fuse.network.config`."""
+    if any(k.endswith("norm.0.running_mean") for k in encoder):
+        return "batch"
+    return "none" if any(k.startswith("enc.gcn.") for k in encoder) else "layer"
+
+
+def _recipe_of(encoder: Mapping[str, Tensor], norm: str, weights: tuple[float, ...]) -> Recipe:
+    """The recipe that made a checkpoint, as far as its tensors tell."""
+    width = {k: int(v.shape[0]) for k, v in encoder.items() if k.endswith("weight")}
+    head = "enc.lin.linear." if norm != "layer" else "enc.linear."
+    heads = _stack(width, head)
+    name = {"batch": "hada", "none": "hada-extend", "layer": "concat"}[norm]
+    changes: dict[str, Any] = {"out_width": heads[-1], "head_hidden": heads[:-1]}
+    if norm != "layer":
+        nodes = _stack(width, "enc.gcn.trans_1.linear.")
+        graph = _stack(width, "enc.gcn.gcn.conv_lin.", ".linear.0.weight") or _stack(
+            width, "enc.gcn.gcn.conv.", ".lin.weight"
+        )
+        att = encoder.get("enc.gcn.gcn.conv.0.att")
+        if not (nodes and graph):
+            raise CheckpointError("the encoder is no HADA graph: its layers are not recognised")
+        kind = "gatv2" if att is not None else "transformer"
+        if "enc.gcn.gcn.conv.0.lin.weight" in encoder:
+            kind = "gcn"
+        changes |= {
+            "node_width": nodes[-1],
+            "node_hidden": nodes[:-1],
+            "graph_width": graph[-1],
+            "graph_hidden": graph[:-1],
+            "head_width": graph[-1],
+            "heads": HEADS if att is None else int(att.shape[1]),
+            "convolution": kind,
+            "skip": len(set(graph)) == 1 < len(graph) and graph[0] == nodes[-1],
+        }
+    changes["scores"] = {0: "fused", 1: "first"}.get(len(weights), "all")
+    changes |= {"score_weights": weights, "learn_scores": bool(weights)}
+    return replace(RECIPES[name], **changes)
+
+
+def _stack(width: Mapping[str, int], start: str, end: str = ".weight") -> tuple[int, ...]:
+    """Output widths of the layers start0end, start1end, ..."""
+    found: list[int] = []
+    while (key := f"{start}{len(found)}{end}") in width:
+        found.append(width[key])
+    return tuple(found)
+
+
+def _fit(
+    config: BranchConfig, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], side: str
+) -> None:
+    """Raise `CheckpointError` unless both hold the same tensors in the same shapes."""
+    for key in sorted(wanted.keys() | given.keys()):
+        a = tuple(given[key].shape) if key in given else None
+        b = tuple(wanted[key].shape) if key in wanted else None
+        if a != b:
+            models = ", ".join(
+                f"{m.node_width} wide with embeddings of {m.embedding_width}" for m in config.models
+            )
+            raise CheckpointError(
+                f"the checkpoint does not fit these models' stores ({models}): {side} {key} is "
+                f"{a or 'missing'} there, {b or 'nothing'} here; give the models it was trained "
+                "on, in its order"
+            )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    import numpy as np
+
+    scalar: Any = np.float64(0).__reduce__()[0]  # best_loss is one, and no torch type
+    safe: list[Any] = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+    safe.append((scalar, "numpy.core.multiarray.scalar"))  # its name before NumPy 2
+    loaded = read_torch(path, safe=safe)
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a checkpoint")
+    return loaded
+
+
+def _tensors(values: Any, what: str) -> dict[str, Tensor]:
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{what}: expected named tensors, got {type(values).__name__}")
+    bad = [k for k, v in values.items() if not isinstance(v, Tensor) or not v.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{what}: {bad[0]} is not a tensor of finite numbers")
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""The graph network: stored features to fused embeddings."""

@@ -1,0 +1,82 @@
+"""Linear layers in the published orders; `hada.fuse.network.config` says which there are.
+
+Shape letters: S rows, X any width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hada.fuse.network.config import Activation, Norm
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swish": F.silu,
+    "tanh": F.tanh,
+    "elu": F.elu,
+    "id": lambda x: x,
+}
+
+
+class Hidden(nn.Module):
+    """A layer before the last one of a stack: with norm, activation and dropout."""
+
+    def __init__(
+        self, wide_in: int, wide_out: int, norm: Norm, dropout: float, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(wide_in, wide_out)
+        nn.init.kaiming_normal_(self.linear.weight)
+        batch = norm == "batch"
+        self.norm: nn.Module = nn.BatchNorm1d(wide_out) if batch else nn.LayerNorm(wide_out)
+        self.order, self.dropout, self.activation = norm, dropout, activation
+
+    def forward(self, x_SX: Tensor) -> Tensor:
+        """(S, in) -> (S, out)."""
+        act = ACTIVATIONS[self.activation]
+        if self.order == "none":
+            out: Tensor = self.norm(act(self.linear(F.dropout(x_SX, self.dropout, self.training))))
+            return out
+        return F.dropout(act(self.norm(self.linear(x_SX))), self.dropout, self.training)
+
+
+class Dense(nn.Module):
+    """A stack of linear layers, mostly of one, with norm and dropout in a published order."""
+
+    def __init__(
+        self,
+        wide_in: int,
+        wide_out: int,
+        norm: Norm,
+        dropout: float,
+        hidden: Sequence[int] = (),
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        widths = [wide_in, *hidden]
+        self.before = nn.ModuleList(
+            Hidden(a, b, norm, dropout, activation) for a, b in itertools.pairwise(widths)
+        )
+        self.linear = nn.Linear(widths[-1], wide_out)
+        nn.init.kaiming_normal_(self.linear.weight)
+        self.norm = nn.BatchNorm1d(wide_out) if norm == "batch" else None
+        self.order, self.dropout = norm, dropout
+
+    def forward(self, x_SX: Tensor) -> Tensor:
+        """(S, in) -> (S, out)."""
+        for layer in self.before:
+            x_SX = layer(x_SX)
+        if self.order == "none":
+            x_SX = F.dropout(x_SX, self.dropout, self.training)
+        return self.after(self.linear(x_SX))
+
+    def after(self, x_SX: Tensor) -> Tensor:
+        """What follows the last linear map."""
+        if self.norm is not None:
+            x_SX = self.norm(x_SX)
+        return x_SX if self.order == "none" else F.dropout(x_SX, self.dropout, self.training)

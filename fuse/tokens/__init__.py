@@ -1,0 +1,1 @@
+"""The stores of several models on one split, as batches."""

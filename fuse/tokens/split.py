@@ -1,0 +1,261 @@
+"""The stores of M models on one split -> batches for training and blocks for encoding.
+
+Shape letters: I images, T captions, M models, D token width, B images of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hada.extract.common.errors import StoreError, StoreMismatchError
+from hada.extract.spec import SIDES, SideName
+from hada.extract.store import StoreReader
+from hada.fuse.network.fuser import Features, ModelShape
+from hada.fuse.network.graph import Layout
+from hada.fuse.tokens.memory import free_memory
+from hada.fuse.tokens.order import (
+    Epoch,
+    Order,
+    ahead,
+    ahead_in_windows,
+    reading_threads,
+    shuffle_all,
+    shuffle_windows,
+)
+from hada.fuse.tokens.sources import Source
+from hada.fuse.tokens.windows import Window, Windows
+from hada.fuse.training.objective import Batch
+
+# Of the memory that is free, tokens may take this share; the rest is for the training itself.
+MEMORY_SHARE = 0.5
+
+
+class Split:
+    """One split as M models see it: only items that every model could read.
+
+    Images and captions are counted anew without the failed ones: entry j of `owner` is the image
+    of caption j in that count, `image_rows` and `caption_rows` lead back to rows of the stores.
+    An image that lost all its captions is left out too.
+
+    bytes: of all tokens in memory. blocks: (I,) which block of shards each image lies in.
+    shards: Blocks of a window; 0 where the whole split is shuffled. pinned: Whether batches are
+    put where a GPU fetches them by itself. resident: Whether all tokens are on a device.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[StoreReader],
+        *,
+        in_memory: bool | None = None,
+        first_tokens_only: bool = False,
+    ) -> None:
+        """Open a split; `in_memory` None takes its tokens into memory where they fit easily.
+
+        With `first_tokens_only` every model but the first is one node, its embedding.
+        """
+        if not stores:
+            raise StoreError("no stores: a fusion needs the store of one model at least")
+        check_together(stores)
+        self.stores = tuple(stores)
+        self.sources: dict[SideName, tuple[Source, ...]] = {
+            side: tuple(
+                Source(store, side, tokens=model == 0 or not first_tokens_only)
+                for model, store in enumerate(stores)
+            )
+            for side in SIDES
+        }
+        self._keep()
+        self.bytes = sum(source.bytes for side in SIDES for source in self.sources[side])
+        # Stores that agree on the rows of a shard have whole shards as blocks.
+        step = max(store.spec.rows_per_shard["image"] for store in stores)
+        self.blocks = self.image_rows // step
+        self.shards = 0
+        self.pinned = False
+        self.resident = False
+        self._windows: Windows | None = None
+        if self.bytes < MEMORY_SHARE * free_memory() if in_memory is None else in_memory:
+            self.load()
+
+    def load(self) -> None:
+        """Take all tokens into memory."""
+        for side in SIDES:
+            for source in self.sources[side]:
+                source.load()
+
+    def reside(self, device: torch.device) -> None:
+        """Take all tokens to a device; batches are gathered there from then on."""
+        for side in SIDES:
+            for source in self.sources[side]:
+                source.reside(device)
+        self.resident = True
+
+    def _keep(self) -> None:
+        first = self.stores[0]
+        bad_image = np.any([s.image.failed for s in self.stores], axis=0)
+        bad_caption = np.any([s.caption.failed for s in self.stores], axis=0)
+        image_of = np.asarray(first.caption_to_image, dtype=np.int64)
+        good_caption = ~bad_caption & ~bad_image[image_of]
+        used = np.bincount(image_of[good_caption], minlength=len(bad_image)) > 0
+        self.image_rows, self.caption_rows = np.flatnonzero(used), np.flatnonzero(good_caption)
+        if not len(self.caption_rows):
+            raise StoreError(
+                f"{first.path}: no image with a caption is readable in every store; "
+                "extract the split again and look at the failures it reports"
+            )
+        renumbered = np.cumsum(used) - 1
+        self.owner = renumbered[image_of[self.caption_rows]]
+        self._by_image = np.argsort(self.owner, kind="stable")
+        self._bounds = np.searchsorted(self.owner[self._by_image], np.arange(self.images + 1))
+
+    @property
+    def remote(self) -> bool:
+        """Whether any of the stores is reached over a network by its URL."""
+        return any("://" in str(store.path) for store in self.stores)
+
+    @property
+    def images(self) -> int:
+        """I, images that are used."""
+        return len(self.image_rows)
+
+    @property
+    def captions(self) -> int:
+        """T, captions that are used."""
+        return len(self.caption_rows)
+
+    def shapes(self, side: SideName) -> tuple[ModelShape, ...]:
+        """What each model brings to a side."""
+        return tuple(source.shape for source in self.sources[side])
+
+    def lengths(self, side: SideName) -> NDArray[np.int64]:
+        """(I,) or (T,) nodes of each item, all models together: what encoding it costs."""
+        rows = self.image_rows if side == "image" else self.caption_rows
+        total: NDArray[np.int64] = np.sum([s.lengths[rows] for s in self.sources[side]], axis=0)
+        return total
+
+    def rows(self, side: SideName) -> NDArray[np.int64]:
+        """The rows of the stores that a side's items are."""
+        return self.image_rows if side == "image" else self.caption_rows
+
+    def features(
+        self, side: SideName, items: NDArray[np.int64], windows: Sequence[Window] = ()
+    ) -> Features:
+        """The features of some images or captions, in the order asked for."""
+        rows = self.rows(side)[items]
+        sources = self.sources[side]
+        nodes = []
+        for model, source in enumerate(sources):
+            held = tuple(w[side][model] for w in windows)
+            some = tuple(h for h in held if h is not None)
+            nodes.append(source.nodes(rows, some, pinned=self.pinned))
+        return Features(
+            tuple(nodes),
+            tuple(Layout.build(s.lengths[rows], global_last=s.global_last) for s in sources),
+            tuple(_tensor(s.embeddings, rows) for s in sources),
+        )
+
+    def captions_of(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All captions of some images, image after image."""
+        return np.concatenate(
+            [self._by_image[self._bounds[i] : self._bounds[i + 1]] for i in images]
+        )
+
+    def batch(
+        self, order: Order, items: NDArray[np.int64], windows: Sequence[Window] = ()
+    ) -> Batch:
+        """Images with all their captions, or (order "pairs") captions with their images.
+
+        Where `windows` are given, the first of `items` are in the first one, and so on.
+        """
+        if order == "pairs":
+            images, captions, owner = self.owner[items], items, np.arange(len(items))
+        else:
+            images, captions = items, self.captions_of(items)
+            owner = np.repeat(np.arange(len(items)), np.diff(self._bounds)[items])
+        return Batch(
+            self.features("image", images, windows),
+            self.features("caption", captions, windows),
+            torch.from_numpy(np.ascontiguousarray(images)),
+            torch.from_numpy(owner),
+        )
+
+    def epoch(self, order: Order, batch_size: int, seed: int, epoch: int) -> Epoch:
+        """The steps of an epoch; they depend on seed, epoch and `shards` alone."""
+        if self.shards:
+            return shuffle_windows(
+                order, self.blocks, self.owner, self.shards, batch_size, seed, epoch
+            )
+        count = self.images if order == "images" else self.captions
+        return shuffle_all(order, count, batch_size, seed, epoch)
+
+    def batches(
+        self,
+        epoch: Epoch,
+        first: int = 0,
+        device: torch.device | str = "cpu",
+        *,
+        threads: int | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from step `first` on, made ahead by threads."""
+        # What is there already needs no fetching, and batches ahead take the device's memory.
+        threads = threads or (1 if self.resident else reading_threads())
+
+        def make(items: NDArray[np.int64], windows: Sequence[Window] = ()) -> Batch:
+            return self.batch(epoch.order, items, windows).to(device)
+
+        windows = self._windows
+        if windows is None:
+            return ahead(make, epoch.steps[first:], threads=threads)
+
+        def read(number: int) -> Window:
+            return windows.read(number, epoch.windows[number])
+
+        return ahead_in_windows(read, make, epoch, first, threads=threads)
+
+    def hold_windows(self) -> None:
+        """Read batches from two windows in memory instead of item by item; needs `shards`."""
+        if not self.shards:
+            raise ValueError("hold_windows: the whole split is shuffled, not windows of it")
+        self._windows = Windows(self, self.shards)
+
+
+def check_together(stores: Sequence[StoreReader]) -> None:
+    """Raise `StoreMismatchError` unless all stores hold the same items of the same split."""
+    first = stores[0]
+    names = [store.spec.model.name for store in stores]
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise StoreMismatchError(f"model {min(twice)!r} is given twice; give each model once")
+    for other in stores[1:]:
+        for field in ("dataset", "split", "dataset_digest"):
+            a, b = getattr(first.spec, field), getattr(other.spec, field)
+            if a != b:
+                raise _mismatch(field, first, a, other, b)
+        for side in SIDES:
+            a_ids = (first.image if side == "image" else first.caption).ids
+            b_ids = (other.image if side == "image" else other.caption).ids
+            if len(a_ids) != len(b_ids):
+                raise _mismatch(f"number of {side}s", first, len(a_ids), other, len(b_ids))
+            if tuple(a_ids) != tuple(b_ids):
+                row = next(i for i, (a, b) in enumerate(zip(a_ids, b_ids, strict=True)) if a != b)
+                raise _mismatch(f"{side} id of row {row}", first, a_ids[row], other, b_ids[row])
+        if not np.array_equal(first.caption_to_image, other.caption_to_image):
+            row = int(np.flatnonzero(first.caption_to_image != other.caption_to_image)[0])
+            a, b = first.caption_to_image[row], other.caption_to_image[row]
+            raise _mismatch(f"image of caption {row}", first, a, other, b)
+
+
+def _mismatch(field: str, a: StoreReader, mine: Any, b: StoreReader, other: Any) -> Exception:
+    return StoreMismatchError(
+        f"stores do not fit together: {field} is {mine!r} in {a.path} and {other!r} in {b.path}; "
+        f"extract {b.spec.model.name!r} again on the same dataset and split"
+    )
+
+
+def _tensor(values: NDArray[Any] | None, rows: NDArray[np.int64]) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values[rows])

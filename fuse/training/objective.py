@@ -1,0 +1,319 @@
+"""One training step's forward pass: both encoders, their slow copies, the queues, the losses.
+
+Shape letters: B images and T captions of a batch, K keys (batch first, then queue),
+E embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hada.extract.common.errors import UsageError
+from hada.fuse.network.fuser import Features, Fuser, Norm
+from hada.fuse.network.layers import Dense
+from hada.fuse.training import losses
+from hada.fuse.training.momentum import MomentumQueue, follow
+
+ScoreMode = Literal["fused", "first", "all"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and captions of one step.
+
+    Entry j of `owner_T` is the row in this batch of caption j's image; `ids_B` says which image
+    of the data set each row is. A batch of pairs has B = T and may hold an image twice.
+    """
+
+    image: Features
+    caption: Features
+    ids_B: Tensor
+    owner_T: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        return type(self)(
+            self.image.to(device),
+            self.caption.to(device),
+            self.ids_B.to(device),
+            self.owner_T.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Which losses, how much of each, and against what.
+
+    `dropout_match` is the matching head's. With norms its published place is behind the linear
+    layer, on the logit itself, which makes a third of all answers exactly one half: there it acts
+    only if `drop_logit` asks for the published behaviour.
+    """
+
+    weight_nce: float = 1.0
+    weight_itm: float = 1.0
+    weight_hinge: float = 0.0
+    image_share: float = 0.5
+    margin: float = 0.3
+    temperature: float = 0.07
+    temperature_low: float = 0.01
+    temperature_high: float = 0.5
+    momentum: float = 0.0
+    momentum_dropout: bool = False
+    queue: int = 0
+    queue_noise: bool = False
+    distill: float = 0.0
+    scores: ScoreMode = "fused"
+    score_weights: tuple[float, ...] = ()
+    learn_scores: bool = False
+    train_on_scores: bool = True
+    dropout_match: float = 0.0
+    drop_logit: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class ScoreMix(nn.Module):
+    """How much the fused cosine and the models' own cosines count in retrieval.
+
+    `first`: (1 - w) fused + w model_1. `all`: w_0 fused + w_1 model_1 + ..., over their sum.
+    """
+
+    def __init__(self, mode: ScoreMode, weights: Sequence[float], models: int, learn: bool) -> None:
+        super().__init__()
+        count = {"fused": 0, "first": 1, "all": models + 1}[mode]
+        # Untuned, every score counts once: the fused one like any model's.
+        default = [0.5] if mode == "first" else [1.0] * (1 + models)
+        values = list(weights) or default[:count]
+        if len(values) != count:
+            raise UsageError(
+                f"score_weights: scores={mode} takes {count} numbers here, got {values}"
+            )
+        if mode == "all" and sum(values) <= 0:
+            raise UsageError("score_weights: at least one must be above 0")
+        self.mode, self.models = mode, models
+        self.values = nn.ParameterList(
+            nn.Parameter(torch.tensor(float(v)), requires_grad=learn) for v in values
+        )
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep learned weights in the published bounds; 0.01 for the last of three."""
+        for k, value in enumerate(self.values):
+            if value.requires_grad and self.mode == "first":
+                value.clamp_(0.1, 0.9)
+            elif value.requires_grad:
+                value.clamp_(0.1 if k < 2 else 0.01, 1e4)
+
+    @torch.no_grad()
+    def set(self, shares: Sequence[float]) -> None:
+        """Replace the weights of mode `all`."""
+        for value, share in zip(self.values, shares, strict=True):
+            value.fill_(share)
+
+    def shares(self) -> Tensor:
+        """(1 + models,) weights that sum to 1: fused first, then the models."""
+        if self.mode == "all":
+            values = torch.stack(list(self.values))
+            return values / values.sum()
+        w = self.values[0] if self.mode == "first" else torch.zeros(())
+        rest = [w * 0] * max(self.models - 1, 0)
+        return torch.stack([1 - w, w, *rest][: self.models + 1])
+
+
+class Discriminator(nn.Module):
+    """Does this caption belong to this image: one logit from both embeddings."""
+
+    def __init__(self, width: int, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.head = Dense(4 * width, 1, norm, dropout)
+
+    def forward(self, image_QE: Tensor, caption_QE: Tensor) -> Tensor:
+        """(Q,) logits."""
+        logit: Tensor = self.head(losses.pair_features(image_QE, caption_QE))
+        return logit[:, 0]
+
+
+class Objective(nn.Module):
+    """Everything that learns or remembers during training; `fuser` and `mix` are what stays."""
+
+    def __init__(self, fuser: Fuser, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.fuser, self.config = fuser, config
+        branch = fuser.image.config
+        self.mixable = mixable_models(fuser)
+        self.mix = ScoreMix(
+            config.scores, config.score_weights, len(self.mixable), config.learn_scores
+        )
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        dropped = config.dropout_match if branch.norm == "none" or config.drop_logit else 0.0
+        self.discriminator = (
+            Discriminator(branch.out_width, branch.norm, dropped) if config.weight_itm else None
+        )
+        self.slow = copy.deepcopy(fuser).requires_grad_(False) if config.momentum else None
+        self.mixing = config.scores != "fused" and config.train_on_scores
+        # The models whose own cosine the loss sees.
+        mixed = self.mixable[:1] if config.scores == "first" else self.mixable
+        self.mixed = mixed if self.mixing else []
+        widths = [branch.out_width, *(branch.models[m].embedding_width or 0 for m in self.mixed)]
+        self.image_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
+        self.caption_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
+        self._unpushed: list[tuple[MomentumQueue, list[Tensor], Tensor]] = []
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; the slow encoders stay in eval mode unless theirs is noisy too."""
+        super().train(mode)
+        if self.slow is not None:
+            self.slow.train(mode and self.config.momentum_dropout)
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters an optimiser updates, by name."""
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def forward(
+        self, batch: Batch, distill: float = 0.0, negatives: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; `total` is the one to minimise. Also moves the slow encoders.
+
+        The batch enters the queues with `remember`, which comes after the backward pass: that
+        still reads the queues, and a copy of them would cost more than all else. `negatives`
+        fixes the matching head's draw (images per caption, captions per pair).
+        """
+        config = self.config
+        self.remember()
+        with torch.no_grad():
+            self.temperature.clamp_(config.temperature_low, config.temperature_high)
+            self.mix.clamp()
+        bf16 = config.precision == "bf16"
+        image_BE = self.fuser.encode("image", batch.image, bf16=bf16)
+        caption_TE = self.fuser.encode("caption", batch.caption, bf16=bf16)
+        slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
+        ids_T = batch.ids_B[batch.owner_T]
+        image_ids = torch.cat([batch.ids_B, self.image_queue.known_ids()])
+        caption_ids = torch.cat([ids_T, self.caption_queue.known_ids()])
+        i2t_BK = self._logits(image_BE, slow_caption, self.caption_queue)
+        t2i_TK = self._logits(caption_TE, slow_image, self.image_queue)
+        i2t_target = losses.positive_targets(batch.ids_B, caption_ids)
+        t2i_target = losses.positive_targets(ids_T, image_ids)
+        if distill > 0:
+            with torch.no_grad():
+                teacher_BK = self._logits(slow_image, slow_caption, self.caption_queue)
+                teacher_TK = self._logits(slow_caption, slow_image, self.image_queue)
+            i2t_target = losses.distilled(i2t_target, teacher_BK, distill)
+            t2i_target = losses.distilled(t2i_target, teacher_TK, distill)
+        own_image, own_caption = self._own(batch.image), self._own(batch.caption)
+        mixed_BK = self._mixed(i2t_BK, own_image, own_caption, self.caption_queue)
+        mixed_TK = self._mixed(t2i_TK, own_caption, own_image, self.image_queue)
+        result = {
+            "i2t": losses.soft_cross_entropy(mixed_BK, i2t_target),
+            "t2i": losses.soft_cross_entropy(mixed_TK, t2i_target),
+        }
+        share = config.image_share
+        result["nce"] = share * result["i2t"] + (1 - share) * result["t2i"]
+        if config.weight_hinge:
+            result["hinge"] = self._hinge(image_BE, caption_TE, batch)
+        if self.discriminator is not None:
+            near_BT, near_TB = i2t_BK[:, : len(caption_TE)], t2i_TK[:, : len(image_BE)]
+            result["itm"] = self._match(image_BE, caption_TE, near_BT, near_TB, batch, negatives)
+        result["total"] = config.weight_nce * result["nce"]
+        for name, weight in (("hinge", config.weight_hinge), ("itm", config.weight_itm)):
+            if name in result:
+                result["total"] = result["total"] + weight * result[name]
+        self._unpushed = [
+            (self.image_queue, [slow_image.detach(), *own_image], batch.ids_B),
+            (self.caption_queue, [slow_caption.detach(), *own_caption], ids_T),
+        ]
+        return result
+
+    def remember(self) -> None:
+        """Put the last batch's embeddings into the queues, once."""
+        for queue, parts, ids in self._unpushed:
+            queue.push(parts, ids)
+        self._unpushed = []
+
+    def _logits(
+        self, query_QE: Tensor, keys_NE: Tensor, queue: MomentumQueue, part: int = 0
+    ) -> Tensor:
+        """(Q, N + queue) similarities over the temperature: the batch's keys first."""
+        # The few queries are divided, not their many products.
+        scaled_QE = query_QE / self.temperature
+        return torch.cat([scaled_QE @ keys_NE.T, scaled_QE @ queue.values(part).T], dim=1)
+
+    def _slow(self, batch: Batch, image_BE: Tensor, caption_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys of this batch: from the slow encoders, or the encodings themselves."""
+        if self.slow is None:
+            return image_BE, caption_TE
+        with torch.no_grad():
+            if self.training:
+                follow(self.slow, self.fuser, self.config.momentum)
+            bf16 = self.config.precision == "bf16"
+            image = self.slow.encode("image", batch.image, bf16=bf16)
+            return image, self.slow.encode("caption", batch.caption, bf16=bf16)
+
+    def _own(self, side: Features) -> list[Tensor]:
+        """Each mixable model's own embeddings at unit length, where the loss sees them."""
+        found = [side.embeddings[m] for m in self.mixed]
+        return [F.normalize(p, dim=1) for p in found if p is not None]
+
+    def _mixed(
+        self,
+        fused_QK: Tensor,
+        query: Sequence[Tensor],
+        key: Sequence[Tensor],
+        queue: MomentumQueue,
+    ) -> Tensor:
+        """The weighted similarity of retrieval: fused and the models' own."""
+        if not query:
+            return fused_QK
+        shares = self.mix.shares()
+        mixed = shares[0] * fused_QK
+        for k, (q, own) in enumerate(zip(query, key, strict=True), start=1):
+            mixed = mixed + shares[k] * self._logits(q, own, queue, k)
+        return mixed
+
+    def _hinge(self, image_BE: Tensor, caption_TE: Tensor, batch: Batch) -> Tensor:
+        same_BT = batch.ids_B[:, None] == batch.ids_B[batch.owner_T][None, :]
+        scores_BT = image_BE @ caption_TE.T / self.temperature
+        return losses.hardest_hinge(scores_BT, batch.owner_T, same_BT, self.config.margin)
+
+    def _match(
+        self,
+        image_BE: Tensor,
+        caption_TE: Tensor,
+        near_BT: Tensor,
+        near_TB: Tensor,
+        batch: Batch,
+        negatives: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Binary cross entropy of pairs, hard negative images and hard negative captions."""
+        assert self.discriminator is not None
+        owner_T, ids_T = batch.owner_T, batch.ids_B[batch.owner_T]
+        if negatives is None:
+            image_T, found_T = losses.draw_negatives(near_TB, ids_T[:, None] == batch.ids_B)
+            # One caption per pair, not per image: an image with five captions meets five.
+            caption_T, _ = losses.draw_negatives(near_BT[owner_T], ids_T[:, None] == ids_T)
+        else:
+            image_T, caption_T = negatives
+            found_T = torch.ones_like(ids_T, dtype=torch.bool)
+        owners_T, matched = image_BE[owner_T], len(owner_T)
+        left = torch.cat([owners_T, image_BE[image_T[found_T]], owners_T[found_T]])
+        right = torch.cat([caption_TE, caption_TE[found_T], caption_TE[caption_T[found_T]]])
+        truth = torch.zeros(len(left), device=left.device)
+        truth[:matched] = 1
+        return F.binary_cross_entropy_with_logits(self.discriminator(left, right), truth)
+
+
+def mixable_models(fuser: Fuser) -> list[int]:
+    """The models whose own cosine exists: an embedding on both sides, of one width."""
+    pairs = zip(fuser.image.config.models, fuser.caption.config.models, strict=True)
+    return [
+        m
+        for m, (a, b) in enumerate(pairs)
+        if a.embedding_width is not None and a.embedding_width == b.embedding_width
+    ]

@@ -1,0 +1,105 @@
+"""Where a training's figures go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow.
+
+TensorBoard event files are written wherever the `tensorboard` package is installed; the others
+when they are asked for. All of them are extras: `pip install 'hada[tensorboard]'`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hada.extract.common.errors import UsageError, nearest
+from hada.fuse.run_folder import RunFolder
+
+KINDS = ("tensorboard", "wandb", "mlflow", "none")
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+def parse(text: str | None) -> tuple[str, ...]:
+    """Names of `--report-to`; None is TensorBoard where it is installed.
+
+    >>> parse("none")
+    ()
+    """
+    if text is None:
+        return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in KINDS:
+            raise UsageError(f"--report-to {name!r}: {nearest(name, KINDS)}")
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UsageError(f"--report-to {name}: not installed; pip install 'hada[{name}]'")
+    return tuple(name for name in names if name != "none")
+
+
+def open_reports(
+    names: Sequence[str], run: RunFolder, config: Mapping[str, Any], first: int
+) -> tuple[list[Report], Callable[[], None]]:
+    """Start reporting a run that goes on with epoch `first`.
+
+    Returns functions of an epoch and its figures, and one that closes everything.
+    """
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+    opened = [makers[name](run, config, first) for name in names]
+
+    def close() -> None:
+        for _, end in opened:
+            end()
+
+    return [report for report, _ in opened], close
+
+
+def figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line of metrics as flat names and numbers.
+
+    >>> figures({"epoch": 1, "val": {"rsum": 300.0}, "shares": [0.5, 0.5]})
+    {'val/rsum': 300.0, 'shares/0': 0.5, 'shares/1': 0.5}
+    """
+    found: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}/{k}".replace("@", "_"): float(v) for k, v in value.items()}
+        elif isinstance(value, list):
+            found |= {f"{key}/{k}": float(v) for k, v in enumerate(value)}
+        elif key != "epoch":
+            found[key] = float(value)
+    return found
+
+
+def _tensorboard(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What a killed process wrote beyond the last checkpoint is hidden from then on.
+    purge = first if first > 1 else None
+    writer: Any = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
+
+    def report(epoch: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, epoch)
+        writer.flush()
+
+    return report, writer.close
+
+
+def _wandb(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
+    wandb = importlib.import_module("wandb")
+    tracked = wandb.init(
+        project="hada",
+        name=run.name,
+        id=f"{config['dataset']}-{run.name}".replace("+", "_"),
+        resume="allow",
+        dir=str(run.path),
+        config=dict(config),
+    )
+    return (lambda epoch, values: tracked.log(dict(values), step=epoch)), tracked.finish
+
+
+def _mlflow(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment("hada")
+    mlflow.start_run(run_name=run.name)
+    mlflow.log_params({k: v for k, v in config["recipe"].items() if v not in ((), [])})
+    return (lambda epoch, values: mlflow.log_metrics(dict(values), step=epoch)), mlflow.end_run

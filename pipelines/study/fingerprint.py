@@ -1,0 +1,43 @@
+"""What a table of recall was made from, kept beside it: where that has changed, it is made anew."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from hada.extract.common import remote
+from hada.extract.common.errors import StoreError
+from hada.pipelines.study.jobs import EvaluateJob
+
+
+def evaluation_inputs(job: EvaluateJob) -> str:
+    """A digest of all that a result is made from: the request, the stores' specs, the weights."""
+    from hada.extract.store.reader import read_spec
+    from hada.fuse.run_folder import BEST
+
+    digest = hashlib.sha256(repr((job.quick, job.models, job.runs)).encode())
+    splits = [job.split] if job.quick else [job.split, job.train_split, job.val_split]
+    for split in dict.fromkeys(splits):
+        for model in job.models:
+            folder = remote.place(f"{job.stores.rstrip('/')}/{job.dataset}/{split}/{model}")
+            digest.update(read_spec(folder).digest().encode())
+    for run in job.runs:
+        digest.update((Path(run) / BEST).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def inputs_file(job: EvaluateJob) -> Path:
+    """Where the digest of a result's inputs lies."""
+    output = Path(job.output)
+    return output.with_name(f".{output.stem}.inputs")
+
+
+def is_evaluated(job: EvaluateJob) -> bool:
+    """Whether the table is there and all that it was made from is still the same."""
+    file = inputs_file(job)
+    if not (file.exists() and Path(job.output).exists()):
+        return False
+    try:
+        return file.read_text().strip() == evaluation_inputs(job)
+    except (StoreError, OSError):
+        return False
