@@ -12,9 +12,9 @@ from hada.extract.common import remote
 from hada.extract.common.console import HadaGroup, tell
 from hada.extract.common.errors import StoreError
 from hada.extract.common.progress import size
+from hada.extract.common.terminal import in_line
 from hada.extract.manifest import STORE_FORMATS
 from hada.extract.spec import STORE_DTYPES
-from hada.extract.terminal import in_line
 
 
 @click.group(cls=HadaGroup)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError
+from hada.extract.common.terminal import console
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store
-from hada.extract.terminal import console
 from hada.fuse.ranking.ranks import KS, Ranks, rank_matrix, recalls
 from hada.fuse.tokens.split import Split
 

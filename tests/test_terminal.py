@@ -23,7 +23,7 @@ from hada.evaluate.cli import evaluate
 from hada.evaluate.results.text import render
 from hada.extract.cli import extract, store
 from hada.extract.common.progress import progress
-from hada.extract.terminal import console, guarded, in_line, visible
+from hada.extract.common.terminal import console, guarded, in_line, visible
 from hada.fuse.cli import fuse
 from hada.pipelines.cli import pipeline
 
@@ -212,7 +212,7 @@ def test_nothing_is_printed_past_the_boundary() -> None:
     """`click.echo`, `print`, Rich's console and the streams are used in two files only."""
     past = {("click", "echo"), ("click", "secho"), ("sys", "stdout"), ("stdout", "write"),
             ("stderr", "write"), ("rich", "print")}  # fmt: skip
-    allowed = {"extract/common/console.py", "extract/terminal.py"}
+    allowed = {"extract/common/console.py", "extract/common/terminal.py"}
     for file in (path for room in ("extract", "fuse", "evaluate", "pipelines")
                  for path in (ROOT / room).rglob("*.py")):  # fmt: skip
         place = str(file.relative_to(ROOT))

@@ -23,9 +23,9 @@ from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, places
 from hada.evaluate.results.significance import BLOCK_COUNTS
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
+from hada.extract.common.terminal import in_line
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
-from hada.extract.terminal import in_line
 from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
 from hada.fuse.ranking.ranks import rank_positives
 from hada.fuse.run_folder import RunFolder

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from hada.extract.terminal import in_line
+from hada.extract.common.terminal import in_line
 from hada.fuse.ranking.ranks import KS
 
 FORMATS = ("md", "csv", "latex")

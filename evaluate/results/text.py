@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from hada.extract.terminal import console, in_line
+from hada.extract.common.terminal import console, in_line
 from hada.fuse.ranking.ranks import KS
 
 WAYS = ("i2t", "t2i")

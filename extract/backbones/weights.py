@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hada.extract.common.errors import CheckpointError
-from hada.extract.tensor_files import read_safetensors, read_torch
+from hada.extract.common.tensor_files import read_safetensors, read_torch
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIG_SUFFIXES = (".json", ".txt", ".model")

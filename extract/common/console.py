@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from hada.extract.common.errors import HadaError, UsageError
-from hada.extract.terminal import guarded, in_line, visible
+from hada.extract.common.terminal import guarded, in_line, visible
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -38,7 +38,8 @@ _OS_REMEDIES = {
 def say(text: object, *, lines: bool = False) -> None:
     """A line for the person at the terminal, on stderr, so that stdout stays for results.
 
-    Nothing in it steers the terminal (`hada.extract.terminal`). `lines`: the newlines are ours.
+    Nothing in it steers the terminal (`hada.extract.common.terminal`). `lines`: the newlines are
+    ours.
     """
     click.echo(visible(text) if lines else in_line(text), err=True)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hada.extract.common.errors import HadaError, UsageError
-from hada.extract.shapes import shown
+from hada.extract.common.shapes import shown
 
 MIB = 2**20
 # Markers, configurations, labels; a caption file or a result may be as large as the other.

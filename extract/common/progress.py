@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from hada.extract.terminal import console, in_line
+from hada.extract.common.terminal import console, in_line
 
 LOG_EVERY_S = 30.0
 

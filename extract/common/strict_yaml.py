@@ -15,8 +15,8 @@ from typing import Any, TypeVar, overload
 import yaml
 
 from hada.extract.common.errors import ManifestError, nearest
-from hada.extract.shapes import shown
-from hada.extract.yamltext import compose, plain
+from hada.extract.common.shapes import shown
+from hada.extract.common.yamltext import compose, plain
 
 T = TypeVar("T")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

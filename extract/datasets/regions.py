@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract import array_files
+from hada.extract.common import array_files
 from hada.extract.common.errors import DatasetError, UsageError
 
 # Tried in this order where no pattern is given: HADA's, COCO's and Flickr30k's names.

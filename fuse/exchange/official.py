@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hada.extract.common.errors import CheckpointError
-from hada.extract.tensor_files import read_torch
+from hada.extract.common.tensor_files import read_torch
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.recipes import RECIPES, Recipe

@@ -10,8 +10,8 @@ from typing import Any
 
 from hada.extract.common.console import say
 from hada.extract.common.progress import duration
+from hada.extract.common.terminal import console, in_line
 from hada.extract.spec import SIDES
-from hada.extract.terminal import console, in_line
 from hada.pipelines.execution.worker import FINISH
 from hada.pipelines.study.jobs import ExtractJob
 from hada.pipelines.study.survey import State

@@ -15,8 +15,8 @@ from typing import Any
 from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration
+from hada.extract.common.terminal import in_line
 from hada.extract.manifest import Manifest
-from hada.extract.terminal import in_line
 from hada.pipelines.execution.display import Display
 from hada.pipelines.execution.driver import Driver, Limits, Result
 from hada.pipelines.state import Folder, driving

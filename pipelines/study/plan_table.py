@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hada.extract.common.progress import duration, size
+from hada.extract.common.terminal import in_line
 from hada.extract.spec import SIDES
-from hada.extract.terminal import in_line
 from hada.pipelines.state import rate_key
 from hada.pipelines.study.jobs import ExtractJob
 from hada.pipelines.study.survey import State

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from hada.extract.array_files import map_npy, read_npz
+from hada.extract.common.array_files import map_npy, read_npz
 from hada.extract.common.documents import json_lines, parse_json, read_json
 from hada.extract.common.errors import CheckpointError, ManifestError, StoreError, UsageError
+from hada.extract.common.shapes import conform, shown
 from hada.extract.common.strict_yaml import read_yaml
-from hada.extract.shapes import conform, shown
-from hada.extract.tensor_files import read_safetensors, read_torch
+from hada.extract.common.tensor_files import read_safetensors, read_torch
 
 BROKEN_JSON = {
     "empty": (b" \n", "line 2, column 1: the file is empty"),

@@ -16,7 +16,7 @@ import yaml
 
 from hada.extract.common.documents import decode, read_bytes
 from hada.extract.common.errors import ManifestError
-from hada.extract.shapes import shown
+from hada.extract.common.shapes import shown
 
 # PyYAML reads some 100 kB a second; a manifest of a hundred models has 20 kB.
 MOST_BYTES = 512 * 1024

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hada.extract.array_files import reason
+from hada.extract.common.array_files import reason
 from hada.extract.common.errors import CheckpointError, HadaError
-from hada.extract.shapes import shown
+from hada.extract.common.shapes import shown
 
 DEPTH = 64
 # torch.save packs nothing; files that were zipped anew are some times smaller at most.
