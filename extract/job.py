@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
-from hada.extract.common import remote
+from hada.extract.common import atomic, remote
 from hada.extract.common.console import say
-from hada.extract.common.errors import StoreError, UsageError
+from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.engine.decode import cores
@@ -67,7 +68,6 @@ def extract_model(
     told on stderr.
 
     Raises:
-        StoreError: Another process is writing some of the shards.
         UsageError: The model or this machine has nothing to compile with.
     """
     backbone = load_model(model, data[0].name, device, precision)
@@ -220,7 +220,8 @@ def _remove_store(path: str) -> None:
     folder = remote.place(path)
     if not folder.exists():
         return
-    strangers = {item.name for item in folder.iterdir()} - {COMMIT, ERRORS, *formats.folders()}
+    names = {item.name for item in folder.iterdir() if not atomic.is_temporary(item.name)}
+    strangers = names - {COMMIT, ERRORS, *formats.folders()}
     if strangers:
         raise UsageError(
             f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
@@ -228,7 +229,10 @@ def _remove_store(path: str) -> None:
     if remote.is_remote(folder):
         remote.remove_folder(folder)
     else:
-        shutil.rmtree(folder)
+        # Renamed first: half of a store would be no store, and in the way of a new one.
+        gone = atomic.temporary_name(folder.with_name(f".{folder.name}"))
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
 
 
 def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:
@@ -240,11 +244,6 @@ def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) ->
         say(f"{where}: and {more} more, all named in {report.store / ERRORS}")
     if truncated:
         say(f"{where}: {truncated} captions were longer than the model takes and were cut")
-    if report.busy_shards:
-        raise StoreError(
-            f"{where}: {report.busy_shards} shards are being written by another process. "
-            "Wait for it, then run the same command again."
-        )
 
 
 def summary(model: str, report: Report) -> str:

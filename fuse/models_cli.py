@@ -6,11 +6,13 @@ Nothing heavy is imported until a command runs.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hada.extract.common import atomic
 from hada.extract.common.console import HadaCommand, manifest_options, parse_assignments, tell
 
 if TYPE_CHECKING:
@@ -73,7 +75,11 @@ def export(run_path: Path, folder: Path, licences: tuple[str, ...], repository: 
     from hada.fuse.exchange.hub import HadaModel
 
     model = HadaModel.from_run(run_path, parse_assignments(licences, "--licence"))
-    model.save_pretrained(folder)
+    # By the library beside, then file by file to its place, each whole.
+    with tempfile.TemporaryDirectory(prefix="hada-") as made:
+        model.save_pretrained(made)
+        for file in sorted(Path(made).iterdir()):
+            atomic.write_bytes(folder / file.name, file.read_bytes())
     if repository is not None:
         model.push_to_hub(repository)
     tell(str(folder))

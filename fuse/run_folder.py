@@ -11,6 +11,7 @@ length that `last.pt` remembers, so a killed run leaves no line twice and none b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -87,9 +88,11 @@ class RunFolder:
 
         Raises `RunError`, naming the first field that differs, where it belongs to another.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(f"*{atomic.TEMPORARY}*"):  # of a killed process
-            leftover.unlink(missing_ok=True)
+        atomic.make_folder(self.path)
+        for leftover in self.path.glob(f"*{atomic.TEMPORARY}*"):
+            if atomic.is_left_over(leftover):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
         if fresh:
             for name in (LAST, BEST, METRICS, CONFIG):
                 (self.path / name).unlink(missing_ok=True)
@@ -110,15 +113,15 @@ class RunFolder:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line of metrics."""
-        with (self.path / METRICS).open("ab") as file:
-            file.write((json.dumps(line, sort_keys=True) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        atomic.append_line(self.path / METRICS, json.dumps(line, sort_keys=True))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics so far."""
-        path = self.path / METRICS
-        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+        path, lines = self.path / METRICS, []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # half a line, of a killed process
+                lines.append(json.loads(line))
+        return lines
 
     def save_last(
         self, objective: Objective, optimizer: torch.optim.Optimizer, position: Position
@@ -149,7 +152,7 @@ class RunFolder:
         state = self._read_last(device)
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
-        if metrics.exists():
+        if metrics.exists() and metrics.stat().st_size != state["metrics_bytes"]:
             os.truncate(metrics, state["metrics_bytes"])
         torch.set_rng_state(state["rng"].cpu())
         if device.type == "cuda" and state["rng_devices"]:

@@ -22,7 +22,7 @@ from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError
 from hada.extract.common.terminal import console
 from hada.extract.manifest import Manifest
-from hada.extract.store import open_store
+from hada.extract.store import open_store, stores_below
 from hada.fuse.ranking.ranks import KS, Ranks, rank_matrix, recalls
 from hada.fuse.tokens.split import Split
 
@@ -59,7 +59,7 @@ def look(
     Raises `StoreError` where no two models with a joint space have stores of the split.
     """
     folder = Path(manifest.store_path(dataset, split, "any")).parent
-    names = list(models) or sorted(path.name for path in folder.glob("*") if path.is_dir())
+    names = list(models) or [path.name for path in stores_below(folder)]
     if not names:
         raise StoreError(
             f"no stores in {folder}; extract first: hada-extract --dataset {dataset} "

@@ -53,12 +53,11 @@ class Folder:
 
     def record(self, outcome: dict[str, Any]) -> None:
         """Add how a task ended."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.path)
         kept = {k: v for k, v in outcome.items() if v != "" and v != -1 and v is not False}
-        line = json.dumps({**kept, "at": round(time.time(), 1)}) + "\n"
-        # One write of one line: many processes add to the file.
-        with (self.path / "tasks.jsonl").open("ab", buffering=0) as file:
-            file.write(line.encode())
+        # Many processes add to the file.
+        line = json.dumps({**kept, "at": round(time.time(), 1)})
+        atomic.append_line(self.path / "tasks.jsonl", line)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, oldest first; a line that was cut short is left out."""
@@ -114,7 +113,8 @@ def driving(folder: Folder) -> Iterator[None]:
 
     Raises `BusyError`, naming the holder.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(folder.path)
+    atomic.remove_leftovers(folder.lock_file)
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     _take(folder.lock_file, mine)
     stop = threading.Event()
@@ -144,8 +144,8 @@ def holder(folder: Folder) -> str | None:
 def _take(file: Path, mine: dict[str, Any]) -> None:
     for _ in range(3):
         # A link is made whole, with its content, or not at all; an empty lock tells nobody who.
-        temporary = file.with_name(f"{file.name}{atomic.TEMPORARY}{os.getpid()}")
-        temporary.write_text(json.dumps(mine))
+        temporary = atomic.temporary_name(file)
+        atomic.write_new(temporary, json.dumps(mine).encode())
         try:
             os.link(temporary, file)
         except FileExistsError:
@@ -157,7 +157,7 @@ def _take(file: Path, mine: dict[str, Any]) -> None:
                 ) from None
             # Renamed, not deleted: of two who find a stale lock only one can rename it.
             with contextlib.suppress(FileNotFoundError):
-                stale = file.with_name(f"{file.name}{atomic.TEMPORARY}stale-{os.getpid()}")
+                stale = atomic.temporary_name(file.with_name(f"{file.name}-stale"))
                 file.rename(stale)
                 if _read(stale) != found:  # somebody was faster, and this is theirs
                     with contextlib.suppress(FileExistsError):

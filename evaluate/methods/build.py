@@ -40,7 +40,9 @@ class Request:
 def finished_runs(folder: Path) -> list[Path]:
     """Runs in a folder that have weights, by name."""
     return sorted(
-        path.parent for path in folder.glob(f"*/{CONFIG}") if (path.parent / BEST).exists()
+        path.parent
+        for path in folder.glob(f"*/{CONFIG}")
+        if (path.parent / BEST).exists() and not path.parent.name.startswith(".")
     )
 
 

@@ -55,10 +55,9 @@ class Index:
 
     def save(self, path: Path) -> None:
         """Write it as one file that NumPy opens."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         head = np.frombuffer(json.dumps({"format": FORMAT, "key": self.key}).encode(), np.uint8)
         names = np.array(self.ids)
-        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic.writing(path) as file:
             np.savez(file, head=head, ids=names, embeddings=self.embeddings)
 
     @classmethod

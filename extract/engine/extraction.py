@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from hada.extract.variants.views import View
 
 ERRORS = "errors.jsonl"
+# Between two looks at what another process is writing.
+WAIT_S = 0.2
 
 
 @dataclass
@@ -134,6 +137,19 @@ class Extraction:
             smaller = self.sizes.halve(side)
             say(f"{label}: out of memory, {size} {side}s at a time now become {smaller}")
             release_memory(self.backbone)
+
+    def await_others(self, report: Report) -> None:
+        """Wait for shards that other processes are writing, and write those that they give up."""
+        told = False
+        while busy := sum(len(self.writer.pending(side)) for side in SIDES):
+            if not told:
+                name = self.writer.spec.model.name
+                say(f"{name}: waiting for {busy} shards that another process is writing")
+            told = True
+            time.sleep(WAIT_S)
+            for side in SIDES:
+                self.fill(side, report, shown=False)
+        report.busy_shards = 0
 
     def finish(self, report: Report) -> None:
         """After the last shard: clear away, and name the pictures that failed.
@@ -267,7 +283,9 @@ def _finish(writer: StoreWriter, dataset: CaptionDataset, report: Report) -> Non
 def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str]) -> None:
     """The failed images for programs, a JSON object a line; no file where nothing failed."""
     if not failures:
-        (folder / ERRORS).unlink(missing_ok=True)
+        # Not where there is none: a finished store may lie on a file system that cannot be written.
+        if (folder / ERRORS).exists():
+            (folder / ERRORS).unlink(missing_ok=True)
         return
     lines = [
         json.dumps(
@@ -275,4 +293,6 @@ def _write_errors(folder: Path, dataset: CaptionDataset, failures: dict[int, str
         )
         for row in sorted(failures)
     ]
-    atomic.write_bytes(folder / ERRORS, ("\n".join(lines) + "\n").encode())
+    data = ("\n".join(lines) + "\n").encode()
+    if not (folder / ERRORS).exists() or remote.read_bytes(folder / ERRORS) != data:
+        atomic.write_bytes(folder / ERRORS, data)

@@ -126,6 +126,7 @@ def run(
         report.skipped_shards += writer.shards(side) - len(writer.pending(side))
         extraction.fill(side, report)
         report.side_seconds[side] = time.monotonic() - began
+    extraction.await_others(report)
     extraction.finish(report)
     if on_error == "fail" and report.failures:  # of an earlier run that left them out
         id_, reason = next(iter(report.failures.items()))

@@ -120,7 +120,7 @@ def import_store(
     writer = StoreWriter.open(path, spec, index)
     for side in SIDES:
         with progress(f"{name}: {side}s", index.count(side), f"{side}s") as advance:
-            for shard in writer.pending(side):
+            for shard in writer.filling(side):
                 rows = writer.rows(side, shard)
                 writer.write(side, shard, _block(source, spec, side, rows))
                 advance(len(rows))

@@ -6,7 +6,6 @@ model's library loads. What one step does is told in `learner`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.common.atomic import TEMPORARY
+from hada.extract.common import atomic
 from hada.extract.common.console import HadaCommand, say
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import progress
@@ -78,9 +77,10 @@ def _loop(learner: Learner, corpus: Corpus, output: Path) -> None:
 def save(towers: Towers, folder: Path) -> None:
     """Write the model beside `folder`, then put it in place of what was there."""
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}{TEMPORARY}{os.getpid()}")
-    old = folder.with_name(f".{folder.name}{TEMPORARY}{os.getpid()}-old")
+    atomic.make_folder(folder.parent)
+    hidden = folder.with_name(f".{folder.name}")
+    atomic.remove_leftovers(hidden)
+    fresh = atomic.temporary_name(hidden)
     towers.model.eval()
     try:
         towers.save(fresh)
@@ -89,12 +89,10 @@ def save(towers: Towers, folder: Path) -> None:
         card = folder / "README.md"
         if card.exists():
             shutil.copy2(card, fresh / card.name)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
+        atomic.sync_all(fresh)
+        atomic.put_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def pick_device(name: str) -> str:

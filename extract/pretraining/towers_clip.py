@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hada.extract.common import atomic
 from hada.extract.pretraining.recipes import Recipe
 from hada.extract.pretraining.towers import MEAN, STD, Towers
 from hada.extract.scenes.words import vocabulary
@@ -51,14 +52,15 @@ class ClipTowers(Towers):
         return torch.as_tensor(last @ model.text_projection)
 
     def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder.mkdir(parents=True, exist_ok=True)
         half = {
             name: value.detach().half().contiguous().cpu()
             for name, value in self.model.state_dict().items()
         }
-        save_file(half, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+        data = save(half, metadata={"format": "pt"})
+        atomic.write_new(folder / "open_clip_model.safetensors", data)
         preprocess = {
             "mean": list(MEAN),
             "std": list(STD),
@@ -67,7 +69,7 @@ class ClipTowers(Towers):
         }
         config = {"model_cfg": self.config, "preprocess_cfg": preprocess}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (folder / "open_clip_config.json").write_text(text, encoding="utf-8")
+        atomic.write_new(folder / "open_clip_config.json", text.encode())
         self.tokenizer.save_pretrained(folder)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hada.extract.common.atomic import TEMPORARY
+from hada.extract.common import atomic
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.scenes.classes import write_classes
 from hada.extract.scenes.draw import encode_png, render
@@ -85,12 +85,14 @@ def write_scenes(
             write_classes(root, seed, counts)
         return kept
     root = root.absolute()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root)
-    partial = root.with_name(f".{root.name}{TEMPORARY}{os.getpid()}")
+    atomic.make_folder(root.parent)
+    hidden = root.with_name(f".{root.name}")
+    atomic.remove_leftovers(hidden)
+    partial = atomic.temporary_name(hidden)
     try:
         _fill(partial, wanted, progress or (lambda n: None))
-        _swap(partial, root)
+        # What was there is a set of ours or empty (`_existing`).
+        atomic.put_folder(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     written = _read(root)
@@ -108,17 +110,19 @@ def _fill(folder: Path, wanted: dict[str, Any], progress: Callable[[int], None])
     for split, count in wanted["images"].items():
         for index in range(count):
             row, png = entry(seed, split, index, len(rows))
-            (folder / IMAGES / row["filename"]).write_bytes(png)
+            atomic.write_new(folder / IMAGES / row["filename"], png, durable=False)
             pictures.update(png)
             n_bytes += len(png)
             rows.append(row)
             progress(1)
     annotations = _json({"dataset": "scenes", "images": rows})
-    (folder / ANNOTATIONS).write_bytes(annotations)
+    atomic.write_new(folder / ANNOTATIONS, annotations)
     digest = hashlib.sha256(annotations + pictures.digest()).hexdigest()
     marker = {**wanted, "digest": digest, "bytes": n_bytes + len(annotations)}
     write_classes(folder, seed, wanted["images"])
-    (folder / MARKER).write_bytes(_json(marker))
+    atomic.write_new(folder / MARKER, _json(marker))
+    for path in (folder / IMAGES, folder):
+        atomic.sync(path)
 
 
 def entry(seed: int, split: str, index: int, imgid: int) -> tuple[dict[str, Any], bytes]:
@@ -204,34 +208,3 @@ def _summary(root: Path, marker: dict[str, Any], *, kept: bool) -> SceneSummary:
         n_bytes=int(marker["bytes"]),
         kept=kept,
     )
-
-
-def _swap(partial: Path, root: Path) -> None:
-    """Put the finished folder in place; what was there is a set of ours or empty (`_existing`)."""
-    if not root.exists():
-        os.replace(partial, root)
-        return
-    old = root.with_name(f".{root.name}{TEMPORARY}{os.getpid()}-old")
-    os.replace(root, old)
-    os.replace(partial, root)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Delete what killed processes of this machine left beside `root`."""
-    for path in root.parent.glob(f".{root.name}{TEMPORARY}*"):
-        pid = path.name.rpartition(TEMPORARY)[2].partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # signal 0 is no harmless question elsewhere
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -29,7 +29,7 @@ that way is read through zarr-python or h5py. A store may lie behind a URL, too:
 """
 
 from hada.extract.store.index import StoreIndex
-from hada.extract.store.reader import SideReader, StoreReader, open_store
+from hada.extract.store.reader import SideReader, StoreReader, open_store, stores_below
 from hada.extract.store.writer import Block, StoreWriter, write_store
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "StoreReader",
     "StoreWriter",
     "open_store",
+    "stores_below",
     "write_store",
 ]

@@ -198,8 +198,9 @@ class RawShard:
             take = min(size - inside, wanted - position)
             part = out[position : position + take]
             if chunk >= len(offsets) or offsets[chunk] == MISSING:
-                part.reshape(-1, len(self.fill))[:] = self.fill
-            elif self.verified[chunk]:
+                # Nobody asks for rows that were never written.
+                raise ValueError(f"chunk {chunk} is missing")
+            if self.verified[chunk]:
                 _read_pieces(file, [part], offsets[chunk] + inside)
             elif take == size:
                 self._verify(file, chunk, part)

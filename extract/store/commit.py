@@ -59,6 +59,7 @@ def write_marker(folder: Path, marker: Marker) -> None:
             "failed": {str(row): reason for row, reason in marker.failed.items()},
             "provenance": marker.provenance,
         },
+        tidy=False,  # who owns the shard has done it
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,6 @@ from hada.extract.store.index import (
     shard_count,
 )
 
-ABANDONED_AFTER_S = 3600.0
 # The attribute that lists the differences somebody accepted.
 ALLOWED = "hada_allowed_mismatches"
 # Fields that `--allow-mismatch` may name.
@@ -103,9 +100,12 @@ def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -
     if remote.is_remote(folder):
         _create_remote(folder, spec, index, format_name)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    temporary = folder.with_name(f".{folder.name}{atomic.TEMPORARY}{os.getpid()}")
+    _refuse_place(folder)
+    atomic.make_folder(folder.parent)
+    # Its name begins with a dot: nobody who looks for stores takes it for one.
+    hidden = folder.with_name(f".{folder.name}")
+    atomic.remove_leftovers(hidden)
+    temporary = atomic.temporary_name(hidden)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         features = temporary / formats.features_folder(format_name)
@@ -141,11 +141,16 @@ def _create_remote(folder: Path, spec: StoreSpec, index: StoreIndex, format_name
         remote.upload_folder(local / name, folder / name, last="zarr.json")
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what processes killed while creating this store left; making it takes milliseconds."""
-    for path in folder.parent.glob(f".{folder.name}{atomic.TEMPORARY}*"):
-        if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-            shutil.rmtree(path, ignore_errors=True)
+def _refuse_place(folder: Path) -> None:
+    """Raise `UsageError` where no store can be: in another one, or behind a link to nowhere."""
+    if folder.is_symlink():
+        raise UsageError(atomic.not_a_folder(folder))
+    for above in folder.resolve().parents:
+        if formats.find(above) is not None:
+            raise UsageError(
+                f"{folder}: lies in the store {above}, which `--fresh` or `repair` would take it "
+                "for a part of. Choose a place outside of it."
+            )
 
 
 def index_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ killed writer leaves no file that HDF5 cannot open. Parts know nothing of each o
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -50,12 +51,14 @@ class Hdf5Format:
         attributes: Mapping[str, Any],
     ) -> None:
         features.mkdir(parents=True)
-        with atomic.replacing(features / _INDEX) as temporary, _create(temporary) as file:
+        image = io.BytesIO()
+        with _create(image) as file:
             file.attrs["arrays"] = json.dumps({n: _plan_json(p) for n, p in plans.items()})
             for key, value in attributes.items():
                 file.attrs[key] = json.dumps(value, sort_keys=True)
             for name, values in small.items():
                 _dataset(file, name, values, max(1, len(values)), 0)
+        atomic.write_new(features / _INDEX, image.getvalue())
         for side in {name.partition("/")[0] for name in plans}:
             (features / side).mkdir()
             atomic.sync(features / side)
@@ -69,16 +72,17 @@ class Hdf5Format:
         arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]],
     ) -> dict[str, tuple[int, int]]:
         path = _part(features, side, shard)
-        with atomic.replacing(path) as temporary:
-            with _create(temporary) as file:
-                for name, (plan, values) in arrays.items():
-                    name = name.partition("/")[2]
-                    _dataset(file, name, values, plan.chunk_rows, plan.fill)
-                    crcs = _chunk_crcs(values, plan)
-                    _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
-            # The disk is at work while the checksum is computed.
+        with atomic.writing(path, silent=True, tidy=False) as sink:
+            # In a thread, where Ctrl-C cannot come between: HDF5 would end in the middle of it.
+            with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
+                pool.submit(_fill, sink, arrays).result()
+            # What did not arrive is known here, before anything is read back.
+            sink.check()
+            temporary = atomic.temporary_name(path)
+            # The disk is at work while what was written is compared.
             with ThreadPoolExecutor(1) as pool:
-                synced = pool.submit(atomic.sync, temporary)
+                synced = pool.submit(sink.sync)
+                _compare(temporary, arrays)
                 written = os.stat(temporary).st_size, checksum(temporary)
                 synced.result()
         return {str(path.relative_to(features)): written}
@@ -88,15 +92,15 @@ class Hdf5Format:
             return {key: json.loads(file.attrs[key]) for key in file.attrs if key != "arrays"}
 
     def set_attributes(self, features: Path, attributes: Mapping[str, Any]) -> None:
-        path = features / _INDEX
-        with atomic.replacing(path) as temporary:
-            # A copy, because an HDF5 file that is changed in place can be lost.
-            temporary.write_bytes(path.read_bytes())
-            with h5py.File(temporary, "r+", libver="v110", locking=False) as file:
-                for key in set(file.attrs) - {"arrays"}:
-                    del file.attrs[key]
-                for key, value in attributes.items():
-                    file.attrs[key] = json.dumps(value, sort_keys=True)
+        # A copy, because an HDF5 file that is changed in place can be lost; and in memory, where
+        # no write fails.
+        image = io.BytesIO((features / _INDEX).read_bytes())
+        with h5py.File(image, "r+", libver="v110") as file:
+            for key in set(file.attrs) - {"arrays"}:
+                del file.attrs[key]
+            for key, value in attributes.items():
+                file.attrs[key] = json.dumps(value, sort_keys=True)
+        atomic.write_bytes(features / _INDEX, image.getvalue())
 
     def has(self, features: Path, name: str) -> bool:
         with _open(features / _INDEX) as file:
@@ -131,7 +135,8 @@ class Hdf5Source:
         path = _part(self._features, side, shard)
         before = os.stat(path)
         with h5py.File(path, "r", locking=False) as file:
-            found = self._chunks(file[name], file.get(f"{_CRC}/{name}"), before.st_size)
+            crcs = file.get(f"{_CRC}/{name}")
+            found = _chunks(self._plan, file[name], crcs, before.st_size)
         if found is None:
             return None
         rows, offsets, crcs = found
@@ -145,37 +150,6 @@ class Hdf5Source:
             identity=identity(before),
         )
 
-    def _chunks(
-        self, data: Any, crcs: Any, file_bytes: int
-    ) -> tuple[int, NDArray[np.int64], NDArray[np.uint32]] | None:
-        """Rows of a chunk, where the chunks lie and their crc32c; None for another's writing."""
-        row = self.shape[1:]
-        pipeline = data.id.get_create_plist()
-        filters = [pipeline.get_filter(k)[0] for k in range(pipeline.get_nfilters())]
-        plain = (
-            data.dtype == self.dtype.newbyteorder("<")
-            and data.shape[1:] == row
-            and data.chunks is not None
-            and data.chunks[1:] == row
-            and filters == [h5py.h5z.FILTER_FLETCHER32]
-            and crcs is not None
-        )
-        if not plain:
-            return None
-        rows = int(data.chunks[0])
-        checks = np.asarray(crcs[...], np.uint32)
-        offsets = np.full(-(-len(data) // rows), MISSING, np.int64)
-        stored: list[Any] = []
-        data.id.chunk_iter(stored.append)
-        wanted = rows * self._plan.row_bytes + _FLETCHER
-        for chunk in stored:
-            if chunk.filter_mask or chunk.size != wanted:
-                return None
-            if chunk.byte_offset + chunk.size > file_bytes:
-                raise ValueError("the file ends before its last chunk")
-            offsets[chunk.chunk_offset[0] // rows] = chunk.byte_offset
-        return (rows, offsets, checks) if checks.shape == offsets.shape else None
-
     def library(self, start: int, stop: int) -> NDArray[Any]:
         side, _, name = self._array.partition("/")
         out = np.full((stop - start, *self.shape[1:]), self.fill, self.dtype)
@@ -183,18 +157,98 @@ class Hdf5Source:
         for shard in range(start // step, -(-stop // step)):
             first, last = max(start, shard * step), min(stop, (shard + 1) * step)
             with h5py.File(_part(self._features, side, shard), "r", locking=False) as file:
-                rows = file[name][first - shard * step : last - shard * step]
+                data = file[name]
+                rows = data[first - shard * step : last - shard * step]
+                # One that was lost reads as if it had never been written.
+                if data.chunks is not None and data.id.get_num_chunks() < _chunk_count(data):
+                    raise ValueError("some of its chunks are missing")
             out[first - start : first - start + len(rows)] = rows
         return out
+
+
+def _chunks(
+    plan: ArrayPlan, data: Any, crcs: Any, file_bytes: int
+) -> tuple[int, NDArray[np.int64], NDArray[np.uint32]] | None:
+    """Rows of a chunk, where the chunks lie and their crc32c; None for another's writing."""
+    row = plan.shape[1:]
+    pipeline = data.id.get_create_plist()
+    filters = [pipeline.get_filter(k)[0] for k in range(pipeline.get_nfilters())]
+    plain = (
+        data.dtype == np.dtype(plan.dtype).newbyteorder("<")
+        and data.shape[1:] == row
+        and data.chunks is not None
+        and data.chunks[1:] == row
+        and filters == [h5py.h5z.FILTER_FLETCHER32]
+        and crcs is not None
+    )
+    if not plain:
+        return None
+    rows = int(data.chunks[0])
+    checks = np.asarray(crcs[...], np.uint32)
+    offsets = np.full(_chunk_count(data), MISSING, np.int64)
+    stored: list[Any] = []
+    data.id.chunk_iter(stored.append)
+    wanted = rows * plan.row_bytes + _FLETCHER
+    for chunk in stored:
+        if chunk.filter_mask or chunk.size != wanted:
+            return None
+        if chunk.byte_offset + chunk.size > file_bytes:
+            raise ValueError("the file ends before its last chunk")
+        offsets[chunk.chunk_offset[0] // rows] = chunk.byte_offset
+    return (rows, offsets, checks) if checks.shape == offsets.shape else None
+
+
+def _chunk_count(data: Any) -> int:
+    return -(-len(data) // int(data.chunks[0]))
 
 
 def _part(features: Path, side: str, shard: int) -> Path:
     return features / side / f"{shard:06d}.h5"
 
 
-def _create(path: Path) -> h5py.File:
+def _create(sink: io.IOBase) -> h5py.File:
+    """A new HDF5 file in a file object that never fails: HDF5 cannot close one that does.
+
+    What it was given is then wrong or whole, and who owns `sink` knows which.
+    """
     # v110: every HDF5 since 2016 reads it, and its metadata carries checksums.
-    return h5py.File(path, "w", libver=("v110", "v110"), locking=False)
+    return h5py.File(sink, "w", libver=("v110", "v110"))
+
+
+def _fill(sink: io.IOBase, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
+    with _create(sink) as file:
+        for name, (plan, values) in arrays.items():
+            name = name.partition("/")[2]
+            _dataset(file, name, values, plan.chunk_rows, plan.fill)
+            crcs = _chunk_crcs(values, plan)
+            _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
+
+
+def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
+    """Read a new part back, as a reader would; raises `StoreError` where it is not as given."""
+    with h5py.File(path, "r", locking=False) as file, path.open("rb", buffering=0) as raw:
+        size = os.fstat(raw.fileno()).st_size
+        for name, (plan, values) in arrays.items():
+            if not values.size:
+                continue
+            name = name.partition("/")[2]
+            found = _chunks(plan, file[name], file[f"{_CRC}/{name}"], size)
+            whole = found is not None and len(file[name]) == len(values)
+            if found is not None:
+                rows, offsets, crcs = found
+                block = np.empty(rows * plan.row_bytes, np.uint8)
+                for offset, crc in zip(offsets.tolist(), crcs.tolist(), strict=True):
+                    done = (
+                        0
+                        if offset == MISSING
+                        else os.preadv(raw.fileno(), [memoryview(block)], offset)
+                    )
+                    whole &= done == len(block) and google_crc32c.value(block) == crc
+            if not whole:
+                raise StoreError(
+                    f"{path}: {name} was read back otherwise than it was written. Is the disk in "
+                    "order? Run the same command again, or choose another place for stores."
+                )
 
 
 @contextmanager

@@ -139,11 +139,13 @@ def convert(
     writer = StoreWriter.open(target, spec, index, format=format or store.format)
     for side in SIDES:
         total = writer.shards(side)
-        for shard in range(total):
-            with writer.claim(side, shard) as mine:
-                if mine:
-                    writer.write(side, shard, _block(store, writer, side, shard))
-            yield side, shard + 1, total
+        done = total - len(writer.pending(side))
+        for number in range(done):
+            yield side, number + 1, total
+        for shard in writer.filling(side):
+            writer.write(side, shard, _block(store, writer, side, shard))
+            done += 1
+            yield side, done, total
     writer.finish()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common import remote
-from hada.extract.common.errors import StoreError
+from hada.extract.common import atomic, remote
+from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import commit, dtypes, formats
 from hada.extract.store.formats import Format
@@ -241,6 +241,8 @@ def open_store(path: str | Path) -> StoreReader:
 def locate(folder: Path) -> tuple[Format, Path]:
     """The format of a store and the folder of its features. Raises `StoreError` without one."""
     found = formats.find(folder)
+    if found is None and not remote.is_remote(folder) and folder.is_symlink():
+        raise UsageError(atomic.not_a_folder(folder))
     if found is None:
         raise StoreError(
             f"{folder}: there is no feature store. Make it first: hada-extract "
@@ -248,6 +250,19 @@ def locate(folder: Path) -> tuple[Format, Path]:
             f"--dataset {folder.parent.parent.name}"
         )
     return found
+
+
+def stores_below(folder: Path) -> list[Path]:
+    """The stores in a folder, by name; what is being made there, or was left by a kill, is none."""
+    places = sorted(folder.iterdir()) if folder.exists() else []
+    return [
+        path
+        for path in places
+        if path.is_dir()
+        and not path.name.startswith(".")
+        and not atomic.is_temporary(path.name)
+        and formats.find(path) is not None
+    ]
 
 
 def read_spec(folder: Path) -> StoreSpec:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common import remote
 from hada.extract.store import zarr_shard
-from hada.extract.store.chunks import MISSING, fill_bytes
+from hada.extract.store.chunks import MISSING
 from hada.extract.store.formats import ArraySource
 from hada.extract.store.row_reader import RowReader
 
@@ -74,7 +74,7 @@ class RemoteRows(RowReader):
         try:
             self._fetch_indexes({shard for shard, *_ in pieces})
             needs = sorted(self._needs(pieces), key=lambda need: (need.shard, need.offset))
-            for group in _in_flight(self._runs(needs, flat)):
+            for group in _in_flight(self._runs(needs)):
                 wanted = [
                     (
                         self._file(run[0].shard),
@@ -128,14 +128,13 @@ class RemoteRows(RowReader):
                 yield _Need(shard, chunk, int(offsets[chunk]), inside, size, done)
                 begin, done = begin + size, done + size
 
-    def _runs(self, needs: list[_Need], flat: NDArray[np.uint8]) -> Iterator[list[_Need]]:
-        """Needs whose chunks one range can bring; what was never written is filled in at once."""
-        fill = fill_bytes(self._layout.fill, self._layout.dtype)
+    def _runs(self, needs: list[_Need]) -> Iterator[list[_Need]]:
+        """Needs whose chunks one range can bring."""
         run: list[_Need] = []
         for need in needs:
             if need.offset == MISSING:
-                flat[need.place : need.place + need.size].reshape(-1, len(fill))[:] = fill
-                continue
+                # Nobody asks for rows that were never written.
+                raise ValueError(f"chunk {need.chunk} is missing")
             end = need.offset + self._chunk_bytes + _CRC
             if run and not (
                 need.shard == run[-1].shard

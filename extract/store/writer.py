@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from hada.extract.store import commit, dtypes, formats
 from hada.extract.store.create import check_same, create, plan_arrays
 from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
+
+# Between two looks at what another process is writing.
+WAIT_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,29 @@ class StoreWriter:
                     path.unlink(missing_ok=True)
                 commit.remove_leftovers(self.folder, side, shard)
             yield mine
+
+    def filling(self, side: SideName) -> Iterator[int]:
+        """Each shard that is not there yet, claimed for whoever writes it before asking on.
+
+        Waits for those that another process is writing, so in the end all are there.
+
+        Raises:
+            StoreError: A shard is not there although it was written.
+        """
+        while pending := self.pending(side):
+            busy = True
+            for shard in pending:
+                with self.claim(side, shard) as mine:
+                    if mine:
+                        busy = False
+                        yield shard
+                        if not self.is_done(side, shard):
+                            raise StoreError(
+                                f"{self.folder}: {side} shard {shard} was written and is not "
+                                "there. Is something else at work on that disk? Run it again."
+                            )
+            if busy:
+                time.sleep(WAIT_S)
 
     def write(self, side: SideName, shard: int, block: Block) -> None:
         """Write one shard and commit it.
@@ -265,7 +292,7 @@ def write_store(
     )
     writer = StoreWriter.open(path, spec, index, format=format)
     for side in SIDES:
-        for shard in writer.pending(side):
+        for shard in writer.filling(side):
             rows = writer.rows(side, shard)
             part = slice(rows.start, rows.stop)
             has_tokens = tokens is not None and spec.model.tokens(side) is not None

@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common import remote
+from hada.extract.common import atomic, remote
 from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
 
 _CRC = 4
@@ -145,7 +145,10 @@ def _read_index(
     descriptor: int, file_bytes: int, chunks: int, stored_bytes: int
 ) -> NDArray[np.int64] | None:
     size = index_bytes(chunks)
-    raw = os.pread(descriptor, size, max(0, file_bytes - size))
+    place, raw = max(0, file_bytes - size), b""
+    # One call may return less than it is asked for.
+    while len(raw) < size and (more := os.pread(descriptor, size - len(raw), place + len(raw))):
+        raw += more
     return parse_index(raw, file_bytes, chunks, stored_bytes)
 
 
@@ -177,7 +180,7 @@ def parse_index(
     return np.where(missing, np.int64(MISSING), table[:, 0].view(np.int64))
 
 
-def write_file(path: Path, layout: Layout, values: NDArray[Any]) -> tuple[int, int]:
+def write_file(sink: atomic.Sink, layout: Layout, values: NDArray[Any]) -> tuple[int, int]:
     """Write the first `len(values)` rows of one file; returns its size and crc32c.
 
     Chunks beyond the rows are left out; a chunk that the rows fill in part is filled up.
@@ -187,33 +190,19 @@ def write_file(path: Path, layout: Layout, values: NDArray[Any]) -> tuple[int, i
     chunks = layout.shard_rows // layout.chunk_rows
     table = np.full((chunks, 2), _NO_CHUNK, "<u8")
     offset = crc = 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        for chunk, start in enumerate(range(0, len(flat), size)):
-            part = flat[start : start + size]
-            if len(part) < size:
-                fill = fill_bytes(layout.fill, layout.dtype)
-                part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
-            check = google_crc32c.value(part).to_bytes(_CRC, "little")
-            _write(descriptor, [part, np.frombuffer(check, np.uint8)])
-            table[chunk] = offset, size + _CRC
-            offset += size + _CRC
-            crc = google_crc32c.extend(google_crc32c.extend(crc, part), check)
-        if layout.sharded:
-            index = table.tobytes()
-            index += google_crc32c.value(index).to_bytes(_CRC, "little")
-            _write(descriptor, [np.frombuffer(index, np.uint8)])
-            offset, crc = offset + len(index), google_crc32c.extend(crc, index)
-    finally:
-        os.close(descriptor)
+    for chunk, start in enumerate(range(0, len(flat), size)):
+        part = flat[start : start + size]
+        if len(part) < size:
+            fill = fill_bytes(layout.fill, layout.dtype)
+            part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
+        check = google_crc32c.value(part).to_bytes(_CRC, "little")
+        sink.write_all([part, check])
+        table[chunk] = offset, size + _CRC
+        offset += size + _CRC
+        crc = google_crc32c.extend(google_crc32c.extend(crc, part), check)
+    if layout.sharded:
+        index = table.tobytes()
+        index += google_crc32c.value(index).to_bytes(_CRC, "little")
+        sink.write_all([index])
+        offset, crc = offset + len(index), google_crc32c.extend(crc, index)
     return offset, crc
-
-
-def _write(descriptor: int, pieces: list[Any]) -> None:
-    """Write all of `pieces`; one call may take less than it is given."""
-    while pieces:
-        done = os.writev(descriptor, pieces)
-        while pieces and done >= len(pieces[0]):
-            done -= len(pieces.pop(0))
-        if pieces:
-            pieces[0] = pieces[0][done:]

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from hada.extract.common import atomic
 from hada.extract.common.errors import RunError
 
 LOCK = "lock"
@@ -23,8 +24,15 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 @contextlib.contextmanager
 def only_trainer(folder: Path) -> Iterator[None]:
     """Hold a run's folder; raises `RunError`, naming the holder, where another process trains."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    atomic.make_folder(folder)
+    try:
+        opened = (folder / LOCK).open("a+")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        yield  # nobody can train there; what is finished can be looked at
+        return
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

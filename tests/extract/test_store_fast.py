@@ -36,6 +36,15 @@ def source(path: Path, form: str, name: str) -> formats.ArraySource:
     return formats.get(form).source(path / formats.features_folder(form), name)
 
 
+def written(path: Path, name: str, rows: int) -> Any:
+    """(n, 2) first and last rows of what lies together: the others were never written."""
+    if name != "caption/tokens":
+        return np.array([[0, rows]])
+    spans = open_store(path).caption._spans
+    joints = np.flatnonzero(spans[1:, 0] != spans[:-1, 1])
+    return np.stack([spans[[0, *(joints + 1)], 0], spans[[*joints, -1], 1]], axis=1)
+
+
 def no_library(_self: object, start: int, stop: int) -> None:
     raise AssertionError(f"rows {start} to {stop} went through the library")
 
@@ -61,13 +70,18 @@ def test_any_rows_equal_the_library_s(
     whole = array.library(0, array.shape[0])
     monkeypatch.setattr(type(array), "library", no_library)
     reader = RowReader(array)
+    runs = written(tmp_path / "s", name, len(whole))
     if verified:
-        np.testing.assert_array_equal(reader.slice(0, array.shape[0]), whole)
+        for start, stop in runs:
+            np.testing.assert_array_equal(reader.slice(start, stop), whole[start:stop])
     random = np.random.default_rng(0)
     for _ in range(40):
-        rows = random.integers(0, array.shape[0], random.integers(0, 9))
+        rows = random.choice(np.concatenate([np.arange(*run) for run in runs]), 9)
+        rows = rows[: random.integers(0, 9)]
         np.testing.assert_array_equal(reader.rows(rows), whole[rows])
-        spans = np.sort(random.integers(0, array.shape[0] + 1, (random.integers(0, 5), 2)), axis=1)
+        chosen = runs[random.integers(0, len(runs), random.integers(0, 5))]
+        cuts = np.sort(random.integers(0, 1 + chosen[:, 1:] - chosen[:, :1], (len(chosen), 2)), 1)
+        spans = chosen[:, :1] + cuts
         expected = [whole[:0], *(whole[start:stop] for start, stop in spans)]
         np.testing.assert_array_equal(reader.ranges(spans), np.concatenate(expected))
         np.testing.assert_array_equal(RowReader(array).ranges(spans), np.concatenate(expected))
@@ -117,18 +131,33 @@ def test_other_codecs_go_through_zarr(tmp_path: Path, compressors: list[str]) ->
     assert len(content.ids["image"]) == 5
 
 
-def test_what_zarr_python_left_out_reads_as_nan(tmp_path: Path) -> None:
-    make(tmp_path / "s", "zarr")
-    path = tmp_path / "s" / "features.zarr" / "image" / "tokens"
-    array = zarr.open_array(path, mode="r+")
-    whole = array[:]
-    whole[1] = np.nan
-    array[0:2] = whole[0:2]
-    reader = RowReader(source(tmp_path / "s", "zarr", "image/tokens"))
-    raw = source(tmp_path / "s", "zarr", "image/tokens").raw(0)
+@FORMATS
+def test_a_chunk_that_is_missing_is_damage_and_no_fill_value(tmp_path: Path, form: str) -> None:
+    make(tmp_path / "s", form)
+    if form == "zarr":  # which leaves out what is all NaN
+        array = zarr.open_array(tmp_path / "s" / "features.zarr" / "image" / "tokens", mode="r+")
+        array[1] = np.nan
+    else:
+        part = next(iter(_tokens(tmp_path / "s", "hdf5")))
+        with h5py.File(part, "r+") as file:
+            whole, crcs = file["tokens"][...], file["crc32c/tokens"][...]
+            del file["tokens"]
+            tokens = file.create_dataset(
+                "tokens", whole.shape, whole.dtype, chunks=(1, 3, 6), fletcher32=True
+            )
+            tokens[:1] = whole[:1]
+            assert len(crcs) == 2
+    found = source(tmp_path / "s", form, "image/tokens")
+    raw = found.raw(0)
     assert raw is not None
     assert (raw.offsets < 0).tolist() == [False, True]
-    np.testing.assert_array_equal(reader.slice(0, 5), whole)
+    assert len(RowReader(found).slice(0, 1)) == 1
+    for rows in (slice(1, 2), slice(0, 5)):
+        with pytest.raises(StoreError, match="chunk 1 is missing"):
+            RowReader(found).slice(rows.start, rows.stop)
+    if form == "hdf5":
+        with pytest.raises(ValueError, match="chunks are missing"):
+            found.library(0, 5)
 
 
 def test_chunks_may_lie_in_any_order_and_with_gaps(tmp_path: Path) -> None:
