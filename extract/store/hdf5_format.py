@@ -236,13 +236,9 @@ def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -
             whole = found is not None and len(file[name]) == len(values)
             if found is not None:
                 rows, offsets, crcs = found
-                block = np.empty(rows * plan.row_bytes, np.uint8)
+                block: Any = np.empty(rows * plan.row_bytes, np.uint8)
                 for offset, crc in zip(offsets.tolist(), crcs.tolist(), strict=True):
-                    done = (
-                        0
-                        if offset == MISSING
-                        else os.preadv(raw.fileno(), [memoryview(block)], offset)
-                    )
+                    done = 0 if offset == MISSING else os.preadv(raw.fileno(), [block], offset)
                     whole &= done == len(block) and google_crc32c.value(block) == crc
             if not whole:
                 raise StoreError(
