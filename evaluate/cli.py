@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.evaluate.inspect_cli import report, search, zeroshot
+from hada.evaluate.inspect_cli import p_values_option, report, search, zeroshot
 from hada.extract.common.console import HadaGroup, manifest_options, say, tell
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def evaluate() -> None:
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@p_values_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--output",
@@ -107,6 +108,7 @@ def recall(
     eccv: bool,
     resamples: int,
     seed: int,
+    p_values_anyway: bool,
     device: str,
     output: Path | None,
     as_json: bool,
@@ -155,7 +157,13 @@ def recall(
         judgements.metrics()  # missing? Say so before the work
     gallery, rungs = build(manifest, request)
     result = measure(
-        gallery, rungs, resamples=resamples, seed=seed, folds=folds, device=ranking_device(device)
+        gallery,
+        rungs,
+        resamples=resamples,
+        seed=seed,
+        folds=folds,
+        device=ranking_device(device),
+        p_values_anyway=p_values_anyway,
     )
     if eccv:
         judgements.add(result, rungs, gallery)
@@ -175,6 +183,7 @@ def recall(
 @click.option("--with-rung", metavar="NAME", help="Of the second. [default: likewise]")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@p_values_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(
     first: Path,
@@ -183,6 +192,7 @@ def compare(
     with_rung: str | None,
     resamples: int,
     seed: int,
+    p_values_anyway: bool,
     as_json: bool,
 ) -> None:
     r"""Whether SECOND is better than FIRST, or than chance would have it.
@@ -200,7 +210,19 @@ def compare(
         choose_rung(result, name, path)
         for result, name, path in zip(results, (rung, with_rung), paths, strict=True)
     ]
-    found = compare((results[0], rungs[0]), (results[1], rungs[1]), resamples=resamples, seed=seed)
+    found = compare(
+        (results[0], rungs[0]),
+        (results[1], rungs[1]),
+        resamples=resamples,
+        seed=seed,
+        p_values_anyway=p_values_anyway,
+    )
+    for result, asked, chosen in zip(results, (rung, with_rung), rungs, strict=True):
+        if asked is None and chosen["kind"] != "hada" and len(result["rungs"]) > 1:
+            say(
+                f"{chosen['name']}: picked as the best on this very split, which flatters it; "
+                "--rung and --with-rung name one beforehand"
+            )
     if as_json:
         tell(json.dumps(found, indent=2), lines=True)
         return

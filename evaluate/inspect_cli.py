@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
 
 
+p_values_option = click.option(
+    "--p-values-anyway",
+    is_flag=True,
+    help="Also where a method's parameters saw images of the split, which makes them too small.",
+)
+
+
 @click.command(cls=HadaCommand)
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--split", "-s", default="test", show_default=True, help="Split to look at.")
 @click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@p_values_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--output",
@@ -37,6 +45,7 @@ def report(
     quick: bool,
     resamples: int,
     seed: int,
+    p_values_anyway: bool,
     device: str,
     output: Path | None,
 ) -> None:
@@ -57,6 +66,7 @@ def report(
         quick=quick,
         resamples=resamples,
         seed=seed,
+        p_values_anyway=p_values_anyway,
         output=output,
     )
     tell(target)

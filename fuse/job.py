@@ -116,6 +116,7 @@ def train_run(
     from hada.extract.store import open_store
     from hada.fuse import run_folder
     from hada.fuse.embedding import choose_device
+    from hada.fuse.fitted import fitted_on
     from hada.fuse.tokens.placement import choose_reading
     from hada.fuse.tokens.split import Split
     from hada.fuse.training import trainer
@@ -148,6 +149,7 @@ def train_run(
         config["window_shards"] = way.shards
     if init is not None:
         config["init"] = run_folder.weights_digest(init)
+        config["init_fitted"] = fitted_on(run_folder.RunFolder(init).config())
     with only_trainer(plan.folder):
         run.claim(config, fresh=fresh)
         position = run.position()

@@ -31,7 +31,7 @@ from hada.fuse.training.objective import Objective, ScoreMix, mixable_models
 CONFIG, METRICS, BEST, LAST = "config.json", "metrics.jsonl", "best.safetensors", "last.pt"
 FORMAT = 1
 # Fields of config.json that say how and where, not what: they may differ when a run goes on.
-FREE_FIELDS = ("environment", "paths")
+FREE_FIELDS = ("environment", "paths", "init_fitted")
 
 
 @dataclass

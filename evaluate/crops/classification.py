@@ -51,7 +51,7 @@ def classification(
     """Top-1 of CLIP, CuPL and each method, in percent, with 95 % intervals by image.
 
     `truth` holds the classes of each image; naming any of them is right. Of classes with equal
-    scores the first is predicted.
+    scores one is predicted at random, and the expectation is reported: a constant gets chance.
     """
     places = {name: number for number, name in reversed(list(enumerate(text.names)))}
     unknown = sorted({name for names in truth for name in names} - set(places))
@@ -71,9 +71,8 @@ def classification(
     for name, (c, r) in rules.items():
         texts = weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, r)
         scores[name] = weighting.look(c.image_IE, c.ladder_IRNE, r) @ texts.T
-    rows = np.arange(len(truth))
-    hits = {name: right_IC[rows, s.argmax(axis=1)] for name, s in scores.items()}
-    drawn = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
+    hits = {name: expected_hits(s, right_IC) for name, s in scores.items()}
+    drawn = np.random.default_rng(seed).integers(0, len(truth), (resamples, len(truth)))
     resampled = {name: 100 * hit[drawn].mean(axis=1) for name, hit in hits.items()}
     plain_name = "CLIP (prompt)"
     base = 100 * hits[plain_name].mean()
@@ -103,6 +102,16 @@ def classification(
         },
         "methods": methods,
     }
+
+
+def expected_hits(scores_IC: NDArray[Any], right_IC: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(I,) share of right classes among those with the best score.
+
+    >>> expected_hits(np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[True, False], [True, False]]))
+    array([0.5, 0. ])
+    """
+    best_IC = scores_IC == scores_IC.max(axis=1, keepdims=True)
+    return np.asarray((best_IC & right_IC).sum(axis=1) / best_IC.sum(axis=1))
 
 
 def read_classes(path: Path) -> dict[str, list[str]]:

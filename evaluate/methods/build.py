@@ -92,7 +92,7 @@ def _trained(
     found = []
     try:
         val = open_gallery(manifest, request.dataset, request.val_split, models)
-        found.append(make.tuned_sum(singles, val, request.val_split, request.split))
+        found.append(make.tuned_sum(singles, val))
         train = open_gallery(manifest, request.dataset, request.train_split, models)
         say("training concatenation + linear")
         found.append(concatenation_linear(gallery, train, val))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.rank_fusion import RRF_CONSTANT, fused_ranks
+from hada.evaluate.methods.seen import Fitted, of_run, of_store
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.store import StoreReader
 from hada.fuse.ranking.ranks import Ranks, rank_positives, recalls
@@ -96,6 +97,9 @@ class Step(Protocol):
     @property
     def details(self) -> dict[str, Any]: ...
 
+    @property
+    def fitted(self) -> tuple[Fitted, ...]: ...
+
     def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands; `owner` as in `rank_positives`."""
         ...
@@ -107,13 +111,17 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Rung:
-    """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made."""
+    """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made.
+
+    `fitted` is all data that its parameters come from, its models' included.
+    """
 
     name: str
     kind: str
     pair: Pair
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    fitted: tuple[Fitted, ...] = ()
 
     def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands; `owner` as in `rank_positives`."""
@@ -143,6 +151,11 @@ class RankFusion:
         """How it was made."""
         return f"sum of 1 / ({self.constant:g} + rank), nothing trained"
 
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """What its models were fitted on."""
+        return fitted_of(self.models)
+
     def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands. Always on the CPU: it sorts."""
         return fused_ranks([rung.pair for rung in self.models], owner, self.constant)
@@ -156,10 +169,15 @@ def single_models(gallery: Gallery) -> list[Rung]:
     """Each model with a joint space, alone: the cosine of its own embeddings."""
     pairs = [(store, gallery.own(store)) for store in gallery.stores]
     return [
-        Rung(store.spec.model.name, "model", pair, "its own cosine")
+        Rung(store.spec.model.name, "model", pair, "its own cosine", fitted=of_store(store))
         for store, pair in pairs
         if pair is not None
     ]
+
+
+def fitted_of(rungs: Sequence[Rung]) -> tuple[Fitted, ...]:
+    """All that several rungs were fitted on."""
+    return tuple(entry for rung in rungs for entry in rung.fitted)
 
 
 def weighted_sum(rungs: Sequence[Rung], shares: Sequence[float]) -> Pair:
@@ -181,22 +199,28 @@ def reciprocal_ranks(models: Sequence[Rung]) -> RankFusion:
 def mean_of_cosines(models: Sequence[Rung]) -> Rung:
     """Every model's cosine with the same weight; nothing is trained or tuned."""
     shares = [1 / len(models)] * len(models)
-    return Rung("mean of cosines", "mean", weighted_sum(models, shares), "nothing trained")
+    return Rung(
+        "mean of cosines",
+        "mean",
+        weighted_sum(models, shares),
+        "nothing trained",
+        fitted=fitted_of(models),
+    )
 
 
-def tuned_sum(models: Sequence[Rung], tuning: Gallery, split: str, evaluated: str) -> Rung:
+def tuned_sum(models: Sequence[Rung], tuning: Gallery) -> Rung:
     """The weighted sum of cosines with the best RSum on another split, by exhaustive search."""
     others = {rung.name: rung for rung in single_models(tuning)}
     chosen = [others[rung.name] for rung in models]
     shares = max(_share_grid(len(models)), key=lambda s: _rsum(weighted_sum(chosen, s), tuning))
-    same = ", which is the split evaluated: flattered" if split == evaluated else ""
     weights = ", ".join(f"{rung.name} {s:.2f}" for rung, s in zip(models, shares, strict=True))
     return Rung(
         "weighted sum",
         "weighted",
         weighted_sum(models, shares),
-        f"tuned on {split}{same}: {weights}",
+        f"tuned on {tuning.stores[0].spec.split}: {weights}",
         {"shares": dict(zip((rung.name for rung in models), shares, strict=True))},
+        (*fitted_of(models), Fitted.of(tuning, "tuned on")),
     )
 
 
@@ -209,7 +233,8 @@ def fusion(run: Path, gallery: Gallery, device: str) -> Rung:
     from hada.fuse.run_folder import RunFolder
 
     folder = RunFolder(run)
-    names = folder.config()["models"]
+    config = folder.config()
+    names = config["models"]
     stores = [store for store in gallery.stores if store.spec.model.name in names]
     found = embed_split(folder, stores, device=device)
     # Another gallery model may have failed on more items than the run's own models did.
@@ -223,6 +248,7 @@ def fusion(run: Path, gallery: Gallery, device: str) -> Rung:
         (image[images], caption[captions]),
         f"fused {found.shares[0]:.2f}{own}",
         {"run": str(run), "shares": list(found.shares)},
+        (*of_run(config), *(entry for store in stores for entry in of_store(store))),
     )
 
 

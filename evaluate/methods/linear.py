@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.evaluate.methods.gallery import Gallery, Pair, Rung, single_models
+from hada.evaluate.methods.gallery import Gallery, Pair, Rung, fitted_of, single_models
+from hada.evaluate.methods.seen import Fitted
 from hada.fuse.ranking.ranks import rank_positives, recalls
 
 
@@ -61,6 +62,11 @@ def concatenation_linear(
         "linear",
         _apply(heads, _concatenated(gallery)),
         f"trained, RSum {best:.1f} on the split it was stopped by",
+        fitted=(
+            *fitted_of(single_models(gallery)),
+            Fitted.of(train, "trained on"),
+            Fitted.of(val, "stopped by"),
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hada.evaluate.methods.gallery import Gallery, Pair, Rung
+from hada.evaluate.methods.seen import Fitted, of_run, of_store
 from hada.evaluate.search.index import load_model
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.datasets.read import read_dataset
@@ -30,6 +31,8 @@ from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder, branch_from_json
 from hada.fuse.training.objective import Discriminator
 
+# Of every query: best rank, worst rank and tied positives; see `Ranks`.
+Way = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 PAIRS_AT_ONCE = 1 << 15
 PAIRS_OF_A_MODEL = 256
 BLOCK_NUMBERS = 1 << 21
@@ -45,6 +48,9 @@ class Head(Protocol):
 
     @property
     def owner(self) -> str: ...
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]: ...
 
     def logits(
         self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
@@ -65,6 +71,7 @@ class RunHead:
     network: Discriminator
     name: str = "match head"
     owner: str = "the run's match head"
+    fitted: tuple[Fitted, ...] = ()
 
     @torch.no_grad()
     def logits(
@@ -107,6 +114,11 @@ class ModelHead:
     def owner(self) -> str:
         """Whose it is."""
         return f"{self.name}, from stored image tokens"
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """Of a frozen model, nothing that is known here."""
+        return of_store(self.store)
 
     def logits(
         self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
@@ -190,6 +202,11 @@ class Reranked:
         """How it was made."""
         return f"two stages: the first {self.depth} by cosine, re-ranked by {self.head.owner}"
 
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """What either stage was fitted on."""
+        return self.first.fitted + self.head.fitted
+
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
         """The same rung on some of the images and captions."""
         return Reranked(
@@ -200,8 +217,10 @@ class Reranked:
         """Where the best positive of every query stands."""
         before = self.first.ranks(owner, device=device)
         image, caption = self.first.pair
-        i2t = self._way(image, caption, owner, before.i2t_lo, captions_found=True)
-        t2i = self._way(caption, image, owner, before.t2i_lo, captions_found=False)
+        i2t = (before.i2t_lo, before.i2t_hi, before.i2t_tied)
+        t2i = (before.t2i_lo, before.t2i_hi, before.t2i_tied)
+        i2t = self._way(image, caption, owner, i2t, captions_found=True)
+        t2i = self._way(caption, image, owner, t2i, captions_found=False)
         return Ranks(*i2t, *t2i)
 
     def _way(
@@ -209,13 +228,12 @@ class Reranked:
         query: NDArray[Any],
         gallery: NDArray[Any],
         owner: NDArray[np.int64],
-        before: NDArray[np.int64],
+        before: Way,
         *,
         captions_found: bool,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        lo, tied = np.array(before), np.ones(len(query), np.int64)
+    ) -> Way:
+        lo, hi, tied = (values.copy() for values in before)
         depth = min(self.depth, len(gallery))
-        hi = lo.copy()
         step = max(1, BLOCK_NUMBERS // len(gallery))
         for start in range(0, len(query), step):
             rows = np.arange(start, min(start + step, len(query)))
@@ -233,10 +251,11 @@ class Reranked:
             near_QK = np.abs(logit_QK - best_Q[:, None]) <= SAME
             level = (near_QK & ~own_QK).sum(axis=1)
             # A match that the first stage did not bring stays behind all that it did.
-            lo[rows] = np.where(in_QK, better, np.maximum(before[rows], depth))
-            hi[rows] = np.where(in_QK, better + level, lo[rows])
+            # Those that tied with it there tie with it still.
+            lo[rows] = np.where(in_QK, better, np.maximum(lo[rows], depth))
+            hi[rows] = np.where(in_QK, better + level, np.maximum(hi[rows], depth))
             same = (near_QK & own_QK).sum(axis=1)
-            tied[rows] = np.where(in_QK, same, 1)
+            tied[rows] = np.where(in_QK, same, tied[rows])
         return lo, hi, tied
 
 
@@ -267,4 +286,4 @@ def reranked(run: Path, first: Rung, gallery: Gallery, depth: int, device: str) 
         torch.from_numpy(found.fused_image[images]),
         torch.from_numpy(found.fused_caption[captions]),
     )
-    return Reranked(first, RunHead(fused, head.eval()), depth)
+    return Reranked(first, RunHead(fused, head.eval(), fitted=of_run(config)), depth)

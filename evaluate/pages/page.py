@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from hada.evaluate.results.text import notes
+from hada.evaluate.results.text import MARK, MEANING, any_flattered, marked, notes
 from hada.fuse.ranking.ranks import KS
 
 # Pixels of the drawing: narrow, with names above their whiskers, so that a phone shows it whole.
@@ -45,6 +45,7 @@ def ladder(result: dict[str, Any]) -> str:
         f"{protocol['images']:,} images, {protocol['captions']:,} captions. "
         f"Score: {protocol['score']}. Intervals: {protocol['intervals']}. Ties: {protocol['ties']}."
     )
+    flattery = f"<p>{MARK} {MEANING}.</p>" if any_flattered(result) else ""
     made = "".join(f"<li>{html.escape(line)}</li>" for line in notes(result))
     return f"""<p>{html.escape(facts)}</p>
 <h2>RSum of every rung</h2>
@@ -53,6 +54,7 @@ def ladder(result: dict[str, Any]) -> str:
 Whiskers: 95 % intervals.</figcaption></figure>
 <h2>All figures</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="All figures">{_table(result)}</div>
+{flattery}
 <h2>How each was made</h2>
 <ul>{made}</ul>
 """
@@ -75,9 +77,10 @@ def plot(result: dict[str, Any]) -> str:
     for number, rung in enumerate(rungs):
         middle = number * _ROW_HEIGHT + 29
         spread, value = rung["rsum_interval"], rung["metrics"]["rsum"]
+        name = marked(rung, result["protocol"])
         kind = " hada" if rung["kind"] == "hada" else ""
         parts.append(
-            f'<text x="0" y="{middle - 13}">{html.escape(_short(rung["name"], 48))}</text>'
+            f'<text x="0" y="{middle - 13}">{html.escape(_short(name, 48))}</text>'
             f'<line class="whisker" x1="{x(spread["low"]):.1f}" x2="{x(spread["high"]):.1f}" '
             f'y1="{middle}" y2="{middle}"/>'
             f'<circle class="dot{kind}" cx="{x(value):.1f}" cy="{middle}" r="7">'
@@ -112,7 +115,8 @@ def _table(result: dict[str, Any]) -> str:
         gain = rung["gain"]
         told = "" if gain is None else f"{gain['rsum']:+.1f} ± {gain['half_width']:.1f}"
         rows.append(
-            f'<tr class="{html.escape(rung["kind"])}"><td>{html.escape(rung["name"])}</td>{cells}'
+            f'<tr class="{html.escape(rung["kind"])}">'
+            f"<td>{html.escape(marked(rung, result['protocol']))}</td>{cells}"
             f"<td>{rung['metrics']['rsum']:.1f} ± {rung['rsum_interval']['half_width']:.1f}</td>"
             f"<td>{told}</td></tr>"
         )

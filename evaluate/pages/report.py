@@ -35,6 +35,7 @@ def write_report(
     quick: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
+    p_values_anyway: bool = False,
     output: Path | None = None,
 ) -> Path:
     """Evaluate a run on a split and write its page; returns where it is.
@@ -51,7 +52,14 @@ def write_report(
     entry.split(split)
     request = Request(dataset=entry.name, split=split, runs=(run,), quick=quick, device=device)
     gallery, rungs = build(manifest, request)
-    result = evaluate(gallery, rungs, resamples=resamples, seed=seed, device=ranking_device(device))
+    result = evaluate(
+        gallery,
+        rungs,
+        resamples=resamples,
+        seed=seed,
+        device=ranking_device(device),
+        p_values_anyway=p_values_anyway,
+    )
     ranks = {rung.name: rung.ranks(gallery.owner) for rung in rungs if rung.kind != "rrf"}
     fused = next(rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "hada")
     models = [rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "model"]

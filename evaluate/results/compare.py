@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from hada.evaluate.methods.seen import flattered
 from hada.evaluate.results.packing import unpack, unpack_ranks
+from hada.evaluate.results.recall import plain, withheld
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
-from hada.evaluate.results.text import standing
+from hada.evaluate.results.text import judged
 from hada.extract.common.errors import UsageError, unknown
 from hada.fuse.ranking.ranks import KS
 
@@ -53,28 +55,34 @@ def compare(
     *,
     resamples: int = 10_000,
     seed: int = 0,
+    p_values_anyway: bool = False,
 ) -> dict[str, Any]:
     """How two rungs differ, each given with the result that it is from.
 
     Returns:
         `paired`, `differences` (second minus first; percent points) of every recall and of RSum,
         and `rsum`: the interval and p-value of its difference. Unpaired results are resampled
-        independently, which is right and less sharp.
+        independently, which is right and less sharp. `flattered` says for each side whether its
+        parameters saw the split; then p is None, unless `p_values_anyway`.
 
     Raises:
-        UsageError: The two are of other datasets, splits or protocols.
+        UsageError: The two are of other datasets, splits or protocols, or of other galleries.
     """
     (result_a, rung_a), (result_b, rung_b) = first, second
-    for field in ("dataset", "split", "folds"):
+    for field in ("dataset", "split", "folds", "images", "captions"):
         a, b = result_a["protocol"][field], result_b["protocol"][field]
         if a != b:
             raise UsageError(
                 f"these results cannot be compared: {field} is {a!r} in the first and {b!r} in "
                 "the second; recall depends on the gallery"
             )
-    paired = result_a["items"]["digest"] == result_b["items"]["digest"]
+    paired = _identity(result_a) == _identity(result_b)
     hits = [
-        Hits.of(unpack_ranks(rung["ranks"]), unpack(result["items"]["owner"]))
+        Hits.of(
+            unpack_ranks(rung["ranks"]),
+            unpack(result["items"]["owner"]),
+            folds=result["protocol"]["folds"],
+        )
         for result, rung in (first, second)
     ]
     if paired:
@@ -82,7 +90,8 @@ def compare(
     else:
         one = bootstrap_rsums(hits[:1], resamples=resamples, seed=seed)[0]
         two = bootstrap_rsums(hits[1:], resamples=resamples, seed=seed + 1)[0]
-    gap = difference(two, one)
+    why = {rung["name"]: flattered(rung, result["protocol"]) for result, rung in (first, second)}
+    gap = withheld(plain(difference(two, one)), {} if p_values_anyway else why)
     names = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
     table_a, table_b = rung_a["metrics"], rung_b["metrics"]
     return {
@@ -90,7 +99,8 @@ def compare(
         "second": rung_b["name"],
         "paired": paired,
         "differences": {name: table_b[name] - table_a[name] for name in names},
-        "rsum": {"low": gap.low, "high": gap.high, "half_width": gap.half_width, "p": gap.p},
+        "rsum": gap,
+        "flattered": [flattered(rung, result["protocol"]) for result, rung in (first, second)],
         "intervals": [
             {"low": found.low, "high": found.high} for found in (interval(one), interval(two))
         ],
@@ -102,9 +112,10 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """A comparison in words."""
     gap, rsum = found["rsum"], found["differences"]["rsum"]
     pairing = "paired by image" if found["paired"] else "not paired: the items differ"
+    sides = (found["first"], found["second"])
+    why = dict(zip(sides, found["flattered"], strict=True))
     lines = [
-        f"{found['second']} is {standing(gap)} {found['first']}: {rsum:+.1f} RSum, 95 % interval "
-        f"{gap['low']:+.1f} to {gap['high']:+.1f}, p = {gap['p']:.2g} ({pairing})",
+        judged(sides[1], sides[0], {**gap, "rsum": rsum}, why, pairing),
         ", ".join(f"{k} {v:+.1f}" for k, v in found["differences"].items() if k != "rsum"),
     ]
     for way, what in (("i2t", "image"), ("t2i", "caption")):
@@ -112,6 +123,11 @@ def sentences(found: dict[str, Any]) -> list[str]:
             won, lost = (found["queries"][way][name] for name in ("better", "worse"))
             lines.append(f"{what} queries: {won:,} rank better, {lost:,} rank worse")
     return lines
+
+
+def _identity(result: dict[str, Any]) -> tuple[str, str | None]:
+    """What makes the queries of two results the same: ids in their order, and captions."""
+    return result["items"]["digest"], result["protocol"].get("dataset_digest")
 
 
 def _won_and_lost(rung_a: dict[str, Any], rung_b: dict[str, Any]) -> dict[str, dict[str, int]]:

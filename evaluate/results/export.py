@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from hada.evaluate.methods.seen import flattered
+from hada.evaluate.results.text import MARK, MEANING, marked
 from hada.extract.common.terminal import in_line
 from hada.fuse.ranking.ranks import KS
 
@@ -15,7 +17,10 @@ _FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
 
 
 def as_table(results: Sequence[dict[str, Any]], form: str) -> str:
-    """One row a rung, result after result. In CSV nothing is rounded and ranks are there too."""
+    """One row a rung, result after result. In CSV nothing is rounded and ranks are there too.
+
+    A rung that saw its split is marked, and a line below says what that means; CSV has a column.
+    """
     rows = [(result["protocol"], rung) for result in results for rung in result["rungs"]]
     return {"md": _markdown, "csv": _csv, "latex": _latex}[form](rows)
 
@@ -35,20 +40,36 @@ def _markdown(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     head = ["data", "score", *(name.replace("_", " ") for name in _FIGURES), "RSum"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for protocol, rung in rows:
-        name = in_line(rung["name"]).replace("|", "\\|")
+        name = marked(rung, protocol).replace("|", "\\|")
         bold = "**" if rung["kind"] == "hada" else ""
         lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(rung)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    told = ["", f"{MARK} {_reasons(rows)}"] if _reasons(rows) else []
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *told])
+
+
+def _reasons(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """The line below a table, "" where no rung is marked."""
+    found = {
+        f"{rung['name']} on {_where(protocol)}: {why}"
+        for protocol, rung in rows
+        for why in [flattered(rung, protocol)]
+        if why
+    }
+    return in_line(f"{MEANING} ({'; '.join(sorted(found))})") if found else ""
 
 
 def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     text = io.StringIO()
     names = [*_FIGURES, "i2t_medr", "i2t_meanr", "t2i_medr", "t2i_meanr", "rsum"]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "split", "images", "captions", "folds", "score", "kind", *names])
+    writer.writerow(
+        ["dataset", "split", "images", "captions", "folds", "score", "kind", *names, "flattered"]
+    )
     for protocol, rung in rows:
         place = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
-        writer.writerow([*place, rung["name"], rung["kind"], *(rung["metrics"][n] for n in names)])
+        figures = (rung["metrics"][n] for n in names)
+        why = flattered(rung, protocol)
+        writer.writerow([*place, rung["name"], rung["kind"], *figures, why])
     return text.getvalue().rstrip("\n")
 
 
@@ -66,8 +87,12 @@ def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         cells = [*figures, rsum.replace("±", r"$\pm$")]
         name = _escaped(rung["name"])
         name = rf"\textbf{{{name}}}" if rung["kind"] == "hada" else name
+        name += r"$^\dagger$" if flattered(rung, protocol) else ""
         lines.append(rf"{_escaped(_where(protocol))} & {name} & {' & '.join(cells)} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    reasons = _reasons(rows)
+    # Inside the tabular, so that it goes where the table goes.
+    told = [rf"\multicolumn{{9}}{{l}}{{\footnotesize $^\dagger$ {_escaped(reasons)}}} \\"]
+    return "\n".join([*lines, r"\bottomrule", *(told if reasons else []), r"\end{tabular}"])
 
 
 def _escaped(text: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import Gallery, Step
+from hada.evaluate.methods.seen import flattered, saw
 from hada.evaluate.results.packing import pack, pack_ranks
 from hada.evaluate.results.significance import Hits, Interval, bootstrap_rsums, difference, interval
 from hada.extract import __version__
@@ -33,11 +34,15 @@ def evaluate(
     seed: int = 0,
     folds: int = 1,
     device: str = "cpu",
+    p_values_anyway: bool = False,
 ) -> dict[str, Any]:
     """Measure all rungs on one gallery.
 
     `folds` cuts the images, in their order, into so many galleries and reports the mean of the
     figures: five folds of COCO's 5,000 images are the field's "COCO 1K".
+
+    Where the parameters of either side of a gain saw images of this split, its p is None and
+    `withheld` says why, unless `p_values_anyway`.
 
     Returns:
         Plain values, ready for JSON: `protocol` (dataset, split, sizes, score, tie rule),
@@ -45,7 +50,8 @@ def evaluate(
         `rungs` in the order given. Each rung has `metrics` (percent; ranks count from 1),
         CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
         `gain` over the best single model and its `gain_over_simple`, over the best simple
-        combination: paired, by image.
+        combination: paired, by image. `fitted_on` is what its parameters come from, `saw_split`
+        those of them that have images of this split (see `hada.evaluate.methods.seen`).
 
     Raises:
         UsageError: The images cannot be cut into so many folds of one size.
@@ -54,27 +60,46 @@ def evaluate(
     ranks = [ranks_in_folds(rung, gallery.owner, cut, device) for rung in rungs]
     tables = [_mean_table(rank, cut) for rank in ranks]
     resampled = bootstrap_rsums(
-        [Hits.of(rank, gallery.owner) for rank in ranks], resamples=resamples, seed=seed
+        [Hits.of(rank, gallery.owner, folds=folds) for rank in ranks],
+        resamples=resamples,
+        seed=seed,
     )
+    protocol = _protocol(gallery, cut)
+    past = [
+        {
+            "kind": rung.kind,
+            "fitted_on": [entry.plain() for entry in rung.fitted],
+            "saw_split": saw(rung.fitted, gallery),
+        }
+        for rung in rungs
+    ]
+    why = [flattered(one, protocol) for one in past]
     best = _best(rungs, tables, ("model",))
     simple = _best(rungs, tables, SIMPLE)
 
     def gain(number: int, other: int | None) -> dict[str, Any] | None:
         if other is None or number == other:
             return None
+        told = {rungs[n].name: why[n] for n in (number, other)}
         return {
             "over": rungs[other].name,
             "rsum": tables[number]["rsum"] - tables[other]["rsum"],
-            **_plain(difference(resampled[number], resampled[other])),
+            **withheld(
+                plain(difference(resampled[number], resampled[other])),
+                {} if p_values_anyway else told,
+            ),
         }
 
     return {
         "schema": SCHEMA,
         "task": "image_text_retrieval",
         "protocol": {
-            **_protocol(gallery, cut),
+            **protocol,
             "intervals": f"95 %, paired bootstrap by image, {resamples} resamples",
             "compared_with": rungs[best].name if best is not None else None,
+            "p_values": "all, as asked for"
+            if p_values_anyway
+            else "withheld where either side saw images of this split",
         },
         "stores": {store.spec.model.name: store.spec.digest() for store in gallery.stores},
         "items": {"digest": items_digest(gallery), "owner": pack(gallery.owner)},
@@ -87,13 +112,14 @@ def evaluate(
         "rungs": [
             {
                 "name": rung.name,
-                "kind": rung.kind,
                 "note": rung.note,
+                **past[number],
                 **rung.details,
                 "metrics": tables[number],
                 "clip_benchmark": _clip_benchmark(tables[number]),
                 "ranks": pack_ranks(ranks[number]),
-                "rsum_interval": _plain(interval(resampled[number])),
+                "rsum_interval": plain(interval(resampled[number]))
+                | ({"flattered": why[number]} if why[number] else {}),
                 "gain": gain(number, best),
                 "gain_over_simple": gain(number, simple) if rung.kind == "hada" else None,
             }
@@ -164,6 +190,7 @@ def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
         "images": len(gallery.image_rows),
         "captions": len(gallery.caption_rows),
         "left_out_images": len(gallery.stores[0].image.ids) - len(gallery.image_rows),
+        "left_out_captions": len(gallery.stores[0].caption.ids) - len(gallery.caption_rows),
         "folds": len(cut),
         "gallery": {
             "i2t": [len(captions) for _, captions in cut] if cut[1:] else len(cut[0][1]),
@@ -189,6 +216,17 @@ def _clip_benchmark(table: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _plain(found: Interval) -> dict[str, float]:
-    plain = {"low": found.low, "high": found.high, "half_width": found.half_width}
-    return plain if found.p is None else plain | {"p": found.p}
+def plain(found: Interval) -> dict[str, Any]:
+    """An interval for JSON."""
+    values = {"low": found.low, "high": found.high, "half_width": found.half_width}
+    return values if found.p is None else values | {"p": found.p}
+
+
+def withheld(gain: dict[str, Any], why: Mapping[str, str]) -> dict[str, Any]:
+    """A gain without its p-value where one of its sides is flattered. `why`: name -> reason or "".
+
+    >>> withheld({"low": 1.0, "p": 0.02}, {"x": "tuned on val", "y": ""})
+    {'low': 1.0, 'p': None, 'withheld': 'x: tuned on val'}
+    """
+    told = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
+    return gain | {"p": None, "withheld": told} if told else gain

@@ -2,12 +2,13 @@
 
 An image is drawn together with all its captions, since those are not independent of each other.
 The gallery stays whole; what is resampled is which queries count. The same draws serve every
-rung, so differences between rungs are paired.
+rung, so differences between rungs are paired. Where the figure is a mean over folds, images are
+drawn within each fold, and every resample is such a mean too.
 
 A p-value is the interval turned round: 1 minus the level at which a percentile interval of the same
 resamples ends at 0. So p < 0.05 exactly where the 95 % interval leaves 0 out, from 40 resamples on.
 
-Shape letters: I images, R resamples, K figures.
+Shape letters: I images, R resamples, K figures, F folds.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ class Hits:
 
     i2t: (I, K) chance of a hit among the first k. t2i: (I, K) sum over the image's captions.
     captions: (I,) how many captions it has.
+    folds: of how many galleries of consecutive images the figures are the mean.
     """
 
     i2t: NDArray[np.float64]
     t2i: NDArray[np.float64]
     captions: NDArray[np.float64]
+    folds: int = 1
 
     @classmethod
-    def of(cls, ranks: Ranks, owner: NDArray[np.int64], ks: Sequence[int] = KS) -> Hits:
+    def of(
+        cls, ranks: Ranks, owner: NDArray[np.int64], ks: Sequence[int] = KS, *, folds: int = 1
+    ) -> Hits:
         """`owner`: entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`."""
         images = len(ranks.i2t_lo)
         t2i = [np.bincount(owner, ranks.t2i_hits(k), minlength=images) for k in ks]
@@ -46,14 +51,22 @@ class Hits:
             i2t=np.stack([ranks.i2t_hits(k) for k in ks], axis=1),
             t2i=np.stack(t2i, axis=1),
             captions=np.bincount(owner, minlength=images).astype(np.float64),
+            folds=folds,
         )
 
     def rsum(self, counts_RI: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(R,) RSum in percent of each resample, given how often each image was drawn."""
+        """(R,) RSum in percent of each resample, given how often each image was drawn.
+
+        Where every image is drawn once it is the figure itself.
+        """
         counts = counts_RI.astype(np.float64)
-        i2t = (counts @ self.i2t.sum(axis=1)) / counts.sum(axis=1)
-        t2i = (counts @ self.t2i.sum(axis=1)) / (counts @ self.captions)
-        return np.asarray(100 * (i2t + t2i))
+        i2t, t2i = self.i2t.sum(axis=1), self.t2i.sum(axis=1)
+        total = np.zeros(len(counts))
+        for part in np.split(np.arange(len(i2t)), self.folds):
+            some = counts[:, part[0] : part[-1] + 1]
+            total += (some @ i2t[part]) / some.sum(axis=1)
+            total += (some @ t2i[part]) / (some @ self.captions[part])
+        return np.asarray(100 * total / self.folds)
 
 
 @dataclass(frozen=True)
@@ -73,9 +86,12 @@ class Interval:
 def bootstrap_rsums(
     hits: Sequence[Hits], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[NDArray[np.float64]]:
-    """The RSum of every resample, for every rung: the same draws for all."""
+    """The RSum of every resample, for every rung: the same draws for all.
+
+    All rungs have the same images and folds.
+    """
     parts: list[list[NDArray[np.float64]]] = [[] for _ in hits]
-    for counts_RI in _draws(len(hits[0].captions), resamples, seed):
+    for counts_RI in _draws(len(hits[0].captions), hits[0].folds, resamples, seed):
         for part, rung in zip(parts, hits, strict=True):
             part.append(rung.rsum(counts_RI))
     return [np.concatenate(part) for part in parts]
@@ -112,10 +128,12 @@ def _share_to_zero(values: NDArray[np.float64]) -> float:
     return float((below - 1 + low / (low - high)) / (len(ordered) - 1))
 
 
-def _draws(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _draws(images: int, folds: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """(rows, I) how often each image is drawn; every fold is drawn from itself."""
     random = np.random.default_rng(seed)
     step = max(1, BLOCK_COUNTS // images)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = random.integers(0, images, (rows, images)) + np.arange(rows)[:, None] * images
+        drawn = random.integers(0, images // folds, (rows * folds, images // folds))
+        drawn += np.arange(rows * folds)[:, None] * (images // folds)
         yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)

@@ -6,10 +6,16 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from hada.evaluate.methods.seen import flattered
 from hada.extract.common.terminal import console, in_line
 from hada.fuse.ranking.ranks import KS
 
 WAYS = ("i2t", "t2i")
+# Behind the name of a method that saw the split; what it means stands below every table.
+MARK = "†"
+MEANING = (
+    "its parameters saw images of this split, or may have: its figures and intervals flatter it"
+)
 
 
 def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
@@ -22,7 +28,8 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
         f"{protocol['images']:,} images, {protocol['captions']:,} captions, cosine"
         + (f", mean of {protocol['folds']} folds" if protocol["folds"] > 1 else ""),
         caption="R@K in percent; i2t: image query, captions ranked; t2i: the other way. "
-        "[95 % interval], gain over the best single model: paired bootstrap by image.",
+        "[95 % interval], gain over the best single model: paired bootstrap by image."
+        + (f" {MARK} {MEANING}." if any_flattered(result) else ""),
         title_justify="left",
         caption_justify="left",
     )
@@ -35,7 +42,7 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
     table.add_column("RSum", justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
     for rung in result["rungs"]:
-        table.add_row(*_row(rung), style="bold" if rung["kind"] == "hada" else None)
+        table.add_row(*_row(rung, protocol), style="bold" if rung["kind"] == "hada" else None)
     text = io.StringIO()
     console(file=text, width=width or 132, force_terminal=colour).print(table)
     told = [*notes(result), *verdicts(result)]
@@ -43,15 +50,40 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """How each rung was made, and what was left out."""
-    lines = [f"{rung['name']}: {rung['note']}" for rung in result["rungs"] if rung["note"]]
-    if result["protocol"]["left_out_images"]:
-        lines.append(f"{result['protocol']['left_out_images']} images could not be read: left out")
+    """How each rung was made, which of them saw the split, and what was left out."""
+    protocol = result["protocol"]
+    lines = []
+    for rung in result["rungs"]:
+        why = flattered(rung, protocol)
+        told = [rung["note"], f"{MARK} flattered here: {why}" if why else ""]
+        if any(told):
+            lines.append(f"{rung['name']}: {'; '.join(part for part in told if part)}")
+    # Results of before both were counted have only the images.
+    left_out = {what: protocol.get(f"left_out_{what}", 0) for what in ("images", "captions")}
+    lines += [
+        f"{count} {what} left out: not readable for every model, or nothing readable to match"
+        for what, count in left_out.items()
+        if count
+    ]
     return lines
 
 
+def any_flattered(result: dict[str, Any]) -> bool:
+    """Whether a rung of the result saw its split."""
+    return any(flattered(rung, result["protocol"]) for rung in result["rungs"])
+
+
+def marked(rung: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """A rung's name, with a mark where its figures are flattered."""
+    name = in_line(rung["name"])
+    return f"{name} {MARK}" if flattered(rung, protocol) else name
+
+
 def verdicts(result: dict[str, Any]) -> list[str]:
-    """What the table means: two sentences for every fusion."""
+    """What the table means: a sentence for every fusion and what it is compared with.
+
+    There is no verdict where either side saw the split.
+    """
     lines = []
     for rung in result["rungs"]:
         if rung["kind"] != "hada":
@@ -61,7 +93,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             (rung["gain_over_simple"], "the best simple combination"),
         ):
             if gain is not None:
-                lines.append(f"{rung['name']} is {_against(gain, what)}")
+                lines.append(_against(result, rung, gain, what))
     return lines
 
 
@@ -74,16 +106,41 @@ def standing(gain: Mapping[str, Any]) -> str:
     return "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "within noise of"
 
 
-def _against(gain: dict[str, Any], what: str) -> str:
-    return (
-        f"{standing(gain)} {what}, {gain['over']}: {gain['rsum']:+.1f} RSum, "
-        f"95 % interval {gain['low']:+.1f} to {gain['high']:+.1f}, p = {gain['p']:.2g}"
-    )
+def judged(
+    first: str, second: str, gap: Mapping[str, Any], why: Mapping[str, str], more: str = ""
+) -> str:
+    """A difference in words: a verdict, or why there is none.
+
+    Args:
+        first: What is compared.
+        second: With what.
+        gap: Its `rsum`, `low`, `high` and `p`; p is None where it was withheld.
+        why: Name -> why that side is flattered, or "".
+        more: What else belongs to the interval.
+    """
+    told = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
+    figures = f"{gap['rsum']:+.1f} RSum, 95 % interval {gap['low']:+.1f} to {gap['high']:+.1f}"
+    end = f" ({more})" if more else ""
+    if gap["p"] is None:
+        return (
+            f"{first} is not judged against {second}: {figures}, p withheld{end}. Flattered: "
+            f"{told}. Compare them on a split that neither saw"
+        )
+    flattery = f". Flattered, so this says little: {told}" if told else ""
+    return f"{first} is {standing(gap)} {second}: {figures}, p = {gap['p']:.2g}{end}{flattery}"
 
 
-def _row(rung: dict[str, Any]) -> list[str]:
+def _against(result: dict[str, Any], rung: dict[str, Any], gain: dict[str, Any], what: str) -> str:
+    sides = [one for one in result["rungs"] if one["name"] in (rung["name"], gain["over"])]
+    why = {one["name"]: flattered(one, result["protocol"]) for one in sides}
+    if any(why.values()) and "p_values" not in result["protocol"]:
+        gain = gain | {"p": None}  # a result of before p-values were withheld
+    return judged(rung["name"], f"{what}, {gain['over']}", gain, why)
+
+
+def _row(rung: dict[str, Any], protocol: Mapping[str, Any]) -> list[str]:
     figures, spread, gain = rung["metrics"], rung["rsum_interval"], rung["gain"]
-    cells = [in_line(rung["name"])]
+    cells = [marked(rung, protocol)]
     for way in WAYS:
         cells += [f"{figures[f'{way}_R@{k}']:.1f}" for k in KS]
         cells += [f"{figures[f'{way}_medr']:.0f}", f"{figures[f'{way}_meanr']:.1f}"]

@@ -1,0 +1,171 @@
+"""Whether a method's parameters saw the items that it is evaluated on.
+
+Splits are told apart by what is in them and not by their names: by the digest of their ids and
+captions, and by the ids of their images. Equal ids prove little (some files count from 0 in every
+split), so the embeddings of a model that both sides have must agree too; where there is none, ids
+count within a data set and not between two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.common.errors import StoreError
+from hada.extract.store import StoreReader, open_store
+from hada.fuse.fitted import UNRECORDED, fitted_on
+
+if TYPE_CHECKING:
+    from hada.evaluate.methods.gallery import Gallery
+
+# Kinds of rungs that have parameters, so that an old result may hide what they saw.
+FITTED_KINDS = ("weighted", "linear", "hada", "itm")
+# The same picture through the same model: more than views or rounding take away.
+SAME_COSINE = 0.995
+NO_RECORD = "what it was fitted on is not recorded"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Data that parameters were fitted on, and how: "trained on", "tuned on", "stopped by".
+
+    `dataset`, `split` and `digest` are None where they are not recorded; `stores` is empty where
+    they are not at hand.
+    """
+
+    how: str
+    dataset: str | None
+    split: str | None
+    digest: str | None
+    stores: tuple[StoreReader, ...] = ()
+
+    @classmethod
+    def of(cls, gallery: Gallery, how: str) -> Fitted:
+        """The split of a gallery."""
+        spec = gallery.stores[0].spec
+        return cls(how, spec.dataset, spec.split, spec.dataset_digest, gallery.stores)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "how": self.how,
+            "dataset": self.dataset,
+            "split": self.split,
+            "dataset_digest": self.digest,
+        }
+
+
+def of_run(config: Mapping[str, Any]) -> tuple[Fitted, ...]:
+    """What a run's configuration tells; its stores are opened where they still lie there."""
+    return tuple(
+        _entry(entry, config.get("paths", {}).get(entry["split"], ()))
+        for entry in fitted_on(config)
+    )
+
+
+def of_store(store: StoreReader) -> tuple[Fitted, ...]:
+    """What a store's model was fitted on: nothing, or where it holds a run's embeddings, its."""
+    if store.spec.model.family != "hada":
+        return ()
+    entries = store.spec.model.preprocessing.get("fitted_on", [UNRECORDED])
+    return tuple(_entry(entry, ()) for entry in entries)
+
+
+def _entry(entry: Mapping[str, Any], paths: Sequence[str]) -> Fitted:
+    digest = entry["dataset_digest"]
+    stores = []
+    for path in paths:
+        try:
+            store = open_store(path)
+        except (StoreError, OSError):
+            continue
+        # What lies there now may have been made of other items since.
+        if digest is None or store.spec.dataset_digest == digest:
+            stores.append(store)
+    return Fitted(entry["how"], entry["dataset"], entry["split"], digest, tuple(stores))
+
+
+def saw(fitted: Sequence[Fitted], gallery: Gallery) -> list[dict[str, Any]]:
+    """Of `fitted`, what has images of the gallery: `how`, `dataset`, `split` and `images`.
+
+    `images` is how many of the gallery's, None where only the split's name tells.
+    """
+    found: list[dict[str, Any]] = []
+    for entry in fitted:
+        shared = _shared_images(entry, gallery)
+        if shared != 0:
+            plain = {key: entry.plain()[key] for key in ("how", "dataset", "split")}
+            line = {**plain, "images": shared}
+            if line not in found:
+                found.append(line)
+    return found
+
+
+def _shared_images(entry: Fitted, gallery: Gallery) -> int | None:
+    spec = gallery.stores[0].spec
+    total = len(gallery.image_rows)
+    if entry.digest is not None and entry.digest == spec.dataset_digest:
+        return total
+    if not entry.stores:
+        return None if (entry.dataset, entry.split) == (spec.dataset, spec.split) else 0
+    theirs = {id_: row for row, id_ in enumerate(entry.stores[0].image.ids)}
+    ids = gallery.stores[0].image.ids
+    rows = [(row, theirs[ids[row]]) for row in gallery.image_rows.tolist() if ids[row] in theirs]
+    if not rows:
+        return 0
+    alike = _alike(gallery, entry.stores, np.array(rows))
+    return alike if alike is not None else len(rows) if entry.dataset == spec.dataset else 0
+
+
+def _alike(
+    gallery: Gallery, stores: Sequence[StoreReader], rows_N2: NDArray[np.int64]
+) -> int | None:
+    """How many pairs of rows hold the same picture, by the first model that both sides have.
+
+    None where no model can tell.
+    """
+    there = {store.spec.model.name: store for store in stores}
+    for store in gallery.stores:
+        other = there.get(store.spec.model.name)
+        if other is None or other.spec.model.weights_digest != store.spec.model.weights_digest:
+            continue
+        one, two = (
+            side.image.embeddings(rows)
+            for side, rows in ((store, rows_N2[:, 0]), (other, rows_N2[:, 1]))
+        )
+        if one is None or two is None:
+            continue
+        a, b = one.astype(np.float64), two.astype(np.float64)
+        length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return int(((a * b).sum(axis=1) > SAME_COSINE * length).sum())
+    return None
+
+
+def flattered(rung: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Why a rung's figures may be better than on new data, in words; "" where nothing says so.
+
+    A rung of a result, as JSON. Results of before there was `saw_split` say nothing of it: their
+    fitted rungs count as flattered on every split that is not called test, and so do runs whose
+    training is not recorded.
+    """
+    seen = rung.get("saw_split")
+    if seen:
+        return ", ".join(_words(line, protocol) for line in seen)
+    old = seen is None and rung.get("kind") in FITTED_KINDS
+    unknown = old or any(entry["split"] is None for entry in rung.get("fitted_on", ()))
+    return NO_RECORD if unknown and protocol["split"] != "test" else ""
+
+
+def _words(line: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    where = line["split"]
+    if line["dataset"] != protocol["dataset"]:
+        where = f"{line['dataset']}/{where}"
+    if line["images"] is not None and line["images"] < protocol["images"]:
+        where += f", which has {line['images']:,} of these images"
+    elif line["split"] != protocol["split"]:
+        where += ", which has these images"
+    return f"{line['how']} {where}"
