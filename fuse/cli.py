@@ -153,7 +153,10 @@ def train(
     for plan in plans:
         tell(str(plan.folder))
     if seeds is not None:
-        say(f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}")
+        say(
+            f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}, mean and deviation "
+            f"of their best epochs on {plans[0].val_split}, which chose those epochs: flattered"
+        )
 
 
 def _seeds(text: str) -> list[int]:

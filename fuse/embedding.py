@@ -19,13 +19,9 @@ from numpy.typing import NDArray
 from hada.extract.common.errors import RunError
 from hada.extract.spec import ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, write_store
-from hada.extract.tokens import ALL, describe
 from hada.extract.variants.reduced import ALL, describe
-from hada.fuse.batches import ahead, reading_threads
 from hada.fuse.fitted import fitted_on
-from hada.fuse.model import Fuser
 from hada.fuse.network.fuser import Fuser
-from hada.fuse.objective import ScoreMix, mixable_models
 from hada.fuse.run_folder import BEST, RunFolder
 from hada.fuse.tokens.order import ahead, reading_threads
 from hada.fuse.tokens.split import Split

@@ -220,7 +220,7 @@ def tuned_sum(models: Sequence[Rung], tuning: Gallery) -> Rung:
         weighted_sum(models, shares),
         f"tuned on {tuning.stores[0].spec.split}: {weights}",
         {"shares": dict(zip((rung.name for rung in models), shares, strict=True))},
-        (*fitted_of(models), Fitted.of(tuning, "tuned on")),
+        (*fitted_of(models), Fitted.of(tuning.stores, "tuned on")),
     )
 
 

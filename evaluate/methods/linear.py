@@ -64,8 +64,8 @@ def concatenation_linear(
         f"trained, RSum {best:.1f} on the split it was stopped by",
         fitted=(
             *fitted_of(single_models(gallery)),
-            Fitted.of(train, "trained on"),
-            Fitted.of(val, "stopped by"),
+            Fitted.of(train.stores, "trained on"),
+            Fitted.of(val.stores, "stopped by"),
         ),
     )
 

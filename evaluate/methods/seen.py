@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from hada.extract.common.errors import StoreError
 from hada.extract.store import StoreReader, open_store
 from hada.fuse.fitted import UNRECORDED, fitted_on
-
-if TYPE_CHECKING:
-    from hada.evaluate.methods.gallery import Gallery
 
 # Kinds of rungs that have parameters, so that an old result may hide what they saw.
 FITTED_KINDS = ("weighted", "linear", "hada", "itm")
@@ -44,10 +41,10 @@ class Fitted:
     stores: tuple[StoreReader, ...] = ()
 
     @classmethod
-    def of(cls, gallery: Gallery, how: str) -> Fitted:
-        """The split of a gallery."""
-        spec = gallery.stores[0].spec
-        return cls(how, spec.dataset, spec.split, spec.dataset_digest, gallery.stores)
+    def of(cls, stores: Sequence[StoreReader], how: str) -> Fitted:
+        """The split of some stores."""
+        spec = stores[0].spec
+        return cls(how, spec.dataset, spec.split, spec.dataset_digest, tuple(stores))
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -89,14 +86,17 @@ def _entry(entry: Mapping[str, Any], paths: Sequence[str]) -> Fitted:
     return Fitted(entry["how"], entry["dataset"], entry["split"], digest, tuple(stores))
 
 
-def saw(fitted: Sequence[Fitted], gallery: Gallery) -> list[dict[str, Any]]:
-    """Of `fitted`, what has images of the gallery: `how`, `dataset`, `split` and `images`.
+def saw(
+    fitted: Sequence[Fitted], stores: Sequence[StoreReader], image_rows: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Of `fitted`, what has images that are evaluated: `how`, `dataset`, `split` and `images`.
 
-    `images` is how many of the gallery's, None where only the split's name tells.
+    Those that are evaluated are `image_rows` of `stores`. `images` is how many of them, None where
+    only the split's name tells.
     """
     found: list[dict[str, Any]] = []
     for entry in fitted:
-        shared = _shared_images(entry, gallery)
+        shared = _shared_images(entry, stores, image_rows)
         if shared != 0:
             plain = {key: entry.plain()[key] for key in ("how", "dataset", "split")}
             line = {**plain, "images": shared}
@@ -105,31 +105,32 @@ def saw(fitted: Sequence[Fitted], gallery: Gallery) -> list[dict[str, Any]]:
     return found
 
 
-def _shared_images(entry: Fitted, gallery: Gallery) -> int | None:
-    spec = gallery.stores[0].spec
-    total = len(gallery.image_rows)
+def _shared_images(
+    entry: Fitted, stores: Sequence[StoreReader], image_rows: NDArray[np.int64]
+) -> int | None:
+    spec = stores[0].spec
     if entry.digest is not None and entry.digest == spec.dataset_digest:
-        return total
+        return len(image_rows)
     if not entry.stores:
         return None if (entry.dataset, entry.split) == (spec.dataset, spec.split) else 0
     theirs = {id_: row for row, id_ in enumerate(entry.stores[0].image.ids)}
-    ids = gallery.stores[0].image.ids
-    rows = [(row, theirs[ids[row]]) for row in gallery.image_rows.tolist() if ids[row] in theirs]
+    ids = stores[0].image.ids
+    rows = [(row, theirs[ids[row]]) for row in image_rows.tolist() if ids[row] in theirs]
     if not rows:
         return 0
-    alike = _alike(gallery, entry.stores, np.array(rows))
+    alike = _alike(stores, entry.stores, np.array(rows))
     return alike if alike is not None else len(rows) if entry.dataset == spec.dataset else 0
 
 
 def _alike(
-    gallery: Gallery, stores: Sequence[StoreReader], rows_N2: NDArray[np.int64]
+    stores: Sequence[StoreReader], others: Sequence[StoreReader], rows_N2: NDArray[np.int64]
 ) -> int | None:
     """How many pairs of rows hold the same picture, by the first model that both sides have.
 
     None where no model can tell.
     """
-    there = {store.spec.model.name: store for store in stores}
-    for store in gallery.stores:
+    there = {store.spec.model.name: store for store in others}
+    for store in stores:
         other = there.get(store.spec.model.name)
         if other is None or other.spec.model.weights_digest != store.spec.model.weights_digest:
             continue

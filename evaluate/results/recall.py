@@ -58,7 +58,7 @@ def evaluate(
     """
     cut = parts_of(gallery.owner, folds)
     ranks = [ranks_in_folds(rung, gallery.owner, cut, device) for rung in rungs]
-    tables = [_mean_table(rank, cut) for rank in ranks]
+    tables = [mean_table(rank, cut) for rank in ranks]
     resampled = bootstrap_rsums(
         [Hits.of(rank, gallery.owner, folds=folds) for rank in ranks],
         resamples=resamples,
@@ -69,7 +69,7 @@ def evaluate(
         {
             "kind": rung.kind,
             "fitted_on": [entry.plain() for entry in rung.fitted],
-            "saw_split": saw(rung.fitted, gallery),
+            "saw_split": saw(rung.fitted, gallery.stores, gallery.image_rows),
         }
         for rung in rungs
     ]
@@ -173,7 +173,8 @@ def items_digest(gallery: Gallery) -> str:
     return hashlib.sha256(json.dumps([ids, gallery.owner.tolist()]).encode()).hexdigest()[:16]
 
 
-def _mean_table(ranks: Ranks, cut: Sequence[Part]) -> dict[str, float]:
+def mean_table(ranks: Ranks, cut: Sequence[Part]) -> dict[str, float]:
+    """Mean of the folds' figures, given ranks within them."""
     tables = []
     for part in cut:
         own = {k: v[part[0] if k[0] == "i" else part[1]] for k, v in vars(ranks).items()}

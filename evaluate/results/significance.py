@@ -91,7 +91,7 @@ def bootstrap_rsums(
     All rungs have the same images and folds.
     """
     parts: list[list[NDArray[np.float64]]] = [[] for _ in hits]
-    for counts_RI in _draws(len(hits[0].captions), hits[0].folds, resamples, seed):
+    for counts_RI in draws(len(hits[0].captions), hits[0].folds, resamples, seed):
         for part, rung in zip(parts, hits, strict=True):
             part.append(rung.rsum(counts_RI))
     return [np.concatenate(part) for part in parts]
@@ -128,7 +128,7 @@ def _share_to_zero(values: NDArray[np.float64]) -> float:
     return float((below - 1 + low / (low - high)) / (len(ordered) - 1))
 
 
-def _draws(images: int, folds: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def draws(images: int, folds: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """(rows, I) how often each image is drawn; every fold is drawn from itself."""
     random = np.random.default_rng(seed)
     step = max(1, BLOCK_COUNTS // images)

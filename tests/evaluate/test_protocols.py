@@ -156,6 +156,23 @@ def test_compare_is_paired_where_the_items_are_the_same(gallery: Gallery) -> Non
     elsewhere = {**result, "protocol": {**result["protocol"], "split": "test"}}
     with pytest.raises(UsageError, match=r"split is 'val'.*'test'"):
         compare((result, a), (elsewhere, a))
+    smaller = {**result, "protocol": {**result["protocol"], "images": I - 1}}
+    with pytest.raises(UsageError, match="images is 30 in the first and 29 in the second"):
+        compare((result, a), (smaller, a))
+    reworded = {**result, "protocol": {**result["protocol"], "dataset_digest": "other"}}
+    assert not compare((result, a), (reworded, mean), resamples=500)["paired"]
+
+
+def test_compare_resamples_the_mean_of_folds(gallery: Gallery) -> None:
+    models = single_models(gallery)
+    result = evaluate(gallery, models, resamples=300, folds=5)
+    rungs = result["rungs"]
+    found = compare((result, rungs[0]), (result, rungs[1]), resamples=300)
+    gap = rungs[1]["metrics"]["rsum"] - rungs[0]["metrics"]["rsum"]
+    assert found["differences"]["rsum"] == pytest.approx(gap)
+    for value, rung in zip(found["intervals"], rungs, strict=True):
+        assert value["low"] == pytest.approx(rung["rsum_interval"]["low"])
+        assert value["high"] == pytest.approx(rung["rsum_interval"]["high"])
 
 
 def test_the_commands_compare_and_print_tables(project: Path) -> None:
@@ -166,6 +183,8 @@ def test_the_commands_compare_and_print_tables(project: Path) -> None:
     said = run("compare", file, "--rung", "a", "--with-rung", "mean of cosines")
     assert said.exit_code == 0, said.output
     assert "paired by image" in said.stdout
+    assert "picked as the best" not in said.stderr
+    assert "picked as the best on this very split" in run("compare", file, "--rung", "a").stderr
     refused = run("compare", file, "runs/tiny/recall-val-5folds.json")
     assert refused.exit_code == 2
     assert "folds is 1 in the first and 5 in the second" in refused.stderr

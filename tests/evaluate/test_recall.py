@@ -99,9 +99,8 @@ def test_a_weighted_sum_is_the_sum_of_weighted_cosines(
 
 def test_the_tuned_sum_is_at_least_as_good_where_it_was_tuned(gallery: Gallery) -> None:
     models = single_models(gallery)
-    tuned = tuned_sum(models, gallery, "val", "val")
-    assert "flattered" in tuned.note
-    assert "flattered" not in tuned_sum(models, gallery, "val", "test").note
+    tuned = tuned_sum(models, gallery)
+    assert tuned.note.startswith("tuned on val: a ")
 
     def rsum(rung: Rung) -> float:
         return recalls(rank_positives(*rung.pair, OWNER))["rsum"]
