@@ -154,8 +154,8 @@ def train(
         tell(str(plan.folder))
     if seeds is not None:
         say(
-            f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f}, mean and deviation "
-            f"of their best epochs on {plans[0].val_split}, which chose those epochs: flattered"
+            f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f} on "
+            f"{plans[0].val_split}, which chose their epochs: flattered"
         )
 
 
