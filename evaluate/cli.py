@@ -202,7 +202,8 @@ def compare(
       hada-evaluate compare before.json after.json
       hada-evaluate compare recall-test.json --rung clip --with-rung "mean of cosines"
     """
-    from hada.evaluate.results.compare import choose_rung, compare, read_result, sentences
+    from hada.evaluate.results import read_result
+    from hada.evaluate.results.compare import choose_rung, compare, sentences
 
     paths = (first, second or first)
     results = [read_result(path) for path in paths]
@@ -241,7 +242,7 @@ def table(results: tuple[Path, ...], form: str) -> None:
       hada-evaluate table runs/*/recall-test.json
       hada-evaluate table runs/coco/recall-test.json --format latex
     """
-    from hada.evaluate.results.compare import read_result
+    from hada.evaluate.results import read_result
     from hada.evaluate.results.export import as_table
 
     tell(as_table([read_result(path) for path in results], form), lines=True)

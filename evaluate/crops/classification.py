@@ -5,13 +5,13 @@ Shape letters: I images, C classes, D descriptions, E embedding width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from hada.evaluate.crops import weighting
@@ -21,7 +21,9 @@ from hada.evaluate.methods.build import ranking_device
 from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.results.significance import interval
 from hada.extract.backbones import BackboneRequest, load_backbone
+from hada.extract.common.documents import read_json
 from hada.extract.common.errors import UsageError
+from hada.extract.common.shapes import conform
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
 
@@ -116,29 +118,32 @@ def expected_hits(scores_IC: NDArray[Any], right_IC: NDArray[np.bool_]) -> NDArr
 
 def read_classes(path: Path) -> dict[str, list[str]]:
     """Class name -> descriptions; raises `UsageError` for anything else."""
-    value = _json(path, "--classes")
-    if not isinstance(value, dict) or not value:
-        raise UsageError(f"{path}: expected a mapping of class name to a list of descriptions")
-    for name, lines in value.items():
-        if not (isinstance(lines, list) and lines and all(isinstance(x, str) for x in lines)):
-            raise UsageError(f"{path}: class {name!r}: expected a list of one text or more")
-    return value
+    value = read_json(path, absent="--classes takes a JSON file: class name -> descriptions")
+    what = f"--classes {path}"
+    kind = Annotated[dict[str, Annotated[list[str], Meta(min_length=1)]], Meta(min_length=1)]
+    remedy = "A mapping of class name to a list of one description or more"
+    found: dict[str, list[str]] = conform(value, kind, what, remedy=remedy)
+    return found
 
 
 def read_labels(path: Path, gallery: Gallery) -> list[list[str]]:
     """The class names of every image of the gallery; raises `UsageError` where one has none."""
-    value = _json(path, "--labels")
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: expected a mapping of image id to class name")
+    value = read_json(path, absent="--labels takes a JSON file: image id -> class name")
+    found: dict[str, Any] = conform(
+        value,
+        dict[str, str | int | list[str | int] | None],
+        f"--labels {path}",
+        remedy="A mapping of image id to the name of a class, or to a list of them",
+    )
     store = gallery.stores[0]
     ids = [store.image.ids[row] for row in gallery.image_rows]
-    missing = [id_ for id_ in ids if not value.get(id_)]
+    missing = [id_ for id_ in ids if not found.get(id_)]
     if missing:
         raise UsageError(
             f"{path}: {len(missing)} images have no label, the first is {missing[0]!r}"
         )
-    found = [value[id_] if isinstance(value[id_], list) else [value[id_]] for id_ in ids]
-    return [[str(name) for name in names] for names in found]
+    labels = [found[id_] if isinstance(found[id_], list) else [found[id_]] for id_ in ids]
+    return [[str(name) for name in names] for names in labels]
 
 
 def encode_classes(
@@ -171,12 +176,3 @@ def encode_classes(
     descriptions = np.zeros((*mask.shape, found.shape[1]), np.float32)
     descriptions[mask] = found[len(prompts) :]
     return ClassTexts(list(classes), found[: len(prompts)], descriptions, mask)
-
-
-def _json(path: Path, option: str) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"{option} {path}: no such file") from None
-    except ValueError as error:
-        raise UsageError(f"{option} {path}: broken JSON ({error})") from error

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hada.evaluate.methods.seen import flattered
-from hada.evaluate.results.packing import unpack, unpack_ranks
+from hada.evaluate.results import ranks_of
 from hada.evaluate.results.recall import plain, withheld
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
 from hada.evaluate.results.text import judged
 from hada.extract.common.errors import UsageError, unknown
-from hada.fuse.ranking.ranks import KS
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """A result of `hada-evaluate recall`; raises `UsageError` for any other file."""
-    try:
-        result = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file. Make it first: hada-evaluate recall") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(result, dict) or not {"protocol", "rungs", "schema"} <= set(result):
-        raise UsageError(f"{path}: not a result of hada-evaluate recall")
-    if result["schema"] != 2:
-        raise UsageError(
-            f"{path}: schema: expected 2, got {result['schema']!r}; run hada-evaluate recall again"
-        )
-    return result
+from hada.fuse.ranking.ranks import KS, Ranks
 
 
 def choose_rung(result: dict[str, Any], name: str | None, path: Path) -> dict[str, Any]:
@@ -77,13 +59,16 @@ def compare(
                 "the second; recall depends on the gallery"
             )
     paired = _identity(result_a) == _identity(result_b)
-    hits = [
-        Hits.of(
-            unpack_ranks(rung["ranks"]),
-            unpack(result["items"]["owner"]),
-            folds=result["protocol"]["folds"],
+    ranks_a, owner_a = ranks_of(result_a, rung_a)
+    ranks_b, owner_b = ranks_of(result_b, rung_b)
+    if paired and not np.array_equal(owner_a, owner_b):
+        raise UsageError(
+            "these results say that they are of the same items, but their captions belong to "
+            "other images: one of the files was changed. Make it again: hada-evaluate recall"
         )
-        for result, rung in (first, second)
+    hits = [
+        Hits.of(ranks, owner, folds=result["protocol"]["folds"])
+        for ranks, owner, result in ((ranks_a, owner_a, result_a), (ranks_b, owner_b, result_b))
     ]
     if paired:
         one, two = bootstrap_rsums(hits, resamples=resamples, seed=seed)
@@ -104,7 +89,7 @@ def compare(
         "intervals": [
             {"low": found.low, "high": found.high} for found in (interval(one), interval(two))
         ],
-        "queries": _won_and_lost(rung_a, rung_b) if paired else None,
+        "queries": _won_and_lost(ranks_a, ranks_b) if paired else None,
     }
 
 
@@ -130,8 +115,7 @@ def _identity(result: dict[str, Any]) -> tuple[str, str | None]:
     return result["items"]["digest"], result["protocol"].get("dataset_digest")
 
 
-def _won_and_lost(rung_a: dict[str, Any], rung_b: dict[str, Any]) -> dict[str, dict[str, int]]:
-    a, b = unpack_ranks(rung_a["ranks"]), unpack_ranks(rung_b["ranks"])
+def _won_and_lost(a: Ranks, b: Ranks) -> dict[str, dict[str, int]]:
     return {
         way: {
             "better": int(np.sum(getattr(b, way) < getattr(a, way))),

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from hada.extract.common.errors import UsageError
 from hada.fuse.ranking.ranks import Ranks
 
+_MOST = 2**31
+
 
 def pack(values: NDArray[np.int64]) -> str:
     """An array as text.
@@ -27,10 +29,15 @@ def pack(values: NDArray[np.int64]) -> str:
     return base64.b64encode(zlib.compress(values.astype("<i4").tobytes(), 9)).decode()
 
 
-def unpack(text: str) -> NDArray[np.int64]:
-    """Back from `pack`; raises `UsageError` where the text is damaged."""
+def unpack(text: str, count: int | None = None) -> NDArray[np.int64]:
+    """Back from `pack`: `count` numbers, any where None; raises `UsageError` for damage."""
+    most = _MOST if count is None else 4 * count
     try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").astype(np.int64)
+        inflate = zlib.decompressobj()
+        raw = inflate.decompress(base64.b64decode(text, validate=True), most + 1)
+        if not inflate.eof or len(raw) > most or (count is not None and len(raw) != most):
+            raise ValueError(f"expected {count if count is not None else 'whole'} numbers")
+        return np.frombuffer(raw, "<i4").astype(np.int64)
     except (binascii.Error, zlib.error, ValueError, TypeError) as error:
         raise UsageError(f"the packed ranks of a result are damaged ({error})") from error
 
@@ -40,9 +47,12 @@ def pack_ranks(ranks: Ranks) -> dict[str, str]:
     return {name: pack(values) for name, values in vars(ranks).items()}
 
 
-def unpack_ranks(packed: dict[str, Any]) -> Ranks:
-    """Back from `pack_ranks`."""
+def unpack_ranks(
+    packed: dict[str, Any], images: int | None = None, captions: int | None = None
+) -> Ranks:
+    """Back from `pack_ranks`: ranks of so many images and captions, of any number where None."""
     names = Ranks.__dataclass_fields__
     if set(packed) != set(names):
         raise UsageError(f"the packed ranks of a result: expected {', '.join(names)}")
-    return Ranks(**{name: unpack(text) for name, text in packed.items()})
+    counts = {name: images if name.startswith("i2t") else captions for name in names}
+    return Ranks(**{name: unpack(text, counts[name]) for name, text in packed.items()})

@@ -7,17 +7,19 @@ loads without error and changes every feature.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
+from msgspec import Meta
 from transformers import AutoTokenizer, BertTokenizer
 
 from hada.extract.backbones import weights
+from hada.extract.common.documents import read_json
 from hada.extract.common.errors import CheckpointError
+from hada.extract.common.shapes import conform
 
 # Width -> heads of the published models: BERT-base; ViT-B/16 and ViT-L/16.
 TEXT_HEADS = {768: 12}
@@ -86,6 +88,21 @@ def choose_heads(
     return chosen
 
 
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class _Settings(TypedDict):
+    """The settings of a config that are used here; any of them may be absent."""
+
+    hidden_size: NotRequired[_Count | None]
+    num_attention_heads: NotRequired[_Count | None]
+    num_heads: NotRequired[_Count | None]
+    layer_norm_eps: NotRequired[Annotated[float, Meta(gt=0, lt=1)]]
+    med: NotRequired[_Settings | None]
+    bert: NotRequired[_Settings | None]
+    vit: NotRequired[_Settings | None]
+
+
 def configs_beside(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The "text" and "vision" settings of the config files `names` beside a checkpoint.
 
@@ -98,15 +115,12 @@ def configs_beside(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]
         file = path.with_name(name)
         if not file.is_file():
             continue
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{file}: expected a JSON object")
+        value: dict[str, Any] = conform(
+            read_json(file, CheckpointError), dict[str, Any], str(file), CheckpointError
+        )
+        conform(value, _Settings, str(file), CheckpointError)
         for part, side in parts.items():
-            inner = value.get(part)
-            found[side].update(inner if isinstance(inner, dict) else {})
+            found[side].update(value.get(part) or {})
         if "num_attention_heads" in value:
             found["text"].update(value)
     return found

@@ -32,11 +32,13 @@ def conform(
     where: str,
     error: type[HadaError] = UsageError,
     remedy: str = "",
+    at: str = "",
 ) -> T:
     """`value` itself, if it is of the shape that `kind` describes.
 
     `kind` is anything that msgspec knows: a TypedDict, a dataclass, `list[str]`, `Annotated` with
-    limits. Keys that `kind` does not name are let pass. The error names the place by its keys.
+    limits. Keys that `kind` does not name are let pass. The error names the place by its keys,
+    below `at` where `value` is a part of the document `where`.
     """
     import msgspec
 
@@ -44,7 +46,7 @@ def conform(
         msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as failure:
         tail = f". {remedy}" if remedy else ""
-        raise error(f"{where}: {_in_words(str(failure), value)}{tail}") from failure
+        raise error(f"{where}: {_in_words(str(failure), value, at)}{tail}") from failure
     return value  # type: ignore[no-any-return]
 
 
@@ -61,7 +63,7 @@ def shown(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _in_words(message: str, value: Any) -> str:
+def _in_words(message: str, value: Any, at: str) -> str:
     """A message of msgspec as ours: the place first, kinds by plain names, the nearest key."""
     what, _, path = message.partition(" - at `$")
     path = path.rstrip("`").removeprefix(".").replace("[...]", ".*")
@@ -75,6 +77,7 @@ def _in_words(message: str, value: Any) -> str:
     else:
         what = re.sub(r"`([^`]*)`", lambda match: _kinds(match[1]), what)
         what = what[:1].lower() + what[1:]
+    path = f"{at}{path}" if path.startswith("[") else ".".join(filter(None, (at, path)))
     return f"{path}: {what}" if path else what
 
 

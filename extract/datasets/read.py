@@ -10,17 +10,23 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from hada.extract.common.documents import LARGE_BYTES, read_json
 from hada.extract.common.errors import DatasetError
+from hada.extract.common.shapes import conform, shown
 from hada.extract.manifest import DatasetEntry, SplitEntry
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,68 +88,87 @@ class _Image:
 def _karpathy(entry: DatasetEntry, split: str, wanted: SplitEntry) -> Iterable[_Image]:
     """Karpathy's JSON: images[].{filename, filepath?, split, sentences[].{raw, sentid}}."""
     file = entry.root / entry.annotations
-    document = _read_json(file, entry)
+    if not file.exists():
+        raise DatasetError(
+            f"dataset {entry.name!r}: the annotations {entry.annotations!r} are not in "
+            f"{str(entry.root)!r}.{_published(entry)}"
+        )
+    # Strangers' files: what is not used may be NaN or there twice, captions may end in half a
+    # character.
+    document = read_json(
+        file,
+        DatasetError,
+        most=LARGE_BYTES,
+        finite=False,
+        unique=False,
+        halves=True,
+        digits=100,
+        remedy="Perhaps the download was cut short: fetch the file again",
+    )
     records = document.get("images") if isinstance(document, dict) else None
     if not isinstance(records, list):
         raise DatasetError(f"{file}: expected Karpathy's layout, a mapping with a list 'images'")
-    known = {record.get("split") for record in records if isinstance(record, dict)}
+    conform(records, list[_Marked], str(file), DatasetError, at="images")
+    known = {record.get("split") for record in records}
     for source in wanted.sources:
         if source not in known:
-            names = ", ".join(sorted(str(name) for name in known if name))
+            names = ", ".join(sorted(name for name in known if name))
             raise DatasetError(
                 f"{file}: split {split!r} needs images marked {source!r}, and there are none. "
                 f"The file's splits: {names or 'none'}."
             )
     for number, record in enumerate(records):
-        if isinstance(record, dict) and record.get("split") in wanted.sources:
-            yield _karpathy_image(entry, file, number, record)
+        if record.get("split") in wanted.sources:
+            conform(record, _Record, str(file), DatasetError, at=f"images[{number}]")
+            yield _karpathy_image(entry, f"{file}: images[{number}]", record)
 
 
-def _karpathy_image(entry: DatasetEntry, file: Path, number: int, record: dict[str, Any]) -> _Image:
-    name = record.get("filename")
-    if not isinstance(name, str) or not name:
-        raise DatasetError(f"{file}: images[{number}] has no 'filename'")
-    relative = posixpath.join(entry.images, str(record.get("filepath") or ""), name)
+class _Marked(TypedDict):
+    split: NotRequired[str | None]
+
+
+class _Sentence(TypedDict):
+    raw: str
+    sentid: NotRequired[str | int | float | None]
+
+
+class _Record(TypedDict):
+    filename: Annotated[str, Meta(min_length=1)]
+    filepath: NotRequired[str | None]
+    sentences: NotRequired[list[_Sentence] | None]
+
+
+def _karpathy_image(entry: DatasetEntry, where: str, record: dict[str, Any]) -> _Image:
+    name = record["filename"]
+    relative = posixpath.join(entry.images, record.get("filepath") or "", name)
     if relative.startswith("/") or ".." in relative.split("/"):
-        raise DatasetError(
-            f"{file}: images[{number}] points outside the dataset's folder: {relative!r}"
-        )
+        raise DatasetError(f"{where} points outside the dataset's folder: {relative!r}")
+    _check_id(relative, f"{where}.filename")
     captions = []
     for position, sentence in enumerate(record.get("sentences") or []):
-        text = sentence.get("raw") if isinstance(sentence, dict) else None
-        if not isinstance(text, str):
-            raise DatasetError(f"{file}: images[{number}].sentences[{position}] has no 'raw' text")
+        text = sentence["raw"]
         if not text.isascii():
             # Half a surrogate pair, as cut-off emoji leave it, is no text to any tokenizer.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        captions.append((str(sentence.get("sentid", f"{name}#{position}")), text))
+        id_ = sentence.get("sentid")
+        id_ = f"{name}#{position}" if id_ is None else str(id_)
+        _check_id(id_, f"{where}.sentences[{position}].sentid")
+        captions.append((id_, text))
     if not captions:
         raise DatasetError(
-            f"{file}: image {name!r} (images[{number}]) has no captions. "
+            f"{where}: image {name!r} has no captions. "
             "Every image needs at least one: add it, or take the image out of the split."
         )
     return _Image(name, entry.root / relative, captions)
 
 
-def _read_json(file: Path, entry: DatasetEntry) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError as error:
+def _check_id(text: str, where: str) -> None:
+    """Ids are written into stores, and names of files given to the system."""
+    if not text.isprintable() and _UNFIT.search(text):
         raise DatasetError(
-            f"dataset {entry.name!r}: the annotations {entry.annotations!r} are not in "
-            f"{str(entry.root)!r}.{_published(entry)}"
-        ) from error
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: broken JSON: not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{file}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}. "
-            "Perhaps the download was cut short: fetch the file again."
-        ) from error
-    except RecursionError as error:
-        raise DatasetError(f"{file}: broken JSON: nested too deeply") from error
+            f"{where}: {shown(text)} holds a control character or half of a character, which no "
+            "file name or id has"
+        )
 
 
 def _assemble(entry: DatasetEntry, split: str, images: list[_Image]) -> CaptionDataset:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from hada.extract.common.array_files import reason
+from hada.extract.common.documents import LARGE_BYTES, read_json
 from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.common.shapes import conform
 from hada.extract.datasets.regions import (
     LAYOUTS,
     RegionError,
@@ -78,7 +83,7 @@ class LmdbRegions:
 
     def _value(self, image_id: str) -> tuple[str, bytes]:
         names = region_names(self._rules, self._dataset, image_id)
-        with self._environment.begin() as transaction:
+        with _told(self._place), self._environment.begin() as transaction:
             for name in names:
                 value = transaction.get(name.encode())
                 if value is not None:
@@ -99,11 +104,14 @@ class LmdbRegions:
         file = self._place.with_name(f"nbb_{stem}.json")
         if not file.is_file():
             return {}
-        try:
-            counts = json.loads(file.read_text(encoding="utf-8"))
-            return {str(name): int(number) for name, number in counts.items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DatasetError(f"{file}: expected a JSON object of counts ({error})") from error
+        counts: dict[str, int] = conform(
+            read_json(file, DatasetError, most=LARGE_BYTES),
+            dict[str, Annotated[int, Meta(ge=0, le=100_000)]],
+            str(file),
+            DatasetError,
+            "A JSON object of regions an image",
+        )
+        return counts
 
 
 class TsvRegions:
@@ -119,7 +127,7 @@ class TsvRegions:
         with place.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 head = line.split(b"\t", 4)
-                if len(head) < 5 or not head[3].isdigit():
+                if len(head) < 5 or not head[3].isdigit() or len(head[3]) > 6:
                     raise DatasetError(
                         f"{place}, line {number}: expected tab-separated columns "
                         f"{', '.join(self._COLUMNS)}"
@@ -144,7 +152,7 @@ class TsvRegions:
                 "bbox": np.frombuffer(base64.b64decode(columns[4]), "<f4").reshape(boxes, 4),
                 "x": np.frombuffer(base64.b64decode(columns[5]), "<f4").reshape(boxes, -1),
             }
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, OverflowError) as error:
             raise RegionError(f"regions {label}: a truncated or damaged line ({error})") from error
         return select(arrays, self._rules, label)
 
@@ -175,9 +183,21 @@ def _unpack(value: bytes, label: str) -> dict[str, NDArray[Any]]:
         raise _missing("msgpack") from error
     try:
         raw = msgpack.unpackb(value, raw=True, strict_map_key=False)
-        return {key.decode(): _array(entry) for key, entry in raw.items() if b"nd" in entry}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RegionError(f"regions {label}: not a packed record ({error})") from error
+        return {
+            key.decode(): _array(entry)
+            for key, entry in raw.items()
+            if isinstance(entry, dict) and b"nd" in entry
+        }
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        SyntaxError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise RegionError(f"regions {label}: not a packed record ({reason(error)})") from error
     except msgpack.exceptions.UnpackException as error:
         raise RegionError(f"regions {label}: truncated ({error})") from error
 
@@ -186,7 +206,7 @@ def _array(entry: dict[bytes, Any]) -> NDArray[Any]:
     dtype = np.dtype(entry[b"type"].decode())
     if dtype.kind not in "fiu" or entry.get(b"kind"):
         raise ValueError(f"an array of {dtype}, expected numbers")
-    return np.frombuffer(entry[b"data"], dtype).reshape(entry[b"shape"])
+    return np.frombuffer(entry[b"data"], dtype).reshape([int(n) for n in entry[b"shape"]])
 
 
 # One open environment per database and process: LMDB must not be opened twice.
@@ -202,11 +222,28 @@ def _environment(place: Path) -> Any:
     key = place.resolve()
     with _OPEN_LOCK:
         if key not in _OPEN:
-            try:
-                _OPEN[key] = lmdb.open(str(key), readonly=True, lock=False, readahead=False)
-            except lmdb.Error as error:
-                raise DatasetError(f"{place}: not an LMDB that can be read ({error})") from error
+            with _told(place):
+                found = lmdb.open(str(key), readonly=True, lock=False, readahead=False)
+                needed = found.stat()["psize"] * (found.info()["last_pgno"] + 1)
+                size = (key / "data.mdb").stat().st_size
+                if size < needed:  # reading beyond the end of a mapped file kills the process
+                    found.close()
+                    raise DatasetError(
+                        f"{place}: data.mdb has {size:,} bytes and needs {needed:,}: it was cut "
+                        "short. Fetch it again"
+                    )
+                _OPEN[key] = found
         return _OPEN[key]
+
+
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    import lmdb
+
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise DatasetError(f"{place}: not an LMDB that can be read ({reason(error)})") from error
 
 
 def _missing(package: str) -> UsageError:

@@ -13,8 +13,9 @@ Letters: N regions, F feature width (2048).
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -119,7 +120,7 @@ def region_names(rules: RegionRules, dataset: str, image_id: str) -> list[str]:
     ['1000092795.npz', 'flickr30k_001000092795.npz']
     """
     stem = PurePosixPath(image_id).stem
-    digits = re.search(r"(\d+)$", stem)
+    digits = re.search(r"(\d{1,100})$", stem)
     fields: dict[str, Any] = {
         "id": image_id,
         "stem": stem,
@@ -129,6 +130,8 @@ def region_names(rules: RegionRules, dataset: str, image_id: str) -> list[str]:
     if digits:
         fields["number"] = int(digits.group(1))
     names = []
+    if rules.name is not None and re.search(r"\d{4}", rules.name):
+        raise UsageError(f"region_name {rules.name!r}: no name is so wide")
     for pattern in DEFAULT_NAMES if rules.name is None else (rules.name,):
         try:
             name = pattern.format(**fields)
@@ -151,6 +154,11 @@ def select(arrays: Arrays, rules: RegionRules, label: str, *, cut: bool = False)
 
     Raises `RegionError` for arrays of no known layout, of wrong shapes, or not finite.
     """
+    with _fitting(arrays, label):
+        return _select(arrays, rules, label, cut)
+
+
+def _select(arrays: Arrays, rules: RegionRules, label: str, cut: bool) -> Regions:
     if all(key in arrays for key in _UNITER):
         conf = arrays["conf"]
         taken = np.arange(conf.shape[0] if cut else rules.count(conf))
@@ -179,13 +187,14 @@ def select(arrays: Arrays, rules: RegionRules, label: str, *, cut: bool = False)
 
 def how_many(arrays: Arrays, rules: RegionRules, label: str, *, cut: bool = False) -> int:
     """The length of `select`, from the small arrays of a file."""
-    if "conf" in arrays:
-        conf = arrays["conf"]
-        return conf.shape[0] if cut else rules.count(conf)
-    if "objects_conf" in arrays and "attrs_conf" in arrays:
-        return rules.count(_score(arrays))
-    if "bbox" in arrays:
-        return min(len(arrays["bbox"]), rules.most)
+    with _fitting(arrays, label):
+        if "conf" in arrays:
+            conf = arrays["conf"]
+            return conf.shape[0] if cut else rules.count(conf)
+        if "objects_conf" in arrays and "attrs_conf" in arrays:
+            return rules.count(_score(arrays))
+        if "bbox" in arrays:
+            return min(len(arrays["bbox"]), rules.most)
     raise unknown_layout(label, arrays)
 
 
@@ -201,7 +210,28 @@ def unknown_layout(label: str, keys: Sequence[str] | Arrays) -> RegionError:
     return RegionError(f"regions {label}: its keys are {', '.join(keys)}; expected {known}")
 
 
+@contextlib.contextmanager
+def _fitting(arrays: Arrays, label: str) -> Iterator[None]:
+    """Arrays that hold no numbers, or do not go together, are told and not met."""
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiu" or array.ndim > 2:
+            raise RegionError(
+                f"regions {label}: {key!r} is {array.dtype} of shape {array.shape}, expected "
+                "numbers in one or two dimensions"
+            )
+    try:
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            yield
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        if isinstance(error, RegionError):
+            raise
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+        raise RegionError(f"regions {label}: arrays that do not fit together: {shapes}") from error
+
+
 def _score(arrays: Arrays) -> NDArray[Any]:
+    if arrays["objects_conf"].size != arrays["attrs_conf"].size:
+        raise ValueError("one confidence of each kind a region")
     score: NDArray[Any] = (2 * arrays["objects_conf"] + arrays["attrs_conf"]) / 3
     return score.reshape(-1)
 

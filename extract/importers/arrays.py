@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.array_files import map_npy, reason
+from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_bytes
 from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.common.shapes import conform
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.importers.write import ImportRequest, Item
 from hada.extract.spec import SIDES, SideName
@@ -71,18 +73,18 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
 
     The ids are JSON lists in the file's metadata (`image_ids`, `caption_ids`) or in files.
     """
-    import safetensors
+    from hada.extract.common.tensor_files import read_safetensors
 
     arrays: dict[str, NDArray[Any]] = {}
     metadata: dict[str, str] = {}
     files = [file for file in (request.images, request.captions) if file is not None]
     for file in files:
-        try:
-            with safetensors.safe_open(str(file), framework="np") as stream:
-                metadata.update(stream.metadata() or {})
-                arrays.update({key: stream.get_tensor(key) for key in stream.keys()})  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, TypeError) as error:
-            raise DatasetError(f"{file}: not a safetensors file of numbers ({error})") from error
+        tensors, told = read_safetensors(file, DatasetError)
+        metadata.update(told)
+        for key, tensor in tensors.items():
+            # NumPy has no bfloat16.
+            plain = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+            arrays[key] = plain.numpy()
     found: dict[SideName, NDArray[Any]] = {}
     ids: dict[SideName, list[str]] = {}
     for side in SIDES:
@@ -160,14 +162,16 @@ def _pairs(table: Path) -> Iterator[tuple[str, str]]:
         raise UsageError("reading .parquet files needs pyarrow: pip install pyarrow") from error
     try:
         read = parquet.read_table(table)
-    except (ArrowException, OSError) as error:
-        raise DatasetError(f"{table}: not a parquet file ({error})") from error
-    names = "image_path" if "image_path" in read.column_names else "key"
-    for column in (names, "caption"):
-        if column not in read.column_names:
-            listed = ", ".join(read.column_names)
-            raise DatasetError(f"{table}: no column {column!r}; its columns are {listed}")
-    columns = (read.column(name).to_pylist() for name in (names, "caption"))
+        names = "image_path" if "image_path" in read.column_names else "key"
+        for column in (names, "caption"):
+            if column not in read.column_names:
+                listed = ", ".join(read.column_names)
+                raise DatasetError(f"{table}: no column {column!r}; its columns are {listed}")
+        columns = [read.column(name).to_pylist() for name in (names, "caption")]
+    except FileNotFoundError as error:
+        raise DatasetError(f"{table}: no such file") from error
+    except (ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError) as error:
+        raise DatasetError(f"{table}: not a parquet file ({reason(error)})") from error
     for name, text in zip(*columns, strict=True):
         yield PurePosixPath(str(name)).stem, " ".join(str(text).split())
 
@@ -175,38 +179,24 @@ def _pairs(table: Path) -> Iterator[tuple[str, str]]:
 def read_ids(file: Path) -> list[str]:
     """The ids of a .txt (one a line), .json (a list) or .npy file, as text."""
     if file.suffix == ".npy":
-        return [str(id_) for id_ in _load(file).reshape(-1).tolist()]
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file}: cannot be read as text ({error})") from error
+        return [str(id_) for id_ in map_npy(file).reshape(-1).tolist()]
+    text = decode(read_bytes(file, DatasetError, LARGE_BYTES), str(file), DatasetError)
     return _id_list(text, str(file)) if file.suffix == ".json" else text.splitlines()
 
 
 def _id_list(text: str, label: str) -> list[str]:
-    try:
-        ids = json.loads(text)
-    except ValueError as error:
-        raise DatasetError(f"{label}: broken JSON ({error})") from error
-    if not isinstance(ids, list):
-        raise DatasetError(f"{label}: expected a JSON list of ids")
+    ids: list[str | int] = conform(
+        parse_json(text, label, DatasetError),
+        list[str | int],
+        label,
+        DatasetError,
+        "A JSON list of ids",
+    )
     return [str(id_) for id_ in ids]
 
 
-def _load(file: Path) -> NDArray[Any]:
-    try:
-        loaded: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file}: no such file") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise DatasetError(f"{file}: truncated or not a plain .npy file ({error})") from error
-    if not isinstance(loaded, np.ndarray):
-        raise DatasetError(f"{file}: an archive of arrays, expected one array (.npy)")
-    return loaded
-
-
 def _npy(file: Path) -> NDArray[Any]:
-    return _matrix(_load(file), str(file))
+    return _matrix(map_npy(file), str(file))
 
 
 def _matrix(array: NDArray[Any], label: str) -> NDArray[Any]:

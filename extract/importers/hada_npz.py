@@ -9,13 +9,13 @@ DOT_Output        the same with ragged captions, feat and att as arrays of objec
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.array_files import PickledError, opened
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.importers.write import ImportRequest, Item
@@ -53,13 +53,23 @@ class HadaFolders:
 
     def read(self, side: SideName, row: int) -> Item:
         if side == "image":
-            arrays = self._load(self._images[row], ("feat", "proj_embed"))
-            return Item(arrays["feat"], arrays["proj_embed"].reshape(-1))
-        arrays = self._caption_file(row)
+            file = self._images[row]
+            arrays = self._load(file, ("feat", "proj_embed"))
+            embedding = _numbers(arrays["proj_embed"].reshape(-1), file, "proj_embed", 1)
+            return Item(_numbers(arrays["feat"], file, "feat", 2), embedding)
+        arrays, file = self._caption_file(row)
         place = int(self._places[row])
-        tokens = np.asarray(arrays["feat"][place], np.float32)
-        valid = int(np.sum(arrays["att"][place]))
-        return Item(tokens[:valid], np.asarray(arrays["proj_embed"][place], np.float32))
+        tokens = _numbers(arrays["feat"][place], file, "feat", 2).astype(np.float32)
+        embedding = _numbers(arrays["proj_embed"][place], file, "proj_embed", 1)
+        return Item(tokens[: self._valid(row)], embedding.astype(np.float32))
+
+    def _valid(self, row: int) -> int:
+        """How many tokens of a caption count."""
+        arrays, file = self._caption_file(row)
+        valid = float(_numbers(arrays["att"][int(self._places[row])], file, "att", 1).sum())
+        if not (valid.is_integer() and 0 <= valid <= np.iinfo(np.int32).max):
+            raise DatasetError(f"{file}: 'att' counts {valid:g} tokens, expected ones and zeros")
+        return int(valid)
 
     def _image_lengths(self) -> tuple[NDArray[np.int64], int]:
         """Tokens of each image, from the files' headers, and their width."""
@@ -78,19 +88,20 @@ class HadaFolders:
 
     def _caption_lengths(self) -> NDArray[np.int64]:
         lengths = np.zeros(len(self._places), np.int64)
-        for row, place in enumerate(self._places):
-            arrays = self._caption_file(row)
-            lengths[row] = int(np.sum(arrays["att"][int(place)]))
+        for row in range(len(lengths)):
+            lengths[row] = self._valid(row)
         return lengths
 
-    def _caption_file(self, row: int) -> dict[str, NDArray[Any]]:
-        """The arrays of a caption's file, always with a leading axis of captions."""
+    def _caption_file(self, row: int) -> tuple[dict[str, NDArray[Any]], Path]:
+        """The arrays of a caption's file and the file, always with a leading axis of captions."""
         owner = int(self._dataset.caption_to_image[row])
         file, count = self._captions[owner], int(self._counts[owner])
         if self._last is None or self._last[0] != file:  # neighbours share a file
             arrays = self._load(file, ("feat", "att", "proj_embed"))
             if count == 1 and arrays["proj_embed"].ndim == 1:
                 arrays = {key: array[None] for key, array in arrays.items()}
+            if any(array.ndim == 0 for array in arrays.values()):
+                raise DatasetError(f"{file}: single values, expected arrays of {count} captions")
             found = {key: len(array) for key, array in arrays.items()}
             if set(found.values()) != {count}:
                 raise DatasetError(
@@ -98,29 +109,35 @@ class HadaFolders:
                     f"of {self._dataset.image_ids[owner]!r}"
                 )
             self._last = file, arrays
-        return self._last[1]
+        return self._last[1], file
 
     def _load(self, file: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         try:
-            with (
-                file.open("rb") as stream,
-                np.load(stream, allow_pickle=self._request.allow_pickle) as archive,
-            ):
-                missing = [key for key in keys if key not in archive.files]
+            with opened(file, str(file), DatasetError) as archive:
+                missing = [key for key in keys if key not in archive]
                 if missing:
                     raise DatasetError(
-                        f"{file}: no array {missing[0]!r}; it holds {', '.join(archive.files)}"
+                        f"{file}: no array {missing[0]!r}; it holds {', '.join(archive.names)}"
                     )
-                return {key: archive[key] for key in keys}
-        except FileNotFoundError as error:
-            raise DatasetError(f"{file}: no such file") from error
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            if "allow_pickle" in str(error):
-                raise UsageError(
-                    f"{file} holds arrays of objects, which are a pickle, and opening a pickle "
-                    "runs what its author put in. Where you trust the files: --allow-pickle"
-                ) from error
-            raise DatasetError(f"{file}: truncated or not an .npz file ({error})") from error
+                allow = self._request.allow_pickle
+                return {key: archive.read(key, allow_pickle=allow) for key in keys}
+        except PickledError as pickled:
+            raise UsageError(
+                f"{file} holds arrays of objects, which are a pickle, and opening a pickle "
+                "runs what its author put in. Where you trust the files: --allow-pickle"
+            ) from pickled
+
+
+def _numbers(value: Any, file: Path, key: str, ndim: int) -> NDArray[Any]:
+    """An array, or what a row of an array of objects holds, as floats of `ndim` dimensions."""
+    try:
+        array = np.asarray(value)
+        array = array if array.dtype.kind == "f" else array.astype(np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DatasetError(f"{file}: {key!r} holds something other than numbers") from error
+    if array.ndim != ndim:
+        raise DatasetError(f"{file}: {key!r} has shape {array.shape}, expected {ndim} dimensions")
+    return array
 
 
 def _name(pattern: str, stem: str) -> str:
@@ -132,17 +149,10 @@ def _name(pattern: str, stem: str) -> str:
 
 def _shape(file: Path, key: str) -> tuple[int, ...]:
     """The shape of a two-dimensional array in an npz, without reading it."""
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape: tuple[int, ...] = read(stream)[0]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{file}: cannot be read ({error})") from error
+    with opened(file, str(file), DatasetError) as archive:
+        if key not in archive:
+            raise DatasetError(f"{file}: no array {key!r}; it holds {', '.join(archive.names)}")
+        shape = archive.shape(key)
     if len(shape) != 2 or not shape[0]:
         raise DatasetError(f"{file}: {key!r} has shape {shape}, expected (tokens, width)")
     return shape

@@ -87,11 +87,11 @@ def _no_list(document: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_empty, r"image 'val_004.jpg' \(images\[16\]\) has no captions"),
+        (_empty, r"images\[16\]: image 'val_004.jpg' has no captions"),
         (_twice, r"image id 'val_003.jpg' appears twice"),
         (_outside, r"points outside the dataset's folder"),
-        (_nameless, r"images\[16\] has no 'filename'"),
-        (_wordless, r"sentences\[0\] has no 'raw' text"),
+        (_nameless, r"images\[16\]: 'filename' is missing"),
+        (_wordless, r"images\[16\].sentences\[0\]: 'raw' is missing"),
         (_no_list, r"a mapping with a list 'images'"),
     ],
 )

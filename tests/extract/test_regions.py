@@ -96,7 +96,7 @@ def test_a_database_without_its_side_file(golden: Path, tmp_path: Path) -> None:
     )
     assert source(place).count(IDS[1]) == 10
     (tmp_path / "nbb_th0.2_max100_min10.json").write_text("[1]")
-    with pytest.raises(DatasetError, match="expected a JSON object of counts"):
+    with pytest.raises(DatasetError, match="expected a mapping, got a list"):
         source(place)
 
 
