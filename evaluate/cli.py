@@ -202,8 +202,8 @@ def compare(
       hada-evaluate compare before.json after.json
       hada-evaluate compare recall-test.json --rung clip --with-rung "mean of cosines"
     """
-    from hada.evaluate.results import read_result
     from hada.evaluate.results.compare import choose_rung, compare, sentences
+    from hada.evaluate.results.read import read_result
 
     paths = (first, second or first)
     results = [read_result(path) for path in paths]
@@ -242,8 +242,8 @@ def table(results: tuple[Path, ...], form: str) -> None:
       hada-evaluate table runs/*/recall-test.json
       hada-evaluate table runs/coco/recall-test.json --format latex
     """
-    from hada.evaluate.results import read_result
     from hada.evaluate.results.export import as_table
+    from hada.evaluate.results.read import read_result
 
     tell(as_table([read_result(path) for path in results], form), lines=True)
 
