@@ -123,7 +123,7 @@ MISTAKES = [
     Mistake(
         "empty caption list",
         ["hada-extract", "--split", "val"],
-        "data/dataset_tiny.json: image 'val_004.jpg' (images[16]) has no captions. "
+        "data/dataset_tiny.json: images[16]: 'val_004.jpg' has no captions. "
         "Every image needs at least one: add it, or take the image out of the split.",
         prepare=edit_annotations(no_captions),
     ),

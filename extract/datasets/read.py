@@ -156,7 +156,7 @@ def _karpathy_image(entry: DatasetEntry, where: str, record: dict[str, Any]) -> 
         captions.append((id_, text))
     if not captions:
         raise DatasetError(
-            f"{where}: image {name!r} has no captions. "
+            f"{where}: {name!r} has no captions. "
             "Every image needs at least one: add it, or take the image out of the split."
         )
     return _Image(name, entry.root / relative, captions)

@@ -87,7 +87,7 @@ def _no_list(document: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_empty, r"images\[16\]: image 'val_004.jpg' has no captions"),
+        (_empty, r"images\[16\]: 'val_004.jpg' has no captions"),
         (_twice, r"image id 'val_003.jpg' appears twice"),
         (_outside, r"points outside the dataset's folder"),
         (_nameless, r"images\[16\]: 'filename' is missing"),
