@@ -6,7 +6,7 @@ Only what `compare` and `table` use is looked at; what else a result holds is le
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from msgspec import Meta
@@ -33,7 +33,20 @@ class _Spread(TypedDict):
     half_width: _Figure
 
 
+class _Fitted(TypedDict):
+    split: str | None
+
+
+class _Seen(TypedDict):
+    how: str
+    dataset: str
+    split: str
+    images: int | None
+
+
 class _Rung(TypedDict):
+    fitted_on: NotRequired[list[_Fitted]]
+    saw_split: NotRequired[list[_Seen] | None]
     name: str
     kind: str
     metrics: dict[str, _Figure]
@@ -47,6 +60,7 @@ class _Protocol(TypedDict):
     images: _Count
     captions: _Count
     folds: _Count
+    dataset_digest: NotRequired[str | None]
 
 
 class _Items(TypedDict):
@@ -73,6 +87,9 @@ def read_result(path: Path) -> dict[str, Any]:
             "recall again"
         )
     conform(result, _Result, str(path), remedy=_AGAIN)
+    images, folds = result["protocol"]["images"], result["protocol"]["folds"]
+    if images % folds:
+        raise UsageError(f"{path}: protocol: {images:,} images in {folds:,} folds. {_AGAIN}")
     for number, rung in enumerate(result["rungs"]):
         for name in _FIGURES:
             if name not in rung["metrics"]:
