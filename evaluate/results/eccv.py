@@ -57,8 +57,16 @@ def coco_ids(gallery: Gallery) -> tuple[list[int], list[int]]:
 
 
 def add(result: dict[str, Any], rungs: Sequence[Step], gallery: Gallery) -> None:
-    """Put the figures of every rung that has embeddings into its part of the result."""
+    """Put the figures of every rung that has embeddings into its part of the result.
+
+    They are of one gallery, whatever the folds of the recall beside them; the protocol says so.
+
+    Raises:
+        UsageError: The gallery is not the whole of COCO's test split.
+    """
     judge_ = metrics()
+    images, captions = len(gallery.image_rows), len(gallery.caption_rows)
+    result["protocol"]["eccv"] = f"one gallery of {images:,} images and {captions:,} captions"
     for rung, part in zip(rungs, result["rungs"], strict=True):
         if isinstance(rung, Rung):
             part["eccv"] = judge(rung, gallery, judge_)
@@ -67,6 +75,17 @@ def add(result: dict[str, Any], rungs: Sequence[Step], gallery: Gallery) -> None
 def judge(rung: Rung, gallery: Gallery, judge_: Any) -> dict[str, Any]:
     """The package's figures for a rung, as it names them (fractions, not percent)."""
     image_ids, caption_ids = coco_ids(gallery)
+    for what, found_ids, wanted in (
+        ("images", image_ids, judge_.coco_gts["i2t"]),
+        ("captions", caption_ids, judge_.coco_gts["t2i"]),
+    ):
+        missing, foreign = len(set(wanted) - set(found_ids)), len(set(found_ids) - set(wanted))
+        if missing or foreign:
+            raise UsageError(
+                f"--eccv: expected the {len(wanted):,} {what} of COCO's test split (Karpathy's); "
+                f"{missing:,} are missing or could not be read and {foreign:,} are others: figures "
+                "of another gallery are not comparable. Extract that split whole"
+            )
     image, caption = rung.pair
     found: dict[str, Any] = judge_.compute_all_metrics(
         retrieved(image, caption, image_ids, caption_ids),

@@ -89,10 +89,11 @@ def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         name = rf"\textbf{{{name}}}" if rung["kind"] == "hada" else name
         name += r"$^\dagger$" if flattered(rung, protocol) else ""
         lines.append(rf"{_escaped(_where(protocol))} & {name} & {' & '.join(cells)} \\")
-    reasons = _reasons(rows)
+    reasons = _escaped(_reasons(rows))
     # Inside the tabular, so that it goes where the table goes.
-    told = [rf"\multicolumn{{9}}{{l}}{{\footnotesize $^\dagger$ {_escaped(reasons)}}} \\"]
-    return "\n".join([*lines, r"\bottomrule", *(told if reasons else []), r"\end{tabular}"])
+    cell = r"\multicolumn{9}{p{0.95\linewidth}}"
+    told = [rf"{cell}{{\footnotesize $^\dagger$ {reasons}}} \\"] if reasons else []
+    return "\n".join([*lines, r"\bottomrule", *told, r"\end{tabular}"])
 
 
 def _escaped(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_eccv_judgements_are_the_packages(project: Path) -> None:
     assert found["coco_5k_r1"]["i2t"] * 100 == pytest.approx(table["i2t_R@1"])
     assert found["coco_5k_r10"]["t2i"] * 100 == pytest.approx(table["t2i_R@10"])
     assert 0 < found["eccv_map_at_r"]["t2i"] < found["eccv_rprecision"]["t2i"] < 1
+    result = {"protocol": {}, "rungs": [{}]}
+    eccv.add(result, [rung], gallery)
+    assert result["protocol"]["eccv"] == "one gallery of 5,000 images and 25,000 captions"
+    fewer = replace(
+        gallery,
+        image_rows=gallery.image_rows[1:],
+        caption_rows=gallery.caption_rows[owner > 0],
+        owner=owner[owner > 0] - 1,
+    )
+    with pytest.raises(UsageError, match=r"5,000 images.*1 are missing or could not be read"):
+        eccv.judge(single_models(fewer)[0], fewer, judge)
     refused = run("recall", "--split", "val", "--quick", "--eccv")
     assert refused.exit_code == 2
     assert "has no COCO number" in refused.stderr
