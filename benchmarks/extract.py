@@ -52,7 +52,8 @@ from turns import Way, measure, rates, ratios
 from hada.extract import job
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.datasets.read import CaptionDataset
-from hada.extract.engine.runner import Report, run
+from hada.extract.engine.report import Report
+from hada.extract.engine.runner import run
 
 
 def wait(device: str) -> None:

@@ -22,6 +22,7 @@ from hada.extract.datasets.regions import (
     RegionError,
     RegionRules,
     Regions,
+    RegionSource,
     how_many,
     read_npz,
     region_names,
@@ -251,3 +252,18 @@ def _missing(package: str) -> UsageError:
         f"region features in an LMDB need the package {package!r}, which is not installed: "
         f"pip install {package}"
     )
+
+
+def open_regions(rules: RegionRules, dataset: str, split: str) -> RegionSource:
+    """The files at `rules.place`; raises `DatasetError` where there are none."""
+    place = Path(rules.place.replace("{dataset}", dataset).replace("{split}", split)).expanduser()
+    if not place.exists():
+        raise DatasetError(
+            f"no region features at {str(place)!r}: expected a folder of .npz files, an LMDB "
+            "folder or a .tsv file; set the model's option `regions`"
+        )
+    if place.is_file():
+        return TsvRegions(place, rules, dataset)
+    if (place / "data.mdb").is_file():
+        return LmdbRegions(place, rules, dataset)
+    return FolderRegions(place, rules, dataset)

@@ -92,23 +92,6 @@ class RegionSource(Protocol):
         ...
 
 
-def open_regions(rules: RegionRules, dataset: str, split: str) -> RegionSource:
-    """The files at `rules.place`; raises `DatasetError` where there are none."""
-    from hada.extract.datasets import region_sources
-
-    place = Path(rules.place.replace("{dataset}", dataset).replace("{split}", split)).expanduser()
-    if not place.exists():
-        raise DatasetError(
-            f"no region features at {str(place)!r}: expected a folder of .npz files, an LMDB "
-            "folder or a .tsv file; set the model's option `regions`"
-        )
-    if place.is_file():
-        return region_sources.TsvRegions(place, rules, dataset)
-    if (place / "data.mdb").is_file():
-        return region_sources.LmdbRegions(place, rules, dataset)
-    return region_sources.FolderRegions(place, rules, dataset)
-
-
 def region_names(rules: RegionRules, dataset: str, image_id: str) -> list[str]:
     """The names under which an image's regions may be found.
 

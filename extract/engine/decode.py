@@ -19,7 +19,7 @@ from hada.extract.engine.decode_workers import Workers
 from hada.extract.engine.items import ImageItems, Inputs, PictureItems
 
 if TYPE_CHECKING:
-    from hada.extract.engine.runner import Report
+    from hada.extract.engine.report import Report
 
 # Batches that wait for the model, decoded: enough to never wait, little memory.
 BATCHES_AHEAD = 2

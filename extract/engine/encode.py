@@ -28,7 +28,7 @@ from hada.extract.spec import SideName
 from hada.extract.store import Block
 
 if TYPE_CHECKING:
-    from hada.extract.engine.runner import Report
+    from hada.extract.engine.report import Report
 
 
 @dataclass

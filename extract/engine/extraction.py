@@ -33,7 +33,7 @@ from hada.extract.store.size_plan import plan_size
 from hada.extract.variants.reduced import ALL, reduced
 
 if TYPE_CHECKING:
-    from hada.extract.engine.runner import Report
+    from hada.extract.engine.report import Report
     from hada.extract.variants.views import View
 
 ERRORS = "errors.jsonl"

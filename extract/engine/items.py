@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.common.errors import DatasetError
 from hada.extract.datasets.read import CaptionDataset
-from hada.extract.datasets.regions import open_regions
+from hada.extract.datasets.region_sources import open_regions
 from hada.extract.engine.model_input import PictureReader
 from hada.extract.variants.reduced import pooled_lengths
 

@@ -12,7 +12,7 @@ from hada.extract.engine.encode import Shard
 from hada.extract.store import StoreWriter
 
 if TYPE_CHECKING:
-    from hada.extract.engine.runner import Report
+    from hada.extract.engine.report import Report
 
 # Shards in memory beside the one that the model fills: a model's tokens are large.
 MOST_WAITING = 1

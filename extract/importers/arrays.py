@@ -15,7 +15,7 @@ from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import conform
 from hada.extract.datasets.read import CaptionDataset
-from hada.extract.importers.write import ImportRequest, Item
+from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SIDES, SideName
 
 # One array, or the parts of a long one: (part, row in it) finds an item.

@@ -79,7 +79,9 @@ def import_command(
 ) -> int:
     """Import features (the text for people is _HELP)."""
     from hada.extract.datasets.read import read_dataset
-    from hada.extract.importers.write import ImportRequest, import_store, open_source
+    from hada.extract.importers.open import open_source
+    from hada.extract.importers.source import ImportRequest
+    from hada.extract.importers.write import import_store
 
     if not is_name(name):
         raise UsageError(f"--model {name!r}: letters, digits, '.', '_', '+' and '-' only")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hada.extract.common.array_files import PickledError, opened
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.datasets.read import CaptionDataset
-from hada.extract.importers.write import ImportRequest, Item
+from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SideName
 
 

@@ -7,10 +7,9 @@ a time, so that an import of 25 GB needs the memory of one shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,73 +17,12 @@ from numpy.typing import NDArray
 from hada.extract.common.errors import DatasetError, HadaError
 from hada.extract.common.progress import progress
 from hada.extract.datasets.read import CaptionDataset
+from hada.extract.importers.source import FeatureSource, Item
 from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreWriter
 
-FORMATS = ("hada", "clip-retrieval", "npy", "safetensors")
 # So many items tell whether embeddings have unit length.
 _PROBED = 64
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image or caption: (N, D) tokens and (E,) embedding, None where there are none."""
-
-    tokens: NDArray[Any] | None
-    embedding: NDArray[Any] | None
-
-
-class FeatureSource(Protocol):
-    """Existing features of one split.
-
-    widths: D per side, None where a side has no tokens. lengths: per side (n,) tokens an item.
-    files: what the features lie in, for the digest.
-    """
-
-    @property
-    def widths(self) -> Mapping[SideName, int | None]: ...
-
-    @property
-    def lengths(self) -> Mapping[SideName, NDArray[np.int64]]: ...
-
-    @property
-    def files(self) -> Sequence[Path]: ...
-
-    def read(self, side: SideName, row: int) -> Item:
-        """One item by its row in the dataset; raises `DatasetError`."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportRequest:
-    """Where existing features lie.
-
-    images, captions: Folder or file of each side (`captions` None where one holds both).
-    image_ids, caption_ids: Files that name the rows, where the format does not.
-    image_name, caption_name: Patterns of file names in folders; `{stem}` of the image's name.
-    """
-
-    format: str
-    images: Path
-    captions: Path | None = None
-    image_ids: Path | None = None
-    caption_ids: Path | None = None
-    image_name: str = "{stem}.npz"
-    caption_name: str = "{stem}.npz"
-    allow_pickle: bool = False
-
-
-def open_source(request: ImportRequest, dataset: CaptionDataset) -> FeatureSource:
-    """The features that `request` names, laid out for `dataset`; raises `DatasetError`."""
-    from hada.extract.importers import arrays, hada_npz
-
-    if request.format == "hada":
-        return hada_npz.HadaFolders(request, dataset)
-    if request.format == "clip-retrieval":
-        return arrays.clip_retrieval(request, dataset)
-    if request.format == "npy":
-        return arrays.plain_npy(request, dataset)
-    return arrays.from_safetensors(request, dataset)
 
 
 def import_store(

@@ -94,7 +94,7 @@ def table(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
 @click.option("--seed", default=0, show_default=True)
 def main(weights: Path, count: int, split: str, seed: int) -> None:
     """Print the recall of both small models and of the mean of their cosines."""
-    from hada.extract.pretraining.towers import load
+    from hada.extract.pretraining.build import load
 
     scores = {
         name: cosines(load(recipe, weights / name), split, count, seed)

@@ -35,9 +35,9 @@ def pretrain(recipe: Recipe, plan: Plan, output: Path, device: str = "cpu") -> T
     """
     import torch
 
+    from hada.extract.pretraining.build import build
     from hada.extract.pretraining.corpus import Corpus
     from hada.extract.pretraining.learner import Learner
-    from hada.extract.pretraining.towers import build
 
     torch.manual_seed(plan.seed)
     towers = build(recipe)

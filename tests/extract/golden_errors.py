@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from golden_files import golden_root
 
 from hada.extract.backbones import BackboneRequest, load_backbone
-from hada.extract.datasets.regions import RegionRules, open_regions
+from hada.extract.datasets.region_sources import open_regions
+from hada.extract.datasets.regions import RegionRules
 
 GOLDEN = golden_root() / "backbones"
 REGIONS = GOLDEN / "uniter" / "npz" / "flickr30k"

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
 from hada.extract.cli import extract
 from hada.extract.common.errors import CheckpointError, UsageError
-from hada.extract.datasets.regions import RegionRules, Regions, open_regions
+from hada.extract.datasets.region_sources import open_regions
+from hada.extract.datasets.regions import RegionRules, Regions
 from hada.extract.store import open_store
 
 IDS = [f"100009279{n}.jpg" for n in (5, 6, 7, 8)]

@@ -19,7 +19,8 @@ from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import token_ids
 from hada.extract.engine.decode import ThreadReader, cores, read_ahead
 from hada.extract.engine.items import PictureItems
-from hada.extract.engine.runner import Report, run
+from hada.extract.engine.report import Report
+from hada.extract.engine.runner import run
 from hada.extract.engine.token_ids import TokenIds
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName

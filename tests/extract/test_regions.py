@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 
 from hada.extract.common.errors import DatasetError, UsageError
-from hada.extract.datasets.regions import (
-    RegionError,
-    RegionRules,
-    Regions,
-    open_regions,
-    region_names,
-)
+from hada.extract.datasets.region_sources import open_regions
+from hada.extract.datasets.regions import RegionError, RegionRules, Regions, region_names
 
 IDS = [f"100009279{n}.jpg" for n in (5, 6, 7, 8)]
 LMDB = "img_db/flickr30k/feat_th0.2_max100_min10"

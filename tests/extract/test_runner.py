@@ -20,7 +20,8 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.common.errors import HadaError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
-from hada.extract.engine.runner import Report, run
+from hada.extract.engine.report import Report
+from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store

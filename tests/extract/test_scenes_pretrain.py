@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
 
 from hada.extract.common.errors import NonFiniteError, UsageError  # noqa: E402
+from hada.extract.pretraining.build import build, load  # noqa: E402
 from hada.extract.pretraining.corpus import (  # noqa: E402
     VALUES,
     Corpus,
@@ -29,7 +30,7 @@ from hada.extract.pretraining.figures import cosines, recalls, table  # noqa: E4
 from hada.extract.pretraining.learner import Learner  # noqa: E402
 from hada.extract.pretraining.pretrain import main, pick_device, pretrain, save  # noqa: E402
 from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
-from hada.extract.pretraining.towers import MEAN, STD, Towers, build, load  # noqa: E402
+from hada.extract.pretraining.towers import MEAN, STD, Towers  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
 from hada.extract.scenes.world import sample_scene  # noqa: E402
 

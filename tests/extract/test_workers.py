@@ -30,7 +30,8 @@ from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import decode_workers
 from hada.extract.engine.decode import ProcessReader
 from hada.extract.engine.items import PictureItems
-from hada.extract.engine.runner import Report, run
+from hada.extract.engine.report import Report
+from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
