@@ -29,9 +29,10 @@ import torch
 from hada.extract.common.allocator import reuse_freed_memory
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreReader, StoreWriter, open_store
-from hada.fuse.tokens.order import reading_threads
+from hada.fuse.batch import Batch
+from hada.fuse.tokens.loader import Loader
+from hada.fuse.tokens.prefetch import reading_threads
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import Batch
 
 TOKENS, WIDTH, CAPTIONS, BATCH = 197, 768, 5, 64
 WAYS = ("plain loop", "memory", "mapped", "window")
@@ -71,24 +72,27 @@ def make_store(path: Path, images: int, form: str) -> StoreReader:
     return open_store(path)
 
 
-def splits(store: StoreReader, shards: int) -> dict[str, Split]:
+def loaders(store: StoreReader, shards: int) -> dict[str, Loader]:
     """The same split, as each way reads it."""
-    found = {way: Split([store], in_memory=way == "memory") for way in WAYS}
-    found["window"].shards = shards
-    found["window"].hold_windows()
+    found = {}
+    for way in WAYS:
+        split, window = Split([store], in_memory=way == "memory"), way == "window"
+        found[way] = Loader(
+            split, "images", BATCH, 0, shards=shards if window else 0, windows=window
+        )
     return found
 
 
-def epoch(way: str, split: Split, number: int, threads: int) -> Iterator[Batch]:
+def epoch(way: str, loader: Loader, number: int, threads: int) -> Iterator[Batch]:
     """The batches of one epoch."""
-    steps = split.epoch("images", BATCH, 0, number)
+    steps = loader.epoch(number)
     if way == "plain loop":
-        return (split.batch("images", items).to("cpu") for items in steps.steps)
-    return split.batches(steps, threads=threads)
+        return (loader.split.batch("images", items).to("cpu") for items in steps.steps)
+    return loader.batches(steps, threads=threads)
 
 
 def measure(
-    found: dict[str, Split], repeats: int, threads: int, step: float
+    found: dict[str, Loader], repeats: int, threads: int, step: float
 ) -> dict[str, dict[str, float]]:
     """Images per second of each way, and the ratio to the plain loop in the same repeat."""
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -100,7 +104,7 @@ def measure(
             for _ in epoch(way, found[way], repeat + 1, threads):
                 time.sleep(step)
             if repeat >= 0:  # the one before has verified all checksums
-                rates[way].append(found[way].images / (time.perf_counter() - start))
+                rates[way].append(found[way].split.images / (time.perf_counter() - start))
     result = {}
     for way, mine in rates.items():
         ratios = [a / b for a, b in zip(mine, rates[WAYS[0]], strict=True)]
@@ -132,8 +136,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = make_store(Path(folder) / "store", options.images, options.format)
-        found = splits(store, options.window)
-        size = found["memory"].bytes / 2**20
+        found = loaders(store, options.window)
+        size = found["memory"].split.bytes / 2**20
         print(
             f"{options.images} images, {size:.0f} MiB of tokens in {options.format}, "
             f"{options.threads} reading thread(s)"

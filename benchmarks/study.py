@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from hada.extract.spec import SideName
+from hada.fuse.batch import ModelShape
 from hada.fuse.embedding import choose_device
-from hada.fuse.network.fuser import ModelShape
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import Position, RunFolder
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.sources import Held, Resident, Source
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train_epoch
@@ -68,7 +69,7 @@ class DrawnSource(Source):
 class DrawnSplit(Split):
     """A split of so many images, all of its tokens on a device or in memory."""
 
-    def __init__(self, images: int, device: torch.device) -> None:
+    def __init__(self, images: int, device: torch.device, *, pinned: bool) -> None:
         self.stores = ()
         self.owner = np.repeat(np.arange(images), PER_IMAGE)
         self.image_rows, self.caption_rows = np.arange(images), np.arange(len(self.owner))
@@ -85,8 +86,7 @@ class DrawnSplit(Split):
                 for wide in WIDTHS
             )
         self.bytes = sum(source.bytes for side in sides for source in self.sources[side])
-        self.blocks, self.shards = np.zeros(images, np.int64), 0
-        self.pinned, self.resident, self._windows = False, device.type != "cpu", None
+        self.blocks, self._pinned = np.zeros(images, np.int64), pinned
 
 
 def drawn(shape: tuple[int, int], device: torch.device) -> Tensor:
@@ -144,19 +144,17 @@ def main(words: list[str] | None = None) -> None:
     device = choose_device(arguments.device)
     rate = reading_rate(device, arguments.reading)
     place = device if arguments.reading == "device" else torch.device("cpu")
-    split = DrawnSplit(arguments.images, place)
-    split.pinned = device.type == "cuda"
+    split = DrawnSplit(arguments.images, place, pinned=device.type == "cuda")
     recipe = RECIPES[arguments.recipe].with_settings({"precision": arguments.precision})
     objective = build_objective(recipe, split, 0).to(device)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             objective=objective,
             optimizer=build_optimizer(recipe, objective),
-            train=split,
+            loader=Loader(split, recipe.order, recipe.batch_size, 0),
             val=split,
             recipe=recipe,
             run=RunFolder(Path(folder)),
-            seed=0,
             device=device,
             report=print,
         )

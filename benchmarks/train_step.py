@@ -36,11 +36,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hada.extract.common.allocator import reuse_freed_memory
-from hada.fuse.network.fuser import Branch, Features, Fuser, ModelShape, prepare
-from hada.fuse.network.graph import Layout, edge_list
+from hada.fuse.batch import Batch, Features, Layout, ModelShape
+from hada.fuse.network.fuser import Branch, Fuser, prepare
+from hada.fuse.network.graph import edge_list
 from hada.fuse.network.pyg import layer
 from hada.fuse.recipes import RECIPES, Recipe
-from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.trainer import branch_config, build_optimizer
 
 CASES = {"batch": "hada", "none": "hada-extend"}

@@ -14,8 +14,9 @@ from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.engine.decode import cores
+from hada.extract.engine.extraction import ERRORS
 from hada.extract.engine.report import Report
-from hada.extract.engine.runner import ERRORS, run
+from hada.extract.engine.runner import run
 from hada.extract.engine.store_plan import plan
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.store import formats

@@ -22,10 +22,10 @@ from hada.extract.store import StoreReader, write_store
 from hada.extract.variants.reduced import ALL, describe
 from hada.fuse.fitted import fitted_on
 from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_folder import BEST, RunFolder
-from hada.fuse.tokens.order import ahead, reading_threads
+from hada.fuse.tokens.prefetch import ahead, reading_threads
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import ScoreMix, mixable_models
 
 NODES_PER_BLOCK = 8192
 

@@ -117,6 +117,7 @@ def train_run(
     from hada.fuse import run_folder
     from hada.fuse.embedding import choose_device
     from hada.fuse.fitted import fitted_on
+    from hada.fuse.tokens.loader import Loader
     from hada.fuse.tokens.placement import choose_reading
     from hada.fuse.tokens.split import Split
     from hada.fuse.training import trainer
@@ -127,8 +128,13 @@ def train_run(
     stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
     splits = {
-        split: Split(some, in_memory=False, first_tokens_only=plan.recipe.first_tokens_only)
-        for split, some in stores.items()
+        split: Split(
+            opened,
+            in_memory=False,
+            first_tokens_only=plan.recipe.first_tokens_only,
+            pinned=chosen.type == "cuda",
+        )
+        for split, opened in stores.items()
     }
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
     run = run_folder.RunFolder(plan.folder)
@@ -158,8 +164,14 @@ def train_run(
             return run
         say(f"reading from {way}")
         way.apply(train_part, val_part)
-        for part in splits.values():
-            part.pinned = chosen.type == "cuda"
+        loader = Loader(
+            train_part,
+            plan.recipe.order,
+            plan.recipe.batch_size,
+            plan.seed,
+            shards=way.shards,
+            windows=way.mode == "window",
+        )
         objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
         if init is not None:
             run_folder.RunFolder(init).start_from(objective)
@@ -171,11 +183,10 @@ def train_run(
         job = trainer.Job(
             objective=objective,
             optimizer=trainer.build_optimizer(plan.recipe, objective),
-            train=train_part,
+            loader=loader,
             val=val_part,
             recipe=plan.recipe,
             run=run,
-            seed=plan.seed,
             device=chosen,
             report=say,
             report_to=report_to,

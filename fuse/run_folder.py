@@ -24,9 +24,12 @@ import torch
 
 from hada.extract.common import atomic
 from hada.extract.common.errors import RunError
-from hada.fuse.network.fuser import BranchConfig, Fuser, ModelShape
+from hada.fuse.batch import ModelShape
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.graph import EdgeWeights
-from hada.fuse.training.objective import Objective, ScoreMix, mixable_models
+from hada.fuse.network.score_mix import ScoreMix, mixable_models
+from hada.fuse.training.objective import Objective
 
 CONFIG, METRICS, BEST, LAST = "config.json", "metrics.jsonl", "best.safetensors", "last.pt"
 FORMAT = 1

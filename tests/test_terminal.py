@@ -21,9 +21,10 @@ from places import ROOT
 
 from hada.evaluate.cli import evaluate
 from hada.evaluate.results.text import render
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common.progress import progress
 from hada.extract.common.terminal import console, guarded, in_line, visible
+from hada.extract.store_cli import store
 from hada.fuse.cli import fuse
 from hada.pipelines.cli import pipeline
 

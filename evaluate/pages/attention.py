@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SideName
-from hada.fuse.network.fuser import Fuser, GraphLayer
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.global_layer import GraphLayer
 from hada.fuse.tokens.split import Split
 
 

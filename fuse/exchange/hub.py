@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from hada.extract.common.errors import RunError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
+from hada.fuse.batch import Features
 from hada.fuse.embedding import Embedded, check_features, choose_device, embed
-from hada.fuse.network.fuser import Features, Fuser
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_folder import RunFolder, branch_from_json
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import ScoreMix, mixable_models
 
 # Of the code and weights that each family's authors published; a fine-tuned copy may differ.
 LICENCES = {

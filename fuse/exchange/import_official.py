@@ -13,9 +13,9 @@ from hada.fuse import run_folder
 from hada.fuse.embedding import features_of
 from hada.fuse.exchange import official
 from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.recipes import Recipe
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import ScoreMix, mixable_models
 
 
 def adopt(

@@ -16,22 +16,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hada.extract.common.errors import UsageError
+from hada.fuse.batch import ModelShape
 from hada.fuse.network.graph import EdgeWeights
 
 Norm = Literal["batch", "none", "layer"]
 Inputs = Literal["as-is", "unit", "published"]
 Convolution = Literal["gatv2", "gcn", "transformer", "none"]
 Activation = Literal["gelu", "relu", "swish", "tanh", "elu", "id"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What one frozen model brings to one side: widths, and which token is global."""
-
-    node_width: int
-    embedding_width: int | None
-    has_tokens: bool = True
-    global_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,55 +53,6 @@ class EdgeWeights:
         """Whether only global nodes hear others, over all the paper's kinds of edges."""
         drawn = NO_EDGE not in (self.own, self.other, self.between)
         return drawn and self.tokens == NO_EDGE and not self.undirected
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where one model's packed tokens of a batch lie once padded to (B, L).
-
-    rows_B: the packed row of each graph's global node.
-    tokens_BL: true at real tokens other than the global one.
-    slots_S: position b * L + n of each packed row, or None where all lengths are L: then the
-        padded form is only another view of the packed one.
-    """
-
-    lengths_B: Tensor
-    rows_B: Tensor
-    tokens_BL: Tensor
-    slots_S: Tensor | None
-
-    @classmethod
-    def build(cls, lengths: NDArray[np.int64] | Sequence[int], *, global_last: bool) -> Self:
-        """The layout of tokens of these lengths, whose global node is the first or last row."""
-        lengths_B = np.asarray(lengths, dtype=np.int64)
-        if lengths_B.ndim != 1 or lengths_B.size == 0 or lengths_B.min() < 1:
-            raise ValueError(f"lengths: every graph has a global node at least, got {lengths_B}")
-        longest, ends_B = int(lengths_B.max()), np.cumsum(lengths_B)
-        place_L = np.arange(longest)
-        real_BL = place_L < lengths_B[:, None]
-        globals_B = lengths_B - 1 if global_last else np.zeros_like(lengths_B)
-        tokens_BL = real_BL & (place_L != globals_B[:, None])
-        even = bool((lengths_B == longest).all())
-        return cls(
-            torch.from_numpy(lengths_B),
-            torch.from_numpy(ends_B - lengths_B + globals_B),
-            torch.from_numpy(tokens_BL),
-            None if even else torch.from_numpy(np.flatnonzero(real_BL)),
-        )
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same layout on another device."""
-        slots = None if self.slots_S is None else self.slots_S.to(device)
-        lengths, rows = self.lengths_B.to(device), self.rows_B.to(device)
-        return type(self)(lengths, rows, self.tokens_BL.to(device), slots)
-
-    def pad(self, packed_SX: Tensor) -> Tensor:
-        """(S, X) packed rows -> (B, L, X), zeros where there is no token."""
-        batch, longest = self.tokens_BL.shape
-        if self.slots_S is not None:
-            empty = packed_SX.new_zeros(batch * longest, packed_SX.shape[1])
-            packed_SX = empty.index_copy(0, self.slots_S, packed_SX)
-        return packed_SX.view(batch, longest, -1)
 
 
 def self_loops(lengths_BM: Tensor, weights: EdgeWeights) -> Tensor:

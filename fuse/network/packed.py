@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hada.fuse.batch import Layout
 from hada.fuse.network import pyg
 from hada.fuse.network.config import BranchConfig
-from hada.fuse.network.graph import Layout, Loops, edge_list
+from hada.fuse.network.graph import Loops, edge_list
 from hada.fuse.network.layers import ACTIVATIONS, Dense
 
 CONVOLUTIONS = {"gatv2": "GATv2Conv", "gcn": "GCNConv", "transformer": "TransformerConv"}

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hada.fuse.batch import Layout
 from hada.fuse.network import pyg
 from hada.fuse.network.attention import GlobalAttention
-from hada.fuse.network.graph import Layout, edge_list
+from hada.fuse.network.graph import edge_list
 
 
 class PygAttention(nn.Module):

@@ -18,7 +18,8 @@ import torch
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SIDES
 from hada.fuse.tokens.memory import free_memory, free_on_device
-from hada.fuse.tokens.order import Order, reading_threads
+from hada.fuse.tokens.order import Order
+from hada.fuse.tokens.prefetch import reading_threads
 from hada.fuse.tokens.split import MEMORY_SHARE, Split
 from hada.fuse.tokens.windows import window_sizes
 
@@ -47,16 +48,13 @@ class Reading:
     device: torch.device | None = None
 
     def apply(self, train: Split, val: Split) -> None:
-        """Bring both splits into this state."""
-        train.shards = self.shards
+        """Bring the tokens of both splits to where they are read from."""
         if self.device is not None:
             train.reside(self.device)
             val.reside(self.device)
             return
         if self.mode == "memory":
             train.load()
-        elif self.mode == "window":
-            train.hold_windows()
         if self.hold_val:
             val.load()
 

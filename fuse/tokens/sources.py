@@ -12,7 +12,7 @@ from torch import Tensor
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
-from hada.fuse.network.fuser import ModelShape
+from hada.fuse.batch import ModelShape
 
 ITEMS_PER_READ = 2048
 
@@ -148,6 +148,10 @@ class Held:
             return
         shift = self._starts[places] - (np.cumsum(lengths) - lengths)
         self._values.take(np.repeat(shift, lengths) + np.arange(len(out)), 0, out, mode="clip")
+
+
+# The tokens of one window: per side, per model, None where a model keeps no tokens.
+Window = dict[SideName, tuple[Held | None, ...]]
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any], pinned: bool) -> Tensor:

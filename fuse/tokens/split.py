@@ -5,7 +5,7 @@ Shape letters: I images, T captions, M models, D token width, B images of a batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,10 @@ from torch import Tensor
 from hada.extract.common.errors import StoreError, StoreMismatchError
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
-from hada.fuse.network.fuser import Features, ModelShape
-from hada.fuse.network.graph import Layout
+from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.tokens.memory import free_memory
-from hada.fuse.tokens.order import (
-    Epoch,
-    Order,
-    ahead,
-    ahead_in_windows,
-    reading_threads,
-    shuffle_all,
-    shuffle_windows,
-)
-from hada.fuse.tokens.sources import Source
-from hada.fuse.tokens.windows import Window, Windows
-from hada.fuse.training.objective import Batch
+from hada.fuse.tokens.order import Order
+from hada.fuse.tokens.sources import Source, Window
 
 # Of the memory that is free, tokens may take this share; the rest is for the training itself.
 MEMORY_SHARE = 0.5
@@ -44,8 +33,6 @@ class Split:
     An image that lost all its captions is left out too.
 
     bytes: of all tokens in memory. blocks: (I,) which block of shards each image lies in.
-    shards: Blocks of a window; 0 where the whole split is shuffled. pinned: Whether batches are
-    put where a GPU fetches them by itself. resident: Whether all tokens are on a device.
     """
 
     def __init__(
@@ -54,10 +41,19 @@ class Split:
         *,
         in_memory: bool | None = None,
         first_tokens_only: bool = False,
+        pinned: bool = False,
     ) -> None:
-        """Open a split; `in_memory` None takes its tokens into memory where they fit easily.
+        """Open a split.
 
-        With `first_tokens_only` every model but the first is one node, its embedding.
+        Args:
+            stores: One store a model, of the same items.
+            in_memory: Whether to take all tokens into memory; None does so where they fit easily.
+            first_tokens_only: Whether every model but the first is one node, its embedding.
+            pinned: Whether batches are put where a GPU fetches them by itself.
+
+        Raises:
+            StoreError: There are no stores, or no image with a caption is readable in all.
+            StoreMismatchError: The stores hold different items.
         """
         if not stores:
             raise StoreError("no stores: a fusion needs the store of one model at least")
@@ -75,10 +71,7 @@ class Split:
         # Stores that agree on the rows of a shard have whole shards as blocks.
         step = max(store.spec.rows_per_shard["image"] for store in stores)
         self.blocks = self.image_rows // step
-        self.shards = 0
-        self.pinned = False
-        self.resident = False
-        self._windows: Windows | None = None
+        self._pinned = pinned
         if self.bytes < MEMORY_SHARE * free_memory() if in_memory is None else in_memory:
             self.load()
 
@@ -93,7 +86,6 @@ class Split:
         for side in SIDES:
             for source in self.sources[side]:
                 source.reside(device)
-        self.resident = True
 
     def _keep(self) -> None:
         first = self.stores[0]
@@ -112,6 +104,12 @@ class Split:
         self.owner = renumbered[image_of[self.caption_rows]]
         self._by_image = np.argsort(self.owner, kind="stable")
         self._bounds = np.searchsorted(self.owner[self._by_image], np.arange(self.images + 1))
+
+    @property
+    def resident(self) -> bool:
+        """Whether all tokens are on a device."""
+        sources = [source for side in SIDES for source in self.sources[side] if source.has_tokens]
+        return bool(sources) and all(source.resident is not None for source in sources)
 
     @property
     def remote(self) -> bool:
@@ -152,7 +150,7 @@ class Split:
         for model, source in enumerate(sources):
             held = tuple(w[side][model] for w in windows)
             some = tuple(h for h in held if h is not None)
-            nodes.append(source.nodes(rows, some, pinned=self.pinned))
+            nodes.append(source.nodes(rows, some, pinned=self._pinned))
         return Features(
             tuple(nodes),
             tuple(Layout.build(s.lengths[rows], global_last=s.global_last) for s in sources),
@@ -183,45 +181,6 @@ class Split:
             torch.from_numpy(np.ascontiguousarray(images)),
             torch.from_numpy(owner),
         )
-
-    def epoch(self, order: Order, batch_size: int, seed: int, epoch: int) -> Epoch:
-        """The steps of an epoch; they depend on seed, epoch and `shards` alone."""
-        if self.shards:
-            return shuffle_windows(
-                order, self.blocks, self.owner, self.shards, batch_size, seed, epoch
-            )
-        count = self.images if order == "images" else self.captions
-        return shuffle_all(order, count, batch_size, seed, epoch)
-
-    def batches(
-        self,
-        epoch: Epoch,
-        first: int = 0,
-        device: torch.device | str = "cpu",
-        *,
-        threads: int | None = None,
-    ) -> Iterator[Batch]:
-        """The batches of an epoch from step `first` on, made ahead by threads."""
-        # What is there already needs no fetching, and batches ahead take the device's memory.
-        threads = threads or (1 if self.resident else reading_threads())
-
-        def make(items: NDArray[np.int64], windows: Sequence[Window] = ()) -> Batch:
-            return self.batch(epoch.order, items, windows).to(device)
-
-        windows = self._windows
-        if windows is None:
-            return ahead(make, epoch.steps[first:], threads=threads)
-
-        def read(number: int) -> Window:
-            return windows.read(number, epoch.windows[number])
-
-        return ahead_in_windows(read, make, epoch, first, threads=threads)
-
-    def hold_windows(self) -> None:
-        """Read batches from two windows in memory instead of item by item; needs `shards`."""
-        if not self.shards:
-            raise ValueError("hold_windows: the whole split is shuffled, not windows of it")
-        self._windows = Windows(self, self.shards)
 
 
 def check_together(stores: Sequence[StoreReader]) -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.spec import SIDES, SideName
-from hada.fuse.tokens.sources import Held
-
-if TYPE_CHECKING:
-    from hada.fuse.tokens.split import Split
-
-# The tokens of one window: per side, per model, None where a model keeps no tokens.
-Window = dict[SideName, tuple[Held | None, ...]]
+from hada.fuse.tokens.sources import Window
+from hada.fuse.tokens.split import Split
 
 
 class Windows:

@@ -19,15 +19,18 @@ import torch
 from hada.extract.common.errors import NonFiniteError
 from hada.extract.common.progress import duration, progress
 from hada.extract.spec import SIDES
+from hada.fuse.batch import Batch, ModelShape
 from hada.fuse.embedding import embed
-from hada.fuse.network.fuser import BranchConfig, Fuser, ModelShape
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.run_folder import BEST, Position, RunFolder
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.losses import distillation_weight
-from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.schedule import learning_rate_cosine, learning_rate_restarts
 from hada.fuse.training.score_weights import score_loss, tuned_shares
 from hada.fuse.training.trackers import Report, figures, open_reports
@@ -39,11 +42,10 @@ class Job:
 
     objective: Objective
     optimizer: torch.optim.Optimizer
-    train: Split
+    loader: Loader
     val: Split
     recipe: Recipe
     run: RunFolder
-    seed: int
     device: torch.device
     report: Callable[[str], None]
     report_to: Sequence[str] = ()
@@ -90,7 +92,7 @@ def train(job: Job) -> Position:
 def train_epoch(job: Job, position: Position) -> None:
     """The rest of one epoch, with a checkpoint every few minutes."""
     recipe, run = job.recipe, job.run
-    epoch = job.train.epoch(recipe.order, recipe.batch_size, job.seed, position.epoch)
+    epoch = job.loader.epoch(position.epoch)
     steps = len(epoch)
     started = saved = time.monotonic()
     before = position.seconds
@@ -99,7 +101,7 @@ def train_epoch(job: Job, position: Position) -> None:
     group = recipe.accumulate
     label = f"epoch {position.epoch + 1}/{recipe.epochs}"
     with progress(label, steps, "steps", done=position.step) as advance:
-        for batch in job.train.batches(epoch, position.step, job.device):
+        for batch in job.loader.batches(epoch, position.step, job.device):
             for name, value in train_step(job, batch, position, steps).items():
                 position.sums[name] = position.sums.get(name, 0.0) + value
             position.step += 1
@@ -171,7 +173,7 @@ def log_epoch(job: Job, position: Position, table: dict[str, float]) -> None:
     """One line for people, one for programs."""
     steps = max(position.step, 1)
     mean = {name: total / steps for name, total in position.sums.items()}
-    images = job.train.images
+    images = job.loader.split.images
     line = {
         "epoch": position.epoch + 1,
         "steps": position.step,

@@ -127,7 +127,7 @@ def survey_store(job: ExtractJob) -> State:
 def _compare(
     state: State, job: ExtractJob, data: CaptionDataset, folder: Path, features: Path
 ) -> None:
-    from hada.extract.engine.runner import ERRORS
+    from hada.extract.engine.extraction import ERRORS
     from hada.extract.store import commit
     from hada.extract.store.reader import read_spec
 

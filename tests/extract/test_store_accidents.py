@@ -17,7 +17,6 @@ from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
-from hada.extract.cli import store
 from hada.extract.common.errors import StoreError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine.runner import run
@@ -25,6 +24,7 @@ from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
 from hada.extract.store.reader import read_spec, shard_status
+from hada.extract.store_cli import store
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 ONE: dict[SideName, int] = {"image": 1, "caption": 1}

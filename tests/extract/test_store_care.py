@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from contracts_store import Content, files_of
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES
 from hada.extract.store import StoreWriter, commit, open_store
 from hada.extract.store.maintain import convert, describe, repair
+from hada.extract.store_cli import store
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 OTHER = {"zarr": "hdf5", "hdf5": "zarr"}

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from places import ROOT
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
+from hada.extract.store_cli import store
 
 TEXT = (ROOT / "docs" / "store.md").read_text()
 COMMANDS: dict[str, Any] = {"hada-extract": extract, "hada-store": store}

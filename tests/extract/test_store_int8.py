@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, TokenSpec
 from hada.extract.store import dtypes, open_store
 from hada.extract.store.maintain import convert, describe
 from hada.extract.store.size_plan import plan_size
+from hada.extract.store_cli import store
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 RAGGED = TokenSpec(width=6, count=None)

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from contracts_store import Content, files_of
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common import remote
 from hada.extract.common.errors import (
     NonFiniteError,
@@ -32,6 +32,7 @@ from hada.extract.spec import SIDES, TokenSpec
 from hada.extract.store import commit, open_store, remote_row_reader
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store.reader import shard_status
+from hada.extract.store_cli import store
 
 Url = Callable[[], str]
 

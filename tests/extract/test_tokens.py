@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.spec import StoreSpec, TokenSpec
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
+from hada.extract.store_cli import store
 from hada.extract.variants.reduced import groups, pool, pool_size, pooled_lengths, reduced_spec
 
 

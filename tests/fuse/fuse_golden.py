@@ -44,8 +44,7 @@ def features(tensors: dict[str, Any]) -> Any:
     """The authors' HADA batch (node_albef, n_node_albef, cls_albef, ...) as our `Features`."""
     import torch
 
-    from hada.fuse.network.fuser import Features
-    from hada.fuse.network.graph import Layout
+    from hada.fuse.batch import Features, Layout
 
     x = {k: torch.as_tensor(v) for k, v in tensors.items()}
     names = ("albef", "dot")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hada.fuse.batch import Layout
 from hada.fuse.network import attention
 from hada.fuse.network.attention import GlobalAttention, _Scores, _Values
-from hada.fuse.network.graph import EdgeWeights, Layout
+from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.network.reference import PygAttention
 
 # torch_geometric scripts a few helpers when imported; torch deprecates that, and neither is ours.

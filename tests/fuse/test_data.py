@@ -8,7 +8,8 @@ import torch
 from fuse_fakes import make_store
 
 from hada.extract.common.errors import StoreError, StoreMismatchError
-from hada.fuse.tokens.order import ahead
+from hada.fuse.tokens.loader import Loader
+from hada.fuse.tokens.prefetch import ahead
 from hada.fuse.tokens.split import Split
 
 
@@ -54,16 +55,15 @@ def test_batches_of_images_hold_all_captions_and_batches_of_pairs_one(stores):
 
 def test_the_order_depends_on_seed_and_epoch_alone(stores):
     split = Split(stores[:1])
-    first = split.epoch("images", 16, seed=1, epoch=2).steps
-    assert [p.tolist() for p in first] == [
-        p.tolist() for p in split.epoch("images", 16, 1, 2).steps
-    ]
+    loader = Loader(split, "images", 16, seed=1)
+    first = loader.epoch(2).steps
+    assert [p.tolist() for p in first] == [p.tolist() for p in loader.epoch(2).steps]
     assert sorted(np.concatenate(first).tolist()) == list(range(40))
-    assert first[0].tolist() != split.epoch("images", 16, 1, 3).steps[0].tolist()
-    assert first[0].tolist() != split.epoch("images", 16, 2, 2).steps[0].tolist()
+    assert first[0].tolist() != loader.epoch(3).steps[0].tolist()
+    assert first[0].tolist() != Loader(split, "images", 16, 2).epoch(2).steps[0].tolist()
     # 40 = 13 * 3 + 1: the last one joins the others.
-    assert [len(p) for p in split.epoch("images", 13, 0, 0).steps] == [13, 13, 14]
-    assert sum(len(p) for p in split.epoch("pairs", 20, 0, 0).steps) == 80
+    assert [len(p) for p in Loader(split, "images", 13, 0).epoch(0).steps] == [13, 13, 14]
+    assert sum(len(p) for p in Loader(split, "pairs", 20, 0).epoch(0).steps) == 80
 
 
 class Blind:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from fuse_golden import load_npz
 
-from hada.fuse.network.graph import NO_EDGE, EdgeWeights, Layout, edge_list, self_loops
+from hada.fuse.batch import Layout
+from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list, self_loops
 
 CASES = [
     "hada_m.directed.tiny",

@@ -10,14 +10,15 @@ from fuse_fakes import make_store
 from test_training import HADA, SETTINGS, call, job, world  # noqa: F401
 
 from hada.extract.store import open_store
+from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.embedding import embed_split
-from hada.fuse.network.fuser import BranchConfig, Features, Fuser, ModelShape
-from hada.fuse.network.graph import Layout
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Fuser
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.trainer import train
 
 # Every third keeps no tokens, the fifth no embedding, and no two have the same width.

@@ -10,16 +10,10 @@ import torch
 import torch.nn.functional as F
 from fuse_golden import features, load_npz, load_safetensors, our_keys
 
-from hada.fuse.network.fuser import (
-    Branch,
-    BranchConfig,
-    Features,
-    GraphLayer,
-    ModelShape,
-    _alike,
-    prepare,
-)
-from hada.fuse.network.graph import Layout
+from hada.fuse.batch import Features, Layout, ModelShape
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Branch, prepare
+from hada.fuse.network.global_layer import GraphLayer, _group_equal_rows
 
 PAPER = BranchConfig(
     models=(
@@ -156,7 +150,7 @@ def test_other_rows_equal_the_long_way(dropout, composite, monkeypatch):
         if dropout:
             kept = torch.rand(len(rest), 4) < 1 - dropout
             alpha = alpha * kept / (1 - dropout)
-            order = torch.cat(_alike(kept)) if composite else order
+            order = torch.cat(_group_equal_rows(kept)) if composite else order
         key = attention.lin_l(rest).view(len(rest), 4, -1) * alpha[..., None]
         parts.append(linear(key.flatten(1) + attention.bias)[order])
     long = torch.cat(parts)
@@ -173,7 +167,7 @@ def test_other_rows_equal_the_long_way(dropout, composite, monkeypatch):
 
 def test_rows_alike_are_together():
     table = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]]).bool()
-    assert [some.tolist() for some in _alike(table)] == [[0, 2], [1], [3]]
+    assert [some.tolist() for some in _group_equal_rows(table)] == [[0, 2], [1], [3]]
 
 
 def test_the_composite_is_for_many_rows():

@@ -10,9 +10,10 @@ import torch
 from fuse_golden import features, folder, load_safetensors, our_keys
 
 from hada.extract.common.errors import UsageError
-from hada.fuse.network.fuser import BranchConfig, Features, Fuser, ModelShape
-from hada.fuse.network.graph import Layout
-from hada.fuse.training.objective import Batch, Objective, ObjectiveConfig
+from hada.fuse.batch import Batch, Features, Layout, ModelShape
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.training.objective import Objective, ObjectiveConfig
 
 FILES = {
     "loss_hada_m_distill_on": ("fused", 0.25),

@@ -9,8 +9,10 @@ from fuse_golden import features, load_safetensors, our_keys
 from test_model import random_features, shapes
 
 from hada.extract.common.errors import UsageError
-from hada.fuse.network.fuser import Branch, BranchConfig, Features, ModelShape
-from hada.fuse.network.graph import NO_EDGE, EdgeWeights, Layout, edge_list
+from hada.fuse.batch import Features, Layout, ModelShape
+from hada.fuse.network.config import BranchConfig
+from hada.fuse.network.fuser import Branch
+from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list
 from hada.fuse.network.packed import PackedGraph
 
 LENGTHS = [[2, 3, 1], [1, 4, 2], [5, 1, 1]]

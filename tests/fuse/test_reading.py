@@ -15,8 +15,9 @@ from fuse_fakes import make_store
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.tokens import memory, placement
-from hada.fuse.tokens.order import ahead_in_windows
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.placement import GIB, batches_bytes, choose_reading
+from hada.fuse.tokens.prefetch import ahead_in_windows
 from hada.fuse.tokens.split import Split
 from hada.fuse.tokens.windows import window_sizes
 
@@ -37,14 +38,16 @@ def val(tmp_path_factory):
     return Split([make_store(tmp_path_factory.mktemp("val"), m, "val") for m in MODELS])
 
 
-def split_that_reads(stores, way, shards=0):
+def split_that_reads(stores, way):
     split = Split(stores, in_memory=way == "memory")
-    split.shards = shards
     if way == "device":
         split.reside(torch.device("cpu"))
-    if way == "window":
-        split.hold_windows()
     return split
+
+
+def loader_of(stores, way, shards=0, order="images", batch_size=12, seed=0):
+    split = split_that_reads(stores, way)
+    return Loader(split, order, batch_size, seed, shards=shards, windows=way == "window")
 
 
 def tensors(batch):
@@ -82,27 +85,25 @@ def assert_same(batches, others):
     ],
 )
 def test_batches_are_those_of_the_plain_loop(stores, order, threads, way, shards):
-    plain = split_that_reads(stores, "mapped", shards)
-    split = split_that_reads(stores, way, shards)
+    plain = loader_of(stores, "mapped", shards, order, seed=5)
+    loader = loader_of(stores, way, shards, order, seed=5)
     for number, first in ((0, 0), (1, 3), (2, 0)):
-        epoch = plain.epoch(order, 12, 5, number)
-        expected = [plain.batch(order, items).to("cpu") for items in epoch.steps[first:]]
-        again = split.epoch(order, 12, 5, number)
-        assert_same(split.batches(again, first, threads=threads), expected)
+        epoch = plain.epoch(number)
+        expected = [plain.split.batch(order, items).to("cpu") for items in epoch.steps[first:]]
+        assert_same(loader.batches(loader.epoch(number), first, threads=threads), expected)
 
 
 @ORDERS
 def test_the_order_of_windows_depends_on_seed_and_epoch_alone(stores, order):
-    split = split_that_reads(stores, "mapped", 2)
+    loader = loader_of(stores, "mapped", 2, order, seed=1)
+    split = loader.split
     count = split.images if order == "images" else split.captions
-    first = split.epoch(order, 12, 1, 2)
-    assert [s.tolist() for s in first.steps] == [
-        s.tolist() for s in split.epoch(order, 12, 1, 2).steps
-    ]
+    first = loader.epoch(2)
+    assert [s.tolist() for s in first.steps] == [s.tolist() for s in loader.epoch(2).steps]
     assert sorted(np.concatenate(first.steps).tolist()) == list(range(count))
     assert sorted(np.concatenate(first.windows).tolist()) == list(range(split.images))
     for seed, epoch in ((1, 3), (2, 2)):
-        other = split.epoch(order, 12, seed, epoch)
+        other = loader_of(stores, "mapped", 2, order, seed=seed).epoch(epoch)
         assert first.steps[0].tolist() != other.steps[0].tolist()
         assert [w.tolist() for w in first.windows] != [w.tolist() for w in other.windows]
     # Blocks are the larger shards, 16 images: 7 of them, 2 in a window.
@@ -122,18 +123,18 @@ def test_failed_items_are_left_out_of_windows_too(stores, monkeypatch):
     failed[16:32] = True  # a whole block
     failed[[0, 40, 99]] = True
     monkeypatch.setattr(stores[1].image, "failed", failed)
-    plain, split = split_that_reads(stores, "mapped", 1), split_that_reads(stores, "window", 1)
-    epoch = split.epoch("images", 8, 0, 0)
-    assert split.images == 81
+    plain = split_that_reads(stores, "mapped")
+    loader = loader_of(stores, "window", 1, batch_size=8)
+    epoch = loader.epoch(0)
+    assert loader.split.images == 81
     assert len(epoch.windows) == 6
     expected = [plain.batch("images", items).to("cpu") for items in epoch.steps]
-    assert_same(split.batches(epoch), expected)
+    assert_same(loader.batches(epoch), expected)
 
 
 def test_never_are_three_windows_in_memory(stores):
     """The third of three is read only when no step of the first is left to be made."""
-    split = split_that_reads(stores, "mapped", 1)
-    epoch = split.epoch("images", 10, 0, 0)
+    epoch = loader_of(stores, "mapped", 1, batch_size=10).epoch(0)
     lock, made, left = threading.Lock(), [], {}
     for low, high in epoch.needs:
         for k in range(low, high + 1):
@@ -160,14 +161,19 @@ def test_never_are_three_windows_in_memory(stores):
 
 
 def test_an_error_in_a_thread_arrives(stores):
-    split = split_that_reads(stores, "window", 2)
+    loader = loader_of(stores, "window", 2)
 
     def broken(number, images):
         raise OSError(f"window {number}")
 
-    split._windows.read = broken
+    loader._windows.read = broken
     with pytest.raises(OSError, match="window 0"):
-        list(split.batches(split.epoch("images", 12, 0, 0)))
+        list(loader.batches(loader.epoch(0)))
+
+
+def test_windows_in_memory_need_windows_in_the_order(stores):
+    with pytest.raises(ValueError, match="the whole split is shuffled"):
+        loader_of(stores, "window", 0)
 
 
 def choose(stores, val, **options):
@@ -237,8 +243,9 @@ def test_batches_of_a_split_on_a_gpu(stores, val):
     found = choose_reading(split, val, "images", 12, device=device)
     assert found.mode == "device"
     found.apply(split, val)
-    epoch = plain.epoch("images", 12, 0, 0)
-    batches = [b.to("cpu") for b in split.batches(epoch, device=device)]
+    loader = Loader(split, "images", 12, 0)
+    epoch = loader.epoch(0)
+    batches = [b.to("cpu") for b in loader.batches(epoch, device=device)]
     assert_same(batches, [plain.batch("images", items).to("cpu") for items in epoch.steps])
 
 
@@ -276,6 +283,7 @@ import sys
 from pathlib import Path
 from hada.extract.common.allocator import reuse_freed_memory
 from hada.extract.store import open_store
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.tokens.placement import choose_reading
 
@@ -294,8 +302,9 @@ Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 anonymous, most = status("RssAnon"), 0
 way.apply(train, val)
+loader = Loader(train, "images", 16, 0, shards=way.shards, windows=way.mode == "window")
 for number in range(2):
-    for batch in train.batches(train.epoch("images", 16, 0, number)):
+    for batch in loader.batches(loader.epoch(number)):
         most = max(most, status("RssAnon") - anonymous)
 print(train.bytes, most if mode == "mapped" else status("VmHWM") - before)
 """

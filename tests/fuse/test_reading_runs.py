@@ -13,6 +13,7 @@ from fuse_fakes import make_store, make_world
 from hada.fuse.cli import fuse
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
@@ -36,9 +37,6 @@ def stores(tmp_path_factory):
 
 def job(stores, path, recipe, way, shards):
     parts = [Split(some, in_memory=way == "memory") for some in stores]
-    parts[0].shards = shards
-    if way == "window":
-        parts[0].hold_windows()
     if way == "device":
         for part in parts:
             part.reside(torch.device("cpu"))
@@ -46,11 +44,17 @@ def job(stores, path, recipe, way, shards):
     return Job(
         objective=objective,
         optimizer=build_optimizer(recipe, objective),
-        train=parts[0],
+        loader=Loader(
+            parts[0],
+            recipe.order,
+            recipe.batch_size,
+            0,
+            shards=shards,
+            windows=way == "window",
+        ),
         val=parts[1],
         recipe=recipe,
         run=RunFolder(path),
-        seed=0,
         device=torch.device("cpu"),
         report=lambda _text: None,
     )

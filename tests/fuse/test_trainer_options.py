@@ -15,11 +15,11 @@ from fuse_fakes import make_store
 from test_training import FAST, HADA, SETTINGS, call, job, world  # noqa: F401
 
 from hada.extract.common.errors import RunError, UsageError
-from hada.fuse.run_folder import LAST, METRICS, RunFolder
+from hada.fuse.run_folder import LAST, METRICS, Position, RunFolder
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse
-from hada.fuse.training.trainer import Position, train, train_epoch, train_step
+from hada.fuse.training.trainer import train, train_epoch, train_step
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):
     """Three batches, groups of two: a step of two and a step of one."""
     recipe = replace(FAST, accumulate=2, clip_norm=0.0, dropout_graph=0.0, dropout_head=0.0)
     made, alone = job(splits, tmp_path / "a", recipe), job(splits, tmp_path / "b", recipe)
-    batches = list(splits[0].batches(splits[0].epoch("images", 16, 0, 0)))
+    batches = list(made.loader.batches(made.loader.epoch(0)))
     start = {k: p.detach().clone() for k, p in made.objective.trainable().items()}
     want = []
     for batch in batches:

@@ -23,6 +23,7 @@ from hada.fuse.embedding import embed_split, write_embedded
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import BEST, LAST, METRICS, RunFolder
+from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
@@ -49,11 +50,10 @@ def job(splits, path, recipe, seed=0):
     return Job(
         objective=objective,
         optimizer=build_optimizer(recipe, objective),
-        train=splits[0],
+        loader=Loader(splits[0], recipe.order, recipe.batch_size, seed),
         val=splits[1],
         recipe=recipe,
         run=RunFolder(path),
-        seed=seed,
         device=torch.device("cpu"),
         report=lambda _text: None,
     )
@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
         nonlocal steps
         save(self, *args)
         steps += 1
-        if steps == len(splits[0].epoch(recipe.order, recipe.batch_size, 0, 0)) + 5:
+        if steps == len(first.loader.epoch(0)) + 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "save_last", save_then_die)

@@ -1,0 +1,122 @@
+"""What a batch is: the types that the loader, the network and the losses share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one model's packed tokens of a batch lie once padded to (B, L).
+
+    rows_B: the packed row of each graph's global node.
+    tokens_BL: true at real tokens other than the global one.
+    slots_S: position b * L + n of each packed row, or None where all lengths are L: then the
+        padded form is only another view of the packed one.
+    """
+
+    lengths_B: Tensor
+    rows_B: Tensor
+    tokens_BL: Tensor
+    slots_S: Tensor | None
+
+    @classmethod
+    def build(cls, lengths: NDArray[np.int64] | Sequence[int], *, global_last: bool) -> Self:
+        """The layout of tokens of these lengths, whose global node is the first or last row."""
+        lengths_B = np.asarray(lengths, dtype=np.int64)
+        if lengths_B.ndim != 1 or lengths_B.size == 0 or lengths_B.min() < 1:
+            raise ValueError(f"lengths: every graph has a global node at least, got {lengths_B}")
+        longest, ends_B = int(lengths_B.max()), np.cumsum(lengths_B)
+        place_L = np.arange(longest)
+        real_BL = place_L < lengths_B[:, None]
+        globals_B = lengths_B - 1 if global_last else np.zeros_like(lengths_B)
+        tokens_BL = real_BL & (place_L != globals_B[:, None])
+        even = bool((lengths_B == longest).all())
+        return cls(
+            torch.from_numpy(lengths_B),
+            torch.from_numpy(ends_B - lengths_B + globals_B),
+            torch.from_numpy(tokens_BL),
+            None if even else torch.from_numpy(np.flatnonzero(real_BL)),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same layout on another device."""
+        slots = None if self.slots_S is None else self.slots_S.to(device)
+        lengths, rows = self.lengths_B.to(device), self.rows_B.to(device)
+        return type(self)(lengths, rows, self.tokens_BL.to(device), slots)
+
+    def pad(self, packed_SX: Tensor) -> Tensor:
+        """(S, X) packed rows -> (B, L, X), zeros where there is no token."""
+        batch, longest = self.tokens_BL.shape
+        if self.slots_S is not None:
+            empty = packed_SX.new_zeros(batch * longest, packed_SX.shape[1])
+            packed_SX = empty.index_copy(0, self.slots_S, packed_SX)
+        return packed_SX.view(batch, longest, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What one frozen model brings to one side: widths, and which token is global."""
+
+    node_width: int
+    embedding_width: int | None
+    has_tokens: bool = True
+    global_last: bool = False
+
+
+@dataclass(frozen=True)
+class Features:
+    """One side of a batch: B items as M models see them.
+
+    nodes: per model (S_m, D_m) packed tokens, or its embeddings where it keeps no tokens: then
+        each item has one node, which is its global node.
+    layouts: where those rows belong.
+    embeddings: per model (B, E_m), or None where it has no joint space.
+    """
+
+    nodes: tuple[Tensor, ...]
+    layouts: tuple[Layout, ...]
+    embeddings: tuple[Tensor | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.layouts[0].lengths_B)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same features on a device, as float32."""
+        # From pinned memory the GPU copies by itself; on its way back it must be waited for.
+        alone = torch.device(device).type == "cuda"
+        return type(self)(
+            tuple(x.to(device, non_blocking=alone).float() for x in self.nodes),
+            tuple(layout.to(device) for layout in self.layouts),
+            tuple(None if x is None else x.to(device).float() for x in self.embeddings),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and captions of one step.
+
+    Entry j of `owner_T` is the row in this batch of caption j's image; `ids_B` says which image
+    of the data set each row is. A batch of pairs has B = T and may hold an image twice.
+    """
+
+    image: Features
+    caption: Features
+    ids_B: Tensor
+    owner_T: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        return type(self)(
+            self.image.to(device),
+            self.caption.to(device),
+            self.ids_B.to(device),
+            self.owner_T.to(device),
+        )

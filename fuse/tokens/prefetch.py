@@ -1,0 +1,99 @@
+"""Batches made ahead of the training by threads, and windows of tokens read ahead of them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.fuse.tokens.order import Epoch
+
+Item = TypeVar("Item")
+
+
+Made = TypeVar("Made")
+
+
+# Batches that are made, or being made, before they are asked for: one more than threads.
+MOST_THREADS = 4
+
+
+def reading_threads() -> int:
+    """Threads that make batches: half of the processors, for the training needs the others."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:
+        processors = os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, processors // 2))
+
+
+def ahead(
+    make: Callable[[Item], Made], items: Sequence[Item], *, threads: int = 1
+) -> Iterator[Made]:
+    """`make` of each item, in order, made by threads up to `threads` + 1 items ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="hada-batches") as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def ahead_in_windows(
+    read: Callable[[int], Any],
+    make: Callable[[NDArray[np.int64], list[Any]], Made],
+    epoch: Epoch,
+    first: int,
+    *,
+    threads: int = 1,
+) -> Iterator[Made]:
+    """`make` of each step from `first` on and of the windows that it needs, in order.
+
+    `read(k)` is called for one window after the other, in a thread of its own. Of any three
+    windows in a row it never reads the third before all steps of the first were handed out, so
+    that there are two at most.
+    """
+    last = len(epoch.windows) - 1
+    started: dict[int, Future[Any]] = {}
+    waiting: deque[tuple[int, Future[Made]]] = deque()
+
+    def build(items: NDArray[np.int64], windows: list[Future[Any]]) -> Made:
+        return make(items, [window.result() for window in windows])
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="hada-windows") as reading,
+        ThreadPoolExecutor(threads, thread_name_prefix="hada-batches") as making,
+    ):
+        try:
+            for items, (low, high) in zip(epoch.steps[first:], epoch.needs[first:], strict=True):
+                assert high <= low + 1, "a window holds fewer items than a step"
+                while waiting and high > waiting[0][0] + 1:
+                    yield waiting.popleft()[1].result()
+                oldest = waiting[0][0] if waiting else low
+                for gone in [k for k in started if k < oldest]:
+                    del started[gone]
+                for k in range(oldest, min(oldest + 1, last) + 1):
+                    if k not in started:
+                        started[k] = reading.submit(read, k)
+                needed = [started[k] for k in range(low, high + 1)]
+                waiting.append((low, making.submit(build, items, needed)))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft()[1].result()
+            while waiting:
+                yield waiting.popleft()[1].result()
+        finally:
+            for _, made in waiting:
+                made.cancel()
+            for window in started.values():
+                window.cancel()
