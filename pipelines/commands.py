@@ -70,7 +70,7 @@ Examples:
   hada-pipeline run study.yaml --workers 4
   hada-pipeline run study.yaml --gpus all --max-hours 8
   hada-pipeline run study.yaml --on slurm --workers 16
-  hada-pipeline run study.yaml --on tcp://scheduler:8786
+  hada-pipeline run study.yaml --on tls://scheduler:8786
   hada-pipeline run study.yaml --retry-failed
 
 What is done is skipped, so the same command continues after an interruption, on any machine that
@@ -116,6 +116,11 @@ sees the same stores and runs.
     help="Begin nothing that may not end in this time.",
 )
 @click.option("--retry-failed", is_flag=True, help="Only what failed last time.")
+@click.option(
+    "--dashboard",
+    is_flag=True,
+    help="Start Dask's monitoring pages on 127.0.0.1, where every user of this machine reads them.",
+)
 @_pipeline_argument
 def run(pipeline: Pipeline, manifest: Manifest, **options: Any) -> int:
     """Do what a pipeline still needs (the text for people is above)."""
@@ -151,7 +156,8 @@ def submit(
       hada-pipeline submit study.yaml --workers 8
     """
     from hada.pipelines.execution import slurm
-    from hada.pipelines.state import Folder, driving
+    from hada.pipelines.lock import driving
+    from hada.pipelines.state import Folder
     from hada.pipelines.study.resolve import build_jobs
     from hada.pipelines.study.survey import survey
 
@@ -181,7 +187,8 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
       hada-pipeline status study.yaml
     """
     from hada.pipelines.execution import slurm
-    from hada.pipelines.state import Folder, holder
+    from hada.pipelines.lock import holder
+    from hada.pipelines.state import Folder
     from hada.pipelines.study import plan_table
     from hada.pipelines.study.resolve import build_jobs
     from hada.pipelines.study.survey import survey
@@ -198,7 +205,7 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
     for (key, side, shard), record in folder.failures().items():
         if key in states and states[key].condition != "done":
             name = " ".join(str(part) for part in (key, side, shard) if part not in ("", -1))
-            tell(f"failed last: {name}: {record['error']}")
+            tell(f"failed last: {name}: {record.get('error', '')}")
 
 
 @click.command(cls=HadaCommand)

@@ -4,18 +4,19 @@
     tasks.jsonl     how each task ended, for estimates, `status` and `--retry-failed`
     logs/           what the work said, a file a job
     submitted.json  the batch jobs of `submit`; scripts/ holds their scripts
+    credentials/    while batch jobs work: the keys of this run's scheduler
 
-Stores and runs say what is done. Losing this folder loses no work.
+Stores and runs say what is done. Losing this folder loses no work. Nobody but its user may enter
+it: what lies in it says what workers run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
-import socket
+import stat
 import statistics
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,17 +24,44 @@ from pathlib import Path
 from typing import Any
 
 from hada.extract.common import atomic
+from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
 
-BEAT_S = 30.0
-# A driver on another machine that has not been heard of for so long is gone.
-SILENT_S = 300.0
+RECORDS = "tasks.jsonl"
+# Longer lines are no records: an error's text is cut before.
+MOST_LINE = 2**16
+MOST_ERROR = 4096
 
 
-class BusyError(HadaError):
-    """Another process drives the same pipeline. Exit code 4."""
+def private_folder(path: Path) -> None:
+    """Make a folder that only its user may enter, or take others' rights away.
 
-    exit_code = 4
+    Raises `HadaError` where it belongs to somebody else, who could change what is run from it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.stat()
+    except FileExistsError as error:
+        raise HadaError(f"{path}: expected a folder; take away what lies there") from error
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise HadaError(
+            f"{path}: belongs to another user (uid {found.st_uid}). Give the pipeline another "
+            "name, or other runs: --root runs=FOLDER"
+        )
+    if not stat.S_IMODE(found.st_mode) & 0o077:
+        return
+    try:
+        path.chmod(0o700)
+    except OSError as error:
+        say(f"warning: {path}: other users may enter it, and that cannot be changed ({error})")
+
+
+def private_append(path: Path) -> int:
+    """Open a file, made for its user alone, to add to it; returns the descriptor."""
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 class Folder:
@@ -41,6 +69,7 @@ class Folder:
 
     def __init__(self, runs: str | Path, name: str) -> None:
         self.path = Path(runs).absolute() / "pipelines" / name
+        self._told = False
 
     @property
     def lock_file(self) -> Path:
@@ -53,23 +82,38 @@ class Folder:
 
     def record(self, outcome: dict[str, Any]) -> None:
         """Add how a task ended."""
-        atomic.make_folder(self.path)
+        private_folder(self.path)
         kept = {k: v for k, v in outcome.items() if v != "" and v != -1 and v is not False}
-        # Many processes add to the file.
+        for name in ("error", "trace"):
+            if name in kept:
+                kept[name] = str(kept[name])[:MOST_ERROR]
         line = json.dumps({**kept, "at": round(time.time(), 1)})
-        atomic.append_line(self.path / "tasks.jsonl", line)
+        os.close(private_append(self.path / RECORDS))  # which makes it
+        # Many processes add to the file.
+        atomic.append_line(self.path / RECORDS, line)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All records, oldest first; a line that was cut short is left out."""
-        file = self.path / "tasks.jsonl"
-        if not file.exists():
+        """All records, oldest first; lines that are none are left out, and told of once."""
+        file = self.path / RECORDS
+        if not os.path.lexists(file):
             return
+        if not file.is_file():
+            raise HadaError(f"{file}: expected a file. Take it away: only estimates are lost")
+        odd, first = 0, 0
         with file.open("rb") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    record = json.loads(line)
-                    if isinstance(record, dict) and "key" in record:
-                        yield record
+            for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE), b""), start=1):
+                record = _record(line)
+                if record is not None:
+                    yield record
+                elif line.endswith(b"\n") and line.strip():  # not one that was cut short
+                    odd, first = odd + 1, first or number
+        if odd and not self._told:
+            self._told = True
+            say(
+                f"{file}: {odd} of its lines are no records of tasks (line {first} for one) and "
+                "are left out. Only estimates and --retry-failed read it: delete it to be rid of "
+                "them"
+            )
 
     def failures(self) -> dict[tuple[str, str, int], dict[str, Any]]:
         """(key, side, shard) -> record, of the tasks that failed when they were last tried."""
@@ -83,6 +127,21 @@ class Folder:
             if record["status"] == "done" and "seconds" in record:
                 seconds[rate_key(record["key"], record.get("side", ""))].append(record["seconds"])
         return {key: statistics.median(values) for key, values in seconds.items()}
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of the file, where it is what `Folder.record` writes."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    texts = (value.get("key"), value.get("status"), value.get("side", ""), value.get("error", ""))
+    seconds, shard = value.get("seconds", 0.0), value.get("shard", -1)
+    fine = all(isinstance(text, str) for text in texts) and type(shard) is int
+    # NaN is not below infinity, either.
+    return value if fine and type(seconds) in (int, float) and 0 <= seconds < math.inf else None
 
 
 def task_id(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -102,113 +161,3 @@ def rate_key(key: str, side: str) -> str:
     if stage != "extract":
         return stage
     return f"{stage}/{rest.rpartition('/')[2].partition('@')[0]}/{side}"
-
-
-@contextlib.contextmanager
-def driving(folder: Folder) -> Iterator[None]:
-    """Be the only one who drives a pipeline.
-
-    The lock names host, process and its start, and is renewed twice a minute: it also works where
-    a network file system knows no locks, and one that a killed driver left is recognised.
-
-    Raises `BusyError`, naming the holder.
-    """
-    atomic.make_folder(folder.path)
-    atomic.remove_leftovers(folder.lock_file)
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-    _take(folder.lock_file, mine)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(folder.lock_file)
-
-    thread = threading.Thread(target=beat, daemon=True, name="lock")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if _read(folder.lock_file) == mine:
-            folder.lock_file.unlink(missing_ok=True)
-
-
-def holder(folder: Folder) -> str | None:
-    """Who drives the pipeline now, in words; None where nobody does."""
-    found = _read(folder.lock_file)
-    return None if found is None or _is_stale(folder.lock_file, found) else _words(found)
-
-
-def _take(file: Path, mine: dict[str, Any]) -> None:
-    for _ in range(3):
-        # A link is made whole, with its content, or not at all; an empty lock tells nobody who.
-        temporary = atomic.temporary_name(file)
-        atomic.write_new(temporary, json.dumps(mine).encode())
-        try:
-            os.link(temporary, file)
-        except FileExistsError:
-            found = _read(file)
-            if found is not None and not _is_stale(file, found):
-                raise BusyError(
-                    f"{_words(found)} drives this pipeline. Wait for it or stop it; if it is "
-                    f"certainly gone, delete {file}"
-                ) from None
-            # Renamed, not deleted: of two who find a stale lock only one can rename it.
-            with contextlib.suppress(FileNotFoundError):
-                stale = atomic.temporary_name(file.with_name(f"{file.name}-stale"))
-                file.rename(stale)
-                if _read(stale) != found:  # somebody was faster, and this is theirs
-                    with contextlib.suppress(FileExistsError):
-                        os.link(stale, file)
-                stale.unlink()
-            continue
-        finally:
-            temporary.unlink(missing_ok=True)
-        return
-    raise BusyError(f"{file}: cannot be taken; is another process starting?")
-
-
-def _is_stale(file: Path, found: dict[str, Any]) -> bool:
-    if found.get("host") == socket.gethostname():
-        return _started(int(found.get("pid", 0))) != found.get("started")
-    try:
-        return time.time() - file.stat().st_mtime > SILENT_S
-    except FileNotFoundError:
-        return True
-
-
-def _words(found: dict[str, Any]) -> str:
-    return f"process {found.get('pid')} on {found.get('host')}"
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None where it is gone.
-
-    A process number is used again, number and start together are not.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None if Path("/proc/self").exists() else _running(pid)
-    return None if fields[0] == "Z" else fields[19]
-
-
-def _running(pid: int) -> str | None:
-    """Where there is no /proc: whether a process with this number runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "running"

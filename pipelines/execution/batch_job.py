@@ -6,13 +6,14 @@ the job goes back into the queue. A training stops at once: it goes on from its 
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hada.extract.common.console import say
-from hada.extract.common.errors import UsageError
+from hada.extract.common.documents import LARGE_BYTES, read_json
+from hada.extract.common.errors import UsageError, unknown
+from hada.extract.common.shapes import conform
 from hada.extract.spec import SIDES
 from hada.pipelines.execution import slurm
 from hada.pipelines.execution.worker import FINISH, run_task
@@ -22,6 +23,15 @@ from hada.pipelines.study.survey import survey_store
 
 RETRIES = 2
 STOPPED = 128 + signal.SIGTERM
+
+
+class Entry(TypedDict):
+    """A job of the file: see `hada.pipelines.execution.slurm.submit`."""
+
+    job: dict[str, Any]
+    pending: dict[str, list[int]]
+    parts: int
+    threads: int
 
 
 class _StopError(BaseException):
@@ -50,12 +60,23 @@ def work(file: Path, key: str, part: int) -> int:
     Returns:
         0 when it is done, 1 when some of it failed, 143 when SIGTERM came.
     """
-    entries = json.loads(file.read_text())
+    remedy = "`hada-pipeline submit` writes it: submit again"
+    entries: dict[str, Any] = conform(
+        read_json(file, UsageError, most=LARGE_BYTES, remedy=remedy),
+        dict[str, Any],
+        str(file),
+        UsageError,
+        remedy,
+    )
     if key not in entries:
-        raise UsageError(f"{file}: no job {key!r}")
-    job = from_json(entries[key]["job"])
+        raise unknown(f"job of {file}", key, entries)
+    where = f"{file}, {key}"
+    conform(entries[key], Entry, where, UsageError, remedy)
+    job = from_json(entries[key]["job"], where, remedy)
+    file = file.absolute()
+    if file.parent.parent.name != "pipelines":
+        raise UsageError(f"{file}: expected RUNS/pipelines/NAME/{file.name}. {remedy}")
     folder = Folder(file.parent.parent.parent, file.parent.name)
-    assert folder.path == file.parent.absolute()
     stop = _Stop(at_once=not isinstance(job, ExtractJob))
     try:
         failed = _do(job, entries[key], part, folder, stop)

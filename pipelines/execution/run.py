@@ -19,7 +19,8 @@ from hada.extract.common.terminal import in_line
 from hada.extract.manifest import Manifest
 from hada.pipelines.execution.display import Display
 from hada.pipelines.execution.driver import Driver, Limits, Result
-from hada.pipelines.state import Folder, driving
+from hada.pipelines.lock import driving
+from hada.pipelines.state import Folder
 from hada.pipelines.study.config import Pipeline
 from hada.pipelines.study.jobs import ExtractJob
 from hada.pipelines.study.resolve import build_jobs
@@ -41,6 +42,7 @@ class Request:
     retries: int = 2
     max_hours: float | None = None
     retry_failed: bool = False
+    dashboard: bool = False
 
 
 def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> int:
@@ -115,19 +117,27 @@ def _pool(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The workers, and what else the driver needs to know of them."""
     from hada.extract.engine.decode import cores
-    from hada.pipelines.execution import dask_pools
+    from hada.pipelines.execution import batch_pools, dask_pools
 
     if "://" in request.on:
+        if request.dashboard:
+            raise UsageError("--dashboard: that scheduler has its own, or none")
         with dask_pools.remote_pool(request.on) as pool:
             yield pool, {"decoders": request.decoders or 0}
         return
-    if request.on in dask_pools.BATCH_SYSTEMS:
-        logs = folder.path / "logs"
-        with dask_pools.batch_pool(request.on, pipeline.cluster, request.workers, logs) as pool:
+    if request.on in batch_pools.BATCH_SYSTEMS:
+        made = batch_pools.batch_pool(
+            request.on,
+            pipeline.cluster,
+            request.workers,
+            folder.path,
+            dashboard=request.dashboard,
+        )
+        with made as pool:
             yield pool, {"decoders": request.decoders or 0, "threads": pipeline.cluster.cores}
         return
     if request.on != "local":
-        known = ", ".join(["local", *dask_pools.BATCH_SYSTEMS])
+        known = ", ".join(["local", *batch_pools.BATCH_SYSTEMS])
         raise UsageError(f"--on {request.on!r}: expected {known}, or tcp://host:port")
     devices = dask_pools.choose_devices(request.gpus)
     decoders = request.decoders
@@ -144,7 +154,13 @@ def _pool(
     threads = max(1, cores() // (len(devices) or workers))
     with (
         tempfile.TemporaryDirectory(prefix="hada-marks-") as marks,
-        dask_pools.local_pool(workers, devices, decoders=decoders, threads=threads) as pool,
+        dask_pools.local_pool(
+            workers,
+            devices,
+            decoders=decoders,
+            threads=threads,
+            dashboard=request.dashboard,
+        ) as pool,
     ):
         yield pool, {"decoders": decoders, "threads": threads, "marks": Path(marks)}
 

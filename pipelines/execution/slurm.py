@@ -6,8 +6,8 @@ that waits for what it needs (`afterok`). The scripts only call `hada-pipeline w
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,10 +16,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 from hada.extract.common import atomic
+from hada.extract.common.documents import read_json
 from hada.extract.common.errors import HadaError, UsageError
-from hada.pipelines.state import BusyError, Folder
+from hada.extract.common.shapes import conform
+from hada.pipelines.lock import BusyError
+from hada.pipelines.state import Folder, private_folder
 from hada.pipelines.study.config import Cluster, Pipeline
 from hada.pipelines.study.jobs import ExtractJob, to_json
 from hada.pipelines.study.survey import State
@@ -36,6 +40,16 @@ UNFINISHED = (
     "REQUEUED",
     "REQUEUE_HOLD",
 )
+
+
+_ID = re.compile(r"[0-9]{1,19}")
+
+
+class Submission(TypedDict):
+    """What `submit` remembers: when, and key -> Slurm's job id."""
+
+    at: float
+    jobs: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +144,10 @@ def submit(
             f"{len(running)} batch jobs of this pipeline are in the queue, {running[0]} for one. "
             "Wait for them, or end them: hada-pipeline cancel"
         )
-    (folder.path / "logs").mkdir(parents=True, exist_ok=True)
     place = folder.path / "scripts"
-    atomic.write_json(
+    for private in (folder.path, folder.path / "logs", place):
+        private_folder(private)
+    _write_json(
         folder.path / JOBS,
         {
             key: {
@@ -149,12 +164,19 @@ def submit(
         for script in found:
             file = place / f"{script.key.replace('/', '-')}.sh"
             atomic.write_bytes(file, script.text.encode())
+            file.chmod(0o600)
             ids[script.key] = _sbatch(file, [ids[need] for need in script.needs])
     except BaseException:
         _call("scancel", *ids.values())
         raise
-    atomic.write_json(folder.path / SUBMITTED, {"at": time.time(), "jobs": ids})
+    _write_json(folder.path / SUBMITTED, {"at": time.time(), "jobs": ids})
     return ids
+
+
+def _write_json(file: Path, value: Any) -> None:
+    """For the user alone: batch jobs do what it says."""
+    atomic.write_json(file, value)
+    file.chmod(0o600)
 
 
 def _sbatch(file: Path, needs: Sequence[str]) -> str:
@@ -169,11 +191,21 @@ def _sbatch(file: Path, needs: Sequence[str]) -> str:
 
 
 def submitted(folder: Folder) -> dict[str, str]:
-    """Key -> job id of the last submission; empty where there was none."""
-    try:
-        jobs: dict[str, str] = json.loads((folder.path / SUBMITTED).read_text())["jobs"]
-    except FileNotFoundError:
+    """Key -> job id of the last submission; empty where there was none.
+
+    Raises `UsageError` where the file is not what `submit` writes.
+    """
+    file = folder.path / SUBMITTED
+    if not os.path.lexists(file):
         return {}
+    remedy = "Delete it if none of its jobs are in the queue (squeue --me), then submit again"
+    value = read_json(file, UsageError, remedy=remedy)
+    found: Submission = conform(value, Submission, str(file), UsageError, remedy)
+    jobs = found["jobs"]
+    for key, id_ in jobs.items():
+        # They become words of Slurm's commands.
+        if not _ID.fullmatch(id_):
+            raise UsageError(f"{file}: {key!r}: {id_!r} is no number of a job. {remedy}")
     return jobs
 
 

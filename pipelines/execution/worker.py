@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hada.extract.common.errors import HadaError
 from hada.extract.spec import SideName
+from hada.pipelines.state import private_append, private_folder
 from hada.pipelines.study.jobs import EvaluateJob, ExtractJob, Job, TrainJob, from_json
 
 if TYPE_CHECKING:
@@ -262,9 +263,9 @@ def _said_to(log: str | None) -> Iterator[None]:
     if log is None:
         yield
         return
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    private_folder(Path(log).parent)
     with (
-        Path(log).open("a", buffering=1) as file,
+        open(private_append(Path(log)), "a", buffering=1) as file,
         contextlib.redirect_stderr(file),
         contextlib.redirect_stdout(file),
     ):

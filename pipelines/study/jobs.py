@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hada.extract.common.errors import UsageError
+from hada.extract.common.errors import UsageError, nearest
+from hada.extract.common.shapes import conform
 from hada.extract.manifest import ModelEntry
 from hada.extract.spec import SideName
 
@@ -98,9 +99,19 @@ def to_json(job: Job) -> dict[str, Any]:
     return dataclasses.asdict(job)
 
 
-def from_json(values: Mapping[str, Any]) -> Job:
-    """Back from `to_json`, also after a journey as JSON text, which knows no tuples."""
-    kind = _KINDS[str(values["key"]).partition("/")[0]]
+def from_json(values: Mapping[str, Any], where: str = "a job", remedy: str = "") -> Job:
+    """Back from `to_json`, also after a journey as JSON text, which knows no tuples.
+
+    Raises `UsageError` where the values are no job of this version; `where` and `remedy` are the
+    message's.
+    """
+    stage = str(values.get("key")).partition("/")[0]
+    if stage not in _KINDS:
+        raise UsageError(f"{where}: {stage!r} is no stage. {nearest(stage, _KINDS)} {remedy}")
+    kind = _KINDS[stage]
+    if odd := set(values) - {field.name for field in dataclasses.fields(kind)}:
+        raise UsageError(f"{where}: unknown {', '.join(sorted(odd))}. {remedy}")
+    conform(values, kind, where, UsageError, remedy)
     fixed: dict[str, Any] = {
         k: tuple(v) if k in ("needs", "models", "runs") else v for k, v in values.items()
     }

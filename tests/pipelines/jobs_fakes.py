@@ -42,6 +42,9 @@ def make_study(folder: Path, text: str = PIPELINE, **changes: str) -> tuple[Pipe
     return load_pipeline(study, loaded), loaded
 
 
+ONLY_EXTRACT = PIPELINE[: PIPELINE.index("fuse:")]
+
+
 class Accident(FakeBackbone):
     """A fake model that, by its weights' words `HOW:FILE`, meets with an accident.
 

@@ -18,24 +18,30 @@ from test_pipeline_run import ENVIRONMENT, ONLY_EXTRACT, run, serial, stores
 
 from hada.extract.cli import extract as extract_command
 from hada.extract.common.errors import HadaError, UsageError
-from hada.pipelines.execution import dask_pools
-from hada.pipelines.state import BEAT_S, SILENT_S, BusyError, Folder, driving, holder
+from hada.pipelines.execution import batch_pools, dask_pools
+from hada.pipelines.lock import BEAT_S, SILENT_S, BusyError, driving, holder
+from hada.pipelines.state import Folder
 from hada.pipelines.study.config import Cluster
 
 
-@pytest.mark.parametrize("system", dask_pools.BATCH_SYSTEMS)
+@pytest.mark.parametrize("system", batch_pools.BATCH_SYSTEMS)
 def test_every_batch_system_s_script(tmp_path: Path, system: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
     cluster = Cluster(queue="long", account="me", memory="3GB", setup=("module load x",), gpus=1)
     if system in ("pbs", "sge"):
         with pytest.raises(UsageError, match=r"cluster\.directives, as in"):
-            dask_pools.batch_cluster(system, cluster, tmp_path / "logs")
+            batch_pools.batch_cluster(system, cluster, tmp_path / "logs", tmp_path)
         cluster = replace(cluster, directives=("-l gpu=1",))
-    with contextlib.closing(dask_pools.batch_cluster(system, cluster, tmp_path / "logs")) as made:
+    with contextlib.closing(
+        batch_pools.batch_cluster(system, cluster, tmp_path / "logs", tmp_path)
+    ) as made:
         script = made.job_script()
     assert "distributed.cli.dask_worker" in script
     assert "--nthreads 1" in script
-    assert "--dashboard-address 127.0.0.1:0" in script
+    assert "--worker-class hada.pipelines.execution.credentials.PrivateWorker" in script
+    assert "--protocol tls://" in script
+    for name in ("ca-file", "cert", "key"):
+        assert f"--tls-{name} {tmp_path}/" in script
     assert "--lifetime" in script
     assert re.findall(r"--memory-limit (\S+)", script)[-1] == "0"
     assert "module load x" in script
@@ -199,11 +205,11 @@ def test_slurm_refuses_for_a_moment_or_for_good(
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("EVER", "" if message is None else "yes")
-    monkeypatch.setattr(dask_pools, "NO_NODE_S", 2.0 if message else 30.0)
+    monkeypatch.setattr(batch_pools, "NO_NODE_S", 2.0 if message else 30.0)
     if message is None:
-        dask_pools._test_only("#!/bin/sh\n")
+        batch_pools._test_only("#!/bin/sh\n")
     else:
         with pytest.raises(HadaError, match=f"Slurm refuses the workers' jobs: .*{message}"):
-            dask_pools._test_only("#!/bin/sh\n")
+            batch_pools._test_only("#!/bin/sh\n")
     many = len(calls.read_text().split())
-    assert many == 3 if message is None else (many > 1) == (dask_pools.NO_NODE in says)
+    assert many == 3 if message is None else (many > 1) == (batch_pools.NO_NODE in says)
