@@ -24,6 +24,7 @@ from hada.extract.common.errors import (
     unknown,
 )
 from hada.extract.common.strict_yaml import Section, read_yaml
+from hada.extract.common.variables import Rule
 from hada.extract.spec import STORE_DTYPES
 
 FILE_NAME = "data_manifest.yaml"
@@ -158,8 +159,8 @@ def load_manifest(path: Path | None = None, roots: Mapping[str, str] | None = No
         raise ManifestError(f"{top.where('schema')}: expected schema 1, got {schema}")
     manifest = Manifest(
         path=file,
-        stores=top.take("stores", str, "stores"),
-        runs=top.take("runs", str, "runs"),
+        stores=top.take("stores", str, "stores", variables=Rule.PLACE),
+        runs=top.take("runs", str, "runs", variables=Rule.PLACE),
         datasets=_each(top.take_section("datasets"), _dataset),
         models=_each(top.take_section("models"), _model),
         defaults=_defaults(top.take_section("defaults")),
@@ -191,7 +192,7 @@ def _dataset(name: str, section: Section) -> DatasetEntry:
     entry = DatasetEntry(
         name=name,
         reader=_choice(section, "reader", READERS, None),
-        root=Path(section.take("root", str)).expanduser(),
+        root=Path(section.take("root", str, variables=Rule.PLACE)).expanduser(),
         annotations=section.take("annotations", str),
         images=section.take("images", str, "."),
         published=section.take("published", str, ""),
@@ -219,7 +220,7 @@ def _split(name: str, section: Section) -> SplitEntry:
 
 def _model(name: str, section: Section) -> ModelEntry:
     where = section.where("weights")
-    weights = section.take_plain("weights")
+    weights = section.take_plain("weights", variables=Rule.WEIGHTS)
     if isinstance(weights, str):
         weights = {"default": weights}
     if not isinstance(weights, dict) or not all(isinstance(w, str) for w in weights.values()):
@@ -227,7 +228,7 @@ def _model(name: str, section: Section) -> ModelEntry:
             f"{where}: 'weights' of model {name!r}: expected a folder, file or id, "
             f"or one for each dataset (dataset: weights, default: weights), got {weights!r}"
         )
-    options = section.take_plain("options", {})
+    options = section.take_plain("options", {}, places=("regions",))
     if not isinstance(options, dict):
         raise ManifestError(f"{section.where('options')}: 'options' must be a mapping")
     precision = _choice(section, "precision", PRECISIONS, "") if "precision" in section else None

@@ -94,13 +94,19 @@ def line_chart(
 def share_bar(parts: Sequence[tuple[str, float, str]]) -> str:
     """A bar of shares (name, number, class) that fill its width; the numbers are told in it."""
     total = sum(number for _, number, _ in parts) or 1
-    cells = "".join(
-        f'<span class="{style}" style="width:{100 * number / total:.2f}%" '
-        f'title="{html.escape(name)}: {number:,.0f}"></span>'
-        for name, number, style in parts
-    )
+    cells, left = [], 0.0
+    for name, number, style in parts:
+        wide = 100 * number / total
+        cells.append(
+            f'<rect class="{style}" x="{left:.2f}" y="0" width="{wide:.2f}" height="1">'
+            f"<title>{html.escape(name)}: {number:,.0f}</title></rect>"
+        )
+        left += wide
     told = ", ".join(f"{name} {number:,.0f}" for name, number, _ in parts)
-    return f'<div class="bar" role="img" aria-label="{html.escape(told)}">{cells}</div>'
+    return (
+        '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html.escape(told)}">{"".join(cells)}</svg>'
+    )
 
 
 def ticks(low: float, high: float, *, whole: bool = False, most: int = 7) -> list[float]:

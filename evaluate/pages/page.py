@@ -24,7 +24,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p, li, figcaption { color: var(--soft); } svg { width: 100%; height: auto; }
 .plot svg { max-width: 38rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .flush { margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--rule);
   white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
@@ -49,7 +49,7 @@ def ladder(result: dict[str, Any]) -> str:
     made = "".join(f"<li>{html.escape(line)}</li>" for line in notes(result))
     return f"""<p>{html.escape(facts)}</p>
 <h2>RSum of every rung</h2>
-<figure style="margin:0"><div class="plot">{plot(result)}</div>
+<figure class="flush"><div class="plot">{plot(result)}</div>
 <figcaption>RSum: the sum of R@1, R@5 and R@10 in both directions, in percent points.
 Whiskers: 95 % intervals.</figcaption></figure>
 <h2>All figures</h2>

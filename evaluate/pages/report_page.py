@@ -10,6 +10,7 @@ from typing import Any
 from hada.evaluate.pages import page
 from hada.evaluate.pages.cases import Case
 from hada.evaluate.pages.charts import share_bar
+from hada.evaluate.pages.document import document
 from hada.evaluate.results.text import verdicts
 
 WAYS = {"i2t": "image queries", "t2i": "caption queries"}
@@ -36,9 +37,9 @@ _STYLE = """
 .line.c1, .line.c3 { stroke-dasharray: 7 3; } .line.c2, .line.c4 { stroke-dasharray: 2 3; }
 .key.c1, .key.c3 { border-top-style: dashed; } .key.c2, .key.c4 { border-top-style: dotted; }
 .hada.line, .hada.key { stroke: var(--hada); border-color: var(--hada); }
-.bar { display: flex; height: 1.3rem; border-radius: 4px; overflow: hidden; }
-.bar .better { background: var(--better); } .bar .same { background: var(--same); }
-.bar .worse { background: var(--worse); } .changes { margin: .2rem 0 1.2rem; font-size: .95rem; }
+.bar { display: block; height: 1.3rem; border-radius: 4px; }
+.bar .better { fill: var(--better); } .bar .same { fill: var(--same); }
+.bar .worse { fill: var(--worse); } .changes { margin: .2rem 0 1.2rem; font-size: .95rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
   gap: 1rem; } .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   padding: .9rem; min-width: 0; } .card h3 { margin: 0 0 .4rem; font-size: 1.05rem; }
@@ -117,30 +118,23 @@ def assemble(result: dict[str, Any], sections: Sections) -> str:
         f'<section role="tabpanel" id="{name}" aria-labelledby="tab-{name}">{body}</section>'
         for name, _, body in views
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{page.STYLE}{_STYLE}{_series()}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-{"".join(f"<p>{html.escape(line)}.</p>" for line in verdicts(result))}
+    told = "".join(f"<p>{html.escape(line)}.</p>" for line in verdicts(result))
+    return document(
+        title,
+        style=f"{page.STYLE}{_STYLE}{_series()}",
+        body=f"""<h1>{html.escape(title)}</h1>
+{told}
 <div role="tablist" aria-label="Views">{tabs}</div>
-{panels}
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+{panels}""",
+        script=_SCRIPT,
+    )
 
 
 def _series() -> str:
     return "".join(
         f".line.c{n} {{ stroke: var(--c{n}); }} .key.c{n} {{ border-color: var(--c{n}); }}\n"
         for n in range(6)
-    )
+    ) + "".join(f".w{n} {{ background: rgb(255 96 0 / {n}%); }}\n" for n in range(61))
 
 
 def _curves(sections: Sections) -> str:
@@ -211,7 +205,7 @@ def _card(case: Case) -> str:
 def _weighed(words: Sequence[tuple[str, float]]) -> str:
     most = max((weight for _, weight in words), default=0.0) or 1.0
     return " ".join(
-        f'<span style="background:rgb(255 96 0 / {60 * weight / most:.0f}%)" '
+        f'<span class="w{60 * max(weight, 0.0) / most:.0f}" '
         f'title="{100 * weight:.1f} % of the attention">{html.escape(word)}</span>'
         for word, weight in words
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from hada.evaluate.methods.build import finished_runs, open_gallery
 from hada.evaluate.pages import page as pages
+from hada.evaluate.pages.document import document
 from hada.evaluate.pages.thumbnails import thumbnail
 from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
 from hada.extract.common import atomic
@@ -119,12 +120,11 @@ def as_page(title: str, hits: Sequence[Hit], side: SideName, data: CaptionDatase
         "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
         "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; }"
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{pages.STYLE}{style}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p>Best {side}s by the score's cosine, best first.</p>"
-        f"<ol>{''.join(cards)}</ol></body></html>\n"
+    return document(
+        title,
+        style=pages.STYLE + style,
+        body=f"<h1>{html.escape(title)}</h1><p>Best {side}s by the score's cosine, best first.</p>"
+        f"<ol>{''.join(cards)}</ol>",
     )
 
 

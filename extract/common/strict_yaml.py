@@ -6,9 +6,7 @@ calls `finish`; whatever is left over is a mistake, named with its line and the 
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,10 +14,10 @@ import yaml
 
 from hada.extract.common.errors import ManifestError, nearest
 from hada.extract.common.shapes import shown
+from hada.extract.common.variables import Rule, expand
 from hada.extract.common.yamltext import compose, plain
 
 T = TypeVar("T")
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _REQUIRED: Any = object()
 
@@ -56,20 +54,29 @@ class Section:
         return iter(self._nodes)
 
     @overload
-    def take(self, key: str, kind: type[T]) -> T: ...
+    def take(self, key: str, kind: type[T], *, variables: Rule = ...) -> T: ...
     @overload
-    def take(self, key: str, kind: type[T], default: None) -> T | None: ...
+    def take(
+        self, key: str, kind: type[T], default: None, *, variables: Rule = ...
+    ) -> T | None: ...
     @overload
-    def take(self, key: str, kind: type[T], default: T) -> T: ...
-    def take(self, key: str, kind: type[T], default: Any = _REQUIRED) -> Any:
+    def take(self, key: str, kind: type[T], default: T, *, variables: Rule = ...) -> T: ...
+    def take(
+        self,
+        key: str,
+        kind: type[T],
+        default: Any = _REQUIRED,
+        *,
+        variables: Rule = Rule.NONE,
+    ) -> Any:
         """The value of `key`, which must be a `kind` (str, int, float or bool).
 
-        `${VAR}` and `${VAR:-default}` in text are replaced from the environment.
+        `variables`: what `${VAR}` and `${VAR:-default}` in text may do.
         """
         value = self._value(key, default)
         if not isinstance(value, yaml.Node):
             return value
-        got = self._plain(value, key)
+        got = self._plain(value, key, variables)
         if kind is float and isinstance(got, int) and not isinstance(got, bool):
             got = float(got)
         if kind is str and isinstance(got, int | float) and not isinstance(got, bool):
@@ -78,12 +85,17 @@ class Section:
             self._wrong(key, _NAMES.get(kind, kind.__name__), got)
         return got
 
-    def take_names(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """The value of `key` as a list of words; a single word counts as a list of one."""
+    def take_names(
+        self, key: str, default: tuple[str, ...] | None = None, *, shell: bool = False
+    ) -> tuple[str, ...]:
+        """The value of `key` as a list of words; a single word counts as a list of one.
+
+        `shell`: the words are lines of a shell, which replaces its variables itself.
+        """
         value = self._value(key, _REQUIRED if default is None else default)
         if not isinstance(value, yaml.Node):
             return tuple(value)
-        got = self._plain(value, key)
+        got = self._plain(value, key, None if shell else Rule.NONE)
         words = [got] if isinstance(got, str) else got
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             self._wrong(key, "a word or a list of words", got)
@@ -108,10 +120,22 @@ class Section:
             self._wrong(key, "a list of mappings (- key: value)", self._plain(value, key))
         return [Section(node, self.file, self._full(key)) for node in nodes]
 
-    def take_plain(self, key: str, default: Any = _REQUIRED) -> Any:
-        """The value of `key`, whatever plain YAML it is."""
+    def take_plain(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        *,
+        variables: Rule = Rule.NONE,
+        places: Collection[str] = (),
+    ) -> Any:
+        """The value of `key`, whatever plain YAML it is.
+
+        `places`: the keys of a mapping whose texts are places, whatever `variables` says.
+        """
         value = self._value(key, default)
-        return self._plain(value, key) if isinstance(value, yaml.Node) else value
+        if not isinstance(value, yaml.Node):
+            return value
+        return self._plain(value, key, variables, places)
 
     def finish(self) -> None:
         """Refuse every key that nobody asked for."""
@@ -137,22 +161,28 @@ class Section:
             raise ManifestError(f"{self.where()}: {key!r} is missing{inside}.{hint}")
         return default
 
-    def _plain(self, node: yaml.Node, key: str) -> Any:
+    def _plain(
+        self,
+        node: yaml.Node,
+        key: str,
+        rule: Rule | None = Rule.NONE,
+        places: Collection[str] = (),
+    ) -> Any:
         value = plain(node, self.file, self._full(key))
-        return _map_text(value, lambda text: self._expand(text, key))
-
-    def _expand(self, text: str, key: str) -> str:
-        def replace(match: re.Match[str]) -> str:
-            name, default = match.group(1), match.group(2)
-            value = os.environ.get(name) or default
-            if value is None:
-                raise ManifestError(
-                    f"{self.where(key)}: {self._full(key)!r} uses ${{{name}}}, which is not set. "
-                    f"Set it (export {name}=...) or write ${{{name}:-default}}."
-                )
+        if rule is None:
             return value
 
-        return _VARIABLE.sub(replace, text)
+        def with_rule(inner: Any, allowed: Rule) -> Any:
+            return _map_text(
+                inner, lambda text: expand(text, allowed, self.where(key), self._full(key))
+            )
+
+        if places and isinstance(value, Mapping):
+            return {
+                name: with_rule(inner, Rule.PLACE if name in places else rule)
+                for name, inner in value.items()
+            }
+        return with_rule(value, rule)
 
     def _full(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key

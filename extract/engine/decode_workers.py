@@ -7,6 +7,7 @@ decoder twice is reported as any other that cannot be read, and the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 import os
@@ -241,7 +242,9 @@ def _serve(connection: Connection) -> None:
     except EOFError:
         return
     except Exception as error:  # whatever the reader's own library may raise
-        connection.send(f"{type(error).__name__}: {error}")
+        # The other end may be gone: killed while we started, which is not our failure.
+        with contextlib.suppress(OSError):
+            connection.send(f"{type(error).__name__}: {error}")
         return
     while True:
         try:

@@ -250,7 +250,7 @@ def _cluster(section: Section) -> Cluster:
         elements=_whole(section, "elements", plain.elements, least=1),
         interface=section.take("interface", str, None),
         directives=section.take_names("directives", ()),
-        setup=section.take_names("setup", ()),
+        setup=section.take_names("setup", (), shell=True),
     )
     section.finish()
     return cluster

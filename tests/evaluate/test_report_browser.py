@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+
+from hada.evaluate.search.query import as_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -150,9 +155,78 @@ def test_the_check_itself_notices(driver: Any, report_page: Path, tmp_path: Path
         "<div style='width:2000px'>wide</div></body>"
     )
     page = tmp_path / "bad.html"
-    page.write_text(report_page.read_text().replace("</body>", bad))
+    page.write_text(without_policy(report_page.read_text()).replace("</body>", bad))
     visit(driver, page, "phone")
     assert driver.execute_script(WIDE) != []
     said = "\n".join(complaints(driver))
     assert "Cannot read properties of null" in said
     assert "asked the network for http://127.0.0.1:9/x.png" in said
+
+
+def without_policy(text: str) -> str:
+    changed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    assert changed != text
+    return changed
+
+
+# Should a name or caption ever stand in a page as it is: a script, handlers, an address that is a
+# script, pictures, styles, frames and forms from elsewhere, another base, a refresh to a script.
+INJECTED = """
+<script>window.owned = 1</script><img src=x onerror="window.owned = 2"><svg onload="window.owned=3">
+<p id="styled" style="position: fixed; color: rgb(1, 2, 3)" onmouseover="window.owned = 4">x</p>
+<style>h1 { color: rgb(1, 2, 3) }</style><a id="link" href="javascript:window.owned = 5">x</a>
+<img src="http://127.0.0.1:PORT/x.png"><link rel="stylesheet" href="http://127.0.0.1:PORT/x.css">
+<script src="http://127.0.0.1:PORT/x.js"></script><iframe srcdoc="<script>top.owned = 6</script>">
+</iframe><object data="http://127.0.0.1:PORT/x"></object><base href="http://127.0.0.1:PORT/">
+<form action="http://127.0.0.1:PORT/"><button id="send">x</button></form>
+"""
+
+
+def asked(server: socket.socket) -> list[bytes]:
+    """What was sent to a server; browsers connect in advance, which sends nothing."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            stream, _ = server.accept()
+            with stream:
+                stream.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    found.append(stream.recv(100))
+    return [data for data in found if data]
+
+
+def test_what_is_injected_does_nothing(driver: Any, report_page: Path, tmp_path: Path) -> None:
+    page = tmp_path / "injected.html"
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        evil = INJECTED.replace("PORT", str(elsewhere.getsockname()[1]))
+        page.write_text(report_page.read_text().replace("<h1>", f"{evil}<h1>", 1))
+        visit(driver, page)
+        for name in ("link", "send", "styled"):
+            driver.execute_script(f"document.getElementById('{name}').click()")
+        assert driver.execute_script("return window.owned") is None
+        colour = "return getComputedStyle(document.querySelector(arguments[0])).color"
+        for place in ("h1", "#styled"):
+            assert driver.execute_script(colour, place) != "rgb(1, 2, 3)"
+        assert asked(elsewhere) == []
+        said = complaints(driver)
+        assert sum("Content Security Policy" in line for line in said) >= 8
+        assert shown(driver) == ["ladder"]  # and the page's own script runs
+    # The same without the policy is obeyed: it is the policy that stops it.
+    page.write_text(without_policy(page.read_text()))
+    visit(driver, page)
+    assert driver.execute_script("return window.owned") is not None
+
+
+def test_the_page_of_a_search_obeys_its_policy_too(driver: Any, tmp_path: Path) -> None:
+    evil = "<script>window.owned = 1</script><img src=x onerror='window.owned = 2'>\"'"
+    hits: list[dict[str, Any]] = [{"place": 1, "score": 0.5, "id": evil, "captions": [evil]}]
+    page = tmp_path / "found.html"
+    page.write_text(as_page(evil, hits, "image", None))
+    assert "default-src 'none'" in page.read_text()
+    visit(driver, page)
+    assert complaints(driver) == []
+    assert driver.execute_script("return window.owned") is None
+    assert evil in driver.find_element("css selector", "li").text
+    display = "return getComputedStyle(document.querySelector('ol')).display"
+    assert driver.execute_script(display) == "grid"
