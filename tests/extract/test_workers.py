@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +268,21 @@ def test_markers_record_the_batch_size(tmp_path: Path) -> None:
     extract(fake(), "stores/x", 2)
     for marker in (tmp_path / "stores" / "x" / "commit").glob("*.json"):
         assert json.loads(marker.read_text())["provenance"] == {"batch_size": 2}
+
+
+@pytest.mark.parametrize("setup", [b"no reader", None])
+def test_a_worker_whose_parent_is_killed_while_it_starts_says_nothing(setup: bytes | None) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    before = signal.getsignal(signal.SIGINT)
+    memory = os.memfd_create("pictures")
+    reduction.send_handle(ours, memory, os.getpid())
+    if setup is None:  # one that works: its answer finds nobody
+        os.ftruncate(memory, 4)
+        setup = pickle.dumps((None, 4, (1,)))
+    ours.send_bytes(setup)
+    ours.close()
+    os.close(memory)
+    try:
+        decode_workers._serve(theirs)
+    finally:
+        signal.signal(signal.SIGINT, before)
