@@ -1,4 +1,4 @@
-"""What keeping freed memory gives a convolutional tower on the CPU (`extract/common/allocator.py`).
+"""What keeping freed memory gives a convolutional tower on the CPU (`extract/common/host.py`).
 
     python benchmarks/allocator.py [--rounds 5] [--batch 16]
 
@@ -20,7 +20,7 @@ def measure(batch: int, reuse: bool) -> float:
     import torch
     from transformers import MobileNetV2Config, MobileNetV2Model
 
-    from hada.extract.common.allocator import reuse_freed_memory
+    from hada.extract.common.host import reuse_freed_memory
 
     if reuse and not reuse_freed_memory():
         sys.exit("this C library has no mallopt: nothing to measure")

@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.common.host import reuse_freed_memory
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreReader, StoreWriter, open_store
 

@@ -26,7 +26,7 @@ from typing import Any
 from hada.evaluate.methods import build
 from hada.evaluate.results.recall import evaluate
 from hada.extract.common import atomic
-from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.common.host import reuse_freed_memory
 from hada.extract.manifest import Manifest, load_manifest
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store import open_store

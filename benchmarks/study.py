@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hada.extract.common.device import choose_device
 from hada.extract.spec import SideName
 from hada.fuse.batch import ModelShape
-from hada.fuse.embedding import choose_device
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import Position, RunFolder
 from hada.fuse.tokens.loader import Loader
@@ -141,7 +141,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args(words)
-    device = choose_device(arguments.device)
+    device = torch.device(choose_device(arguments.device))
     rate = reading_rate(device, arguments.reading)
     place = device if arguments.reading == "device" else torch.device("cpu")
     split = DrawnSplit(arguments.images, place, pinned=device.type == "cuda")

@@ -10,7 +10,7 @@ tokens, 15 + 15 caption tokens, 768 wide, queues of 64,000, batches of 20 pairs.
 losses equal without dropout. Loading and building edge lists are outside the measurement on both
 sides. Each measurement runs in a process of its own, on one thread.
 
-Our trainer keeps freed memory for the next step (`extract/common/allocator.py`), which the authors'
+Our trainer keeps freed memory for the next step (`extract/common/host.py`), which the authors'
 code does not; "plain, kept" is the plain step with that too, so that both effects can be told
 apart.
 """
@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.common.host import reuse_freed_memory
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.network.fuser import Branch, Fuser, prepare
 from hada.fuse.network.graph import edge_list

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hada.evaluate.inspect_cli import p_values_option, report, search, zeroshot
-from hada.extract.common.console import HadaGroup, manifest_options, say, tell
+from hada.extract.cli_options import device_option, manifest_options
+from hada.extract.common.console import HadaGroup, say, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -77,7 +78,7 @@ def evaluate() -> None:
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @p_values_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--output",
     "-o",
@@ -123,11 +124,12 @@ def recall(
       hada-evaluate recall --split val --run runs/scenes/blip+clip-fast-s0 --quick
       hada-evaluate recall --quick --plan 1000000x5000000
     """
-    from hada.evaluate.methods.build import Request, build, finished_runs, ranking_device
+    from hada.evaluate.methods.build import Request, build, finished_runs
     from hada.evaluate.results import eccv as judgements
     from hada.evaluate.results.recall import evaluate as measure
     from hada.evaluate.results.text import render
     from hada.extract.common import atomic
+    from hada.extract.common.device import choose_device
     from hada.extract.common.errors import UsageError
 
     entry = manifest.dataset(dataset)
@@ -149,7 +151,7 @@ def recall(
     if plan is not None:
         from hada.evaluate.results import cost as planning
 
-        where = ranking_device(device)
+        where = choose_device(device)
         sizes = planning.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
         tell(planning.as_text(sizes, planning.seconds(sizes, where), where), lines=True)
         return
@@ -162,7 +164,7 @@ def recall(
         resamples=resamples,
         seed=seed,
         folds=folds,
-        device=ranking_device(device),
+        device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
     if eccv:

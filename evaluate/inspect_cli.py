@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.common.console import HadaCommand, manifest_options, tell
+from hada.extract.cli_options import device_option, manifest_options
+from hada.extract.common.console import HadaCommand, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
@@ -30,7 +31,7 @@ p_values_option = click.option(
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @p_values_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--output",
     "-o",
@@ -95,7 +96,7 @@ def report(
 @click.option(
     "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also as an HTML page."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @manifest_options
 def search(manifest: Manifest, **request: Any) -> None:
     r"""The pictures for a sentence, or the captions for a picture.
@@ -141,7 +142,7 @@ def search(manifest: Manifest, **request: Any) -> None:
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False))
 @manifest_options
 def zeroshot(manifest: Manifest, **request: Any) -> None:

@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hada.extract.common.console import (
-    HadaCommand,
-    manifest_options,
-    number_or_auto,
-    stopping_on_sigterm,
-    tell,
-)
+from hada.extract.cli_options import device_option, manifest_options, number_or_auto
+from hada.extract.common.console import HadaCommand, stopping_on_sigterm, tell
 from hada.extract.common.errors import HadaError, StoreError
 from hada.extract.common.progress import size
 from hada.extract.importers.cli import import_command
@@ -60,7 +55,7 @@ stop the run.
     help="Split to extract; may be given several times.",
 )
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the manifest's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="What the model computes in. [default: fp32]"
 )
@@ -183,8 +178,7 @@ def extract(
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
     from hada.extract.backbones import REGION_FAMILIES
-    from hada.extract.common.allocator import reuse_freed_memory
-    from hada.extract.common.threads import sleep_while_waiting
+    from hada.extract.common.host import reuse_freed_memory, sleep_while_waiting
     from hada.extract.datasets.read import read_dataset
     from hada.extract.variants.crops import CropPlan
     from hada.extract.variants.reduced import pool_size

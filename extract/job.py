@@ -10,10 +10,11 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
 from hada.extract.common import atomic, remote
 from hada.extract.common.console import say
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
+from hada.extract.common.host import cores
 from hada.extract.common.progress import duration, size
 from hada.extract.datasets.read import CaptionDataset
-from hada.extract.engine.decode import cores
 from hada.extract.engine.extraction import ERRORS
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
@@ -73,7 +74,7 @@ def extract_model(
         UsageError: The model or this machine has nothing to compile with.
     """
     backbone = load_model(model, data[0].name, device, precision)
-    options["workers"] = default_workers(pick_device(device)) if workers is None else workers
+    options["workers"] = default_workers(choose_device(device)) if workers is None else workers
     if compile:
         _compile(backbone)
         options["provenance"] = {"compiled": True}
@@ -186,7 +187,7 @@ def load_model(
             name=model.name,
             family=model.family,
             weights=model.weights_for(dataset),
-            device=pick_device(device),
+            device=choose_device(device),
             precision=precision,
             options=dict(model.options),
         )
@@ -199,23 +200,6 @@ def _compile(backbone: Backbone | RegionBackbone) -> None:
     if not isinstance(backbone, TorchBackbone):
         raise UsageError(f"--compile: family {backbone.spec.family!r} is no PyTorch model of ours")
     backbone.compile()
-
-
-def pick_device(device: str) -> str:
-    """`auto` to what this machine has; anything else as it is, if torch knows it."""
-    if device == "cpu":  # as every build of PyTorch has
-        return device
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"--device {device!r}: expected auto, cpu, cuda or cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use")
-    return device
 
 
 def _remove_store(path: str) -> None:

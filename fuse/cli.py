@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hada.extract.common.console import HadaGroup, manifest_options, parse_assignments, say, tell
+from hada.extract.cli_options import device_option, manifest_options, parse_assignments
+from hada.extract.common.console import HadaGroup, say, tell
 from hada.extract.common.errors import UsageError
 from hada.fuse.models_cli import export, import_official, suggest
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
@@ -20,8 +21,6 @@ from hada.fuse.recipes import recipe as named_recipe
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
     from hada.fuse.tokens.placement import Mode
-
-DEVICE_HELP = "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."
 
 
 @click.group(cls=HadaGroup)
@@ -67,7 +66,7 @@ def fuse() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--seeds", metavar="N,N,...", help="Train once with each seed and print mean and "
               "deviation, e.g. --seeds 0,1,2.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@device_option
 @click.option("--reading", default="auto", show_default=True,
               type=click.Choice(["auto", "device", "memory", "mapped", "window"]),
               help="Where tokens come from: all on the GPU, all in memory, the files as they are "
@@ -176,7 +175,7 @@ def _seeds(text: str) -> list[int]:
               help="A split whose stores exist; may be given several times.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Where the store goes. "
               "[default: among the manifest's stores, under the run's name]")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
+@device_option
 @manifest_options
 def embed(
     manifest: Manifest, run_path: Path, splits: tuple[str, ...], output: Path | None, device: str

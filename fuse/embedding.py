@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError
 from hada.extract.spec import ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, write_store
@@ -95,7 +96,7 @@ def embed_split(
         first_tokens_only=config["recipe"].get("first_tokens_only", False),
     )
     fuser, mix = folder.load_best()
-    return embed(fuser, mix, split, choose_device(device))
+    return embed(fuser, mix, split, torch.device(choose_device(device)))
 
 
 @torch.no_grad()
@@ -212,16 +213,3 @@ def check_features(recorded: dict[str, Any], store: StoreReader, run: Path) -> N
                 f"{recorded.get(field)!r}, {store.path} holds {held.get(field)!r}; extract with "
                 "the same weights and --tokens, or train again"
             )
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one; any other name is torch's own."""
-    if name != "auto":
-        try:
-            device = torch.device(name)
-            torch.empty(1, device=device)
-            return device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RunError(f"--device {name}: not usable here ({reason}); try auto") from error
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

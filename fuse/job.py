@@ -112,10 +112,12 @@ def train_run(
         RunError: The folder holds another run.
         NonFiniteError: The loss is not finite; the last good state is kept.
     """
-    from hada.extract.common.allocator import reuse_freed_memory
+    import torch
+
+    from hada.extract.common.device import choose_device
+    from hada.extract.common.host import reuse_freed_memory
     from hada.extract.store import open_store
     from hada.fuse import run_folder
-    from hada.fuse.embedding import choose_device
     from hada.fuse.fitted import fitted_on
     from hada.fuse.tokens.loader import Loader
     from hada.fuse.tokens.placement import choose_reading
@@ -124,7 +126,7 @@ def train_run(
     from hada.fuse.training.lock import only_trainer
 
     reuse_freed_memory()
-    chosen = choose_device(device)
+    chosen = torch.device(choose_device(device))
     stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
     splits = {

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hada.extract.cli_options import manifest_options, parse_assignments
 from hada.extract.common import atomic
-from hada.extract.common.console import HadaCommand, manifest_options, parse_assignments, tell
+from hada.extract.common.console import HadaCommand, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hada.extract.cli_options import device_option
 from hada.extract.common.console import HadaGroup
 from hada.extract.manifest import PRECISIONS
 from hada.pipelines.commands import COMMANDS
@@ -35,7 +36,7 @@ def pipeline() -> None:
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Training's."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),

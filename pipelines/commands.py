@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hada.extract.common.console import HadaCommand, manifest_options, tell
+from hada.extract.cli_options import manifest_options
+from hada.extract.common.console import HadaCommand, tell
 
 if TYPE_CHECKING:
     from hada.extract.manifest import Manifest

@@ -43,7 +43,7 @@ class Demo:
 
 def run_demo(demo: Demo) -> dict[str, Any]:
     """All stages; returns the evaluation's result (see `hada.evaluate.results.recall.evaluate`)."""
-    from hada.extract.common.allocator import reuse_freed_memory
+    from hada.extract.common.host import reuse_freed_memory
 
     reuse_freed_memory()
     started = time.monotonic()

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from hada.evaluate.crops import weighting
 from hada.evaluate.crops.open import Crops
 from hada.evaluate.crops.weighting import CLIP, Rules
-from hada.evaluate.methods.build import ranking_device
 from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.results.significance import interval
 from hada.extract.backbones import BackboneRequest, load_backbone
+from hada.extract.common.device import choose_device
 from hada.extract.common.documents import read_json
 from hada.extract.common.errors import UsageError
 from hada.extract.common.shapes import conform
@@ -159,7 +159,7 @@ def encode_classes(
             name=name,
             family=entry.family,
             weights=entry.weights_for(store.spec.dataset),
-            device=ranking_device(device),
+            device=choose_device(device),
             options=dict(entry.options),
         )
     )

@@ -16,12 +16,13 @@ from hada.evaluate.crops.classification import (
 )
 from hada.evaluate.crops.open import Crops, open_crops
 from hada.evaluate.crops.weighting import Normalize, Rules
-from hada.evaluate.methods.build import open_gallery, ranking_device
+from hada.evaluate.methods.build import open_gallery
 from hada.evaluate.methods.gallery import Gallery, Rung, single_models
 from hada.evaluate.results.recall import evaluate
 from hada.evaluate.results.text import render
 from hada.extract.common import atomic
 from hada.extract.common.console import say, tell
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.manifest import Manifest
 
@@ -131,5 +132,5 @@ def retrieval(
         for name, (c, r) in rules.items()
     ]
     return evaluate(
-        gallery, [*alone, *rungs], resamples=resamples, seed=seed, device=ranking_device(device)
+        gallery, [*alone, *rungs], resamples=resamples, seed=seed, device=choose_device(device)
     )

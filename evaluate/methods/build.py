@@ -130,10 +130,3 @@ def open_stores(
                     f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
                 )
     return stores
-
-
-def ranking_device(name: str) -> str:
-    """`auto` is a GPU where there is one."""
-    from hada.fuse.embedding import choose_device
-
-    return str(choose_device(name))

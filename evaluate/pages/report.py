@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.build import Request, build, ranking_device
+from hada.evaluate.methods.build import Request, build
 from hada.evaluate.methods.gallery import Gallery, Rung, Step
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
@@ -17,6 +17,7 @@ from hada.evaluate.pages.report_page import Sections, assemble
 from hada.evaluate.results.recall import evaluate
 from hada.extract.common import atomic
 from hada.extract.common.console import say
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import HadaError, RunError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.manifest import Manifest
@@ -57,7 +58,7 @@ def write_report(
         rungs,
         resamples=resamples,
         seed=seed,
-        device=ranking_device(device),
+        device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
     ranks = {rung.name: rung.ranks(gallery.owner) for rung in rungs if rung.kind != "rrf"}

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.build import Request, model_names, open_stores, ranking_device
+from hada.evaluate.methods.build import Request, model_names, open_stores
 from hada.evaluate.methods.linear import LinearConfig
 from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, places
 from hada.evaluate.results.significance import BLOCK_COUNTS
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
 from hada.extract.common.terminal import in_line
@@ -110,7 +111,7 @@ def make_plan(
         images, captions = (int(re.sub("[_,]", "", part)) for part in found.groups())
     if min(images, captions) < folds or captions < images:
         raise UsageError(f"--plan: {images:,} x {captions:,}: expected a caption or more an image")
-    on_cpu = ranking_device(request.device) == "cpu"
+    on_cpu = choose_device(request.device) == "cpu"
     return Plan(
         images=images,
         captions=captions,

@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 from numpy.typing import NDArray
 
 from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
 from hada.extract.common import atomic
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import StoreMismatchError, UsageError
 from hada.extract.datasets.images import open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName, StoreSpec
 from hada.extract.store import StoreReader, open_store, write_store
-from hada.fuse.embedding import Embedded, check_features, choose_device, embed, embed_split
+from hada.fuse.embedding import Embedded, check_features, embed, embed_split
 from hada.fuse.run_folder import BEST, RunFolder
 from hada.fuse.tokens.split import Split
 
@@ -140,7 +142,7 @@ class Encoder:
 
         def fuse(stores: Sequence[StoreReader]) -> Embedded:
             split = Split(stores, first_tokens_only=first_only)
-            return embed(fuser, mix, split, choose_device(device))
+            return embed(fuser, mix, split, torch.device(choose_device(device)))
 
         self._fuse = fuse
         return self
@@ -176,7 +178,7 @@ def load_model(manifest: Manifest, store: StoreReader, device: str) -> Any:
             name=name,
             family=entry.family,
             weights=entry.weights_for(store.spec.dataset),
-            device=str(choose_device(device)),
+            device=choose_device(device),
             options=dict(entry.options),
         )
     )

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import importlib.metadata
 import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
-from hada.extract.common.errors import HadaError, UsageError
+from hada.extract.common.errors import HadaError
 from hada.extract.common.terminal import guarded, in_line, visible
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _OS_REMEDIES = {
     errno.ENOSPC: "The disk is full. Free some space and run the same command again: it continues.",
@@ -167,15 +163,6 @@ class HadaGroup(_FriendlyMain, click.Group):
         self.params.extend(_shared_parameters())
 
 
-def number_or_auto(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
-    """Callback of an option: a whole number from 1, or `auto`, which becomes None."""
-    if value == "auto":
-        return None
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a whole number from 1 nor 'auto'")
-    return int(value)
-
-
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
     """End with exit code 143 on SIGTERM, cleanly: what is being written is finished first.
@@ -195,45 +182,3 @@ def stopping_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def manifest_options(command: Decorated) -> Decorated:
-    """Add --manifest and --root; the command receives the loaded `manifest`."""
-
-    @click.option(
-        "--manifest",
-        "manifest_path",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="The data manifest. [default: ./data_manifest.yaml, else the one HADA ships]",
-    )
-    @click.option(
-        "--root",
-        "roots",
-        multiple=True,
-        metavar="NAME=PATH",
-        help="Where dataset NAME lies on this machine; may be given several times. "
-        "NAME may also be 'stores' or 'runs'.",
-    )
-    @functools.wraps(command)
-    def wrapper(*args: Any, manifest_path: Path | None, roots: tuple[str, ...], **rest: Any) -> Any:
-        from hada.extract.manifest import load_manifest
-
-        manifest = load_manifest(manifest_path, roots=parse_assignments(roots, "--root"))
-        return command(*args, manifest=manifest, **rest)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def parse_assignments(values: tuple[str, ...], option: str) -> dict[str, str]:
-    """`("a=1", "b=2")` to a dict; raises `UsageError` for anything else.
-
-    >>> parse_assignments(("flickr8k=/data/f8k",), "--root")
-    {'flickr8k': '/data/f8k'}
-    """
-    pairs = {}
-    for value in values:
-        name, equals, assigned = value.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{option} {value!r}: expected NAME=VALUE, e.g. {option} name=value")
-        pairs[name.strip()] = assigned
-    return pairs

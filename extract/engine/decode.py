@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import DatasetError
+from hada.extract.common.host import cores
 from hada.extract.engine.decode_workers import Workers
 from hada.extract.engine.items import ImageItems, Inputs, PictureItems
 
@@ -132,13 +132,6 @@ def make_reader(
         return ProcessReader(items, workers, batch_size)
     threads = max(1, min(most_threads, max(workers, cores())))
     return ThreadReader(items, threads)
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_ahead(

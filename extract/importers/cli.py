@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from hada.extract.common.console import HadaCommand, manifest_options, say, tell
+from hada.extract.cli_options import manifest_options
+from hada.extract.common.console import HadaCommand, say, tell
 from hada.extract.common.errors import HadaError, UsageError
 from hada.extract.manifest import Manifest, is_name
 from hada.extract.spec import STORE_DTYPES

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hada.extract.cli_options import device_option
 from hada.extract.common import atomic
 from hada.extract.common.console import HadaCommand, say
-from hada.extract.common.errors import UsageError
+from hada.extract.common.device import choose_device
 from hada.extract.common.progress import progress
 from hada.extract.pretraining.recipes import RECIPES, Plan, Recipe
 
@@ -95,19 +96,6 @@ def save(towers: Towers, folder: Path) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def pick_device(name: str) -> str:
-    """`auto` is the first GPU if there is one, else the CPU."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here: {error}") from error
-    return name
-
-
 @click.command(cls=HadaCommand)
 @click.option("--model", "name", type=click.Choice(sorted(RECIPES)), required=True)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True)
@@ -119,7 +107,7 @@ def pick_device(name: str) -> str:
 @click.option("--rate", default=_DEFAULT.rate, show_default=True, help="Peak learning rate.")
 @click.option("--seed", default=_DEFAULT.seed, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all]")
-@click.option("--device", default="auto", show_default=True)
+@device_option
 def main(
     name: str,
     output: Path,
@@ -140,7 +128,7 @@ def main(
         torch.set_num_threads(threads)
     plan = Plan(steps=steps, minutes=minutes, scenes=scenes, rate=rate, seed=seed)
     began = time.monotonic()
-    towers = pretrain(RECIPES[name], plan, output, pick_device(device))
+    towers = pretrain(RECIPES[name], plan, output, choose_device(device))
     say(f"trained in {(time.monotonic() - began) / 60:.1f} minutes: {output}")
     say(table([(name, recalls(cosines(towers)))]), lines=True)
 

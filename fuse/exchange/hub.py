@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
 from hada.fuse.batch import Features
-from hada.fuse.embedding import Embedded, check_features, choose_device, embed
+from hada.fuse.embedding import Embedded, check_features, embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_folder import RunFolder, branch_from_json
@@ -154,7 +156,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             [by_name[name] for name in self.features],
             first_tokens_only=len(image) > 1 and not any(m.has_tokens for m in image[1:]),
         )
-        return embed(self.fuser, self.mix, split, choose_device(device))
+        return embed(self.fuser, self.mix, split, torch.device(choose_device(device)))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card: what is fused, under which licences, and how to use it."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from hada.extract.common.errors import UsageError
+from hada.extract.common.host import free_memory, free_on_device
 from hada.extract.spec import SIDES
-from hada.fuse.tokens.memory import free_memory, free_on_device
 from hada.fuse.tokens.order import Order
 from hada.fuse.tokens.prefetch import reading_threads
 from hada.fuse.tokens.split import MEMORY_SHARE, Split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.host import cores
 from hada.fuse.tokens.order import Epoch
 
 Item = TypeVar("Item")
@@ -25,11 +25,7 @@ MOST_THREADS = 4
 
 def reading_threads() -> int:
     """Threads that make batches: half of the processors, for the training needs the others."""
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except AttributeError:
-        processors = os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, processors // 2))
+    return max(1, min(MOST_THREADS, cores() // 2))
 
 
 def ahead(

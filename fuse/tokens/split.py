@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hada.extract.common.errors import StoreError, StoreMismatchError
+from hada.extract.common.host import free_memory
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
-from hada.fuse.tokens.memory import free_memory
 from hada.fuse.tokens.order import Order
 from hada.fuse.tokens.sources import Source, Window
 

@@ -116,7 +116,7 @@ def _pool(
     pipeline: Pipeline, request: Request, folder: Folder, states: dict[str, State]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The workers, and what else the driver needs to know of them."""
-    from hada.extract.engine.decode import cores
+    from hada.extract.common.host import cores
     from hada.pipelines.execution import batch_pools, dask_pools
 
     if "://" in request.on:

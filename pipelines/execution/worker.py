@@ -165,7 +165,7 @@ class Station:
             self._run = run
 
     def _open(self, job: ExtractJob, decoders: int) -> Extraction:
-        from hada.extract.common.allocator import reuse_freed_memory
+        from hada.extract.common.host import reuse_freed_memory
         from hada.extract.engine.extraction import Extraction
         from hada.extract.job import load_model
         from hada.pipelines.study.datasets import dataset_of

@@ -15,9 +15,10 @@ import torch
 from hada.extract import job
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest, Encoded
+from hada.extract.common.host import cores
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import token_ids
-from hada.extract.engine.decode import ThreadReader, cores, read_ahead
+from hada.extract.engine.decode import ThreadReader, read_ahead
 from hada.extract.engine.items import PictureItems
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run

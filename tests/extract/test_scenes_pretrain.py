@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
 
+from hada.extract.common.device import choose_device  # noqa: E402
 from hada.extract.common.errors import NonFiniteError, UsageError  # noqa: E402
 from hada.extract.pretraining.build import build, load  # noqa: E402
 from hada.extract.pretraining.corpus import (  # noqa: E402
@@ -28,7 +29,7 @@ from hada.extract.pretraining.corpus import (  # noqa: E402
 )
 from hada.extract.pretraining.figures import cosines, recalls, table  # noqa: E402
 from hada.extract.pretraining.learner import Learner  # noqa: E402
-from hada.extract.pretraining.pretrain import main, pick_device, pretrain, save  # noqa: E402
+from hada.extract.pretraining.pretrain import main, pretrain, save  # noqa: E402
 from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
 from hada.extract.pretraining.towers import MEAN, STD, Towers  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
@@ -228,8 +229,8 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     missing = CliRunner().invoke(main, ["--model", "nothing", "--output", str(tmp_path / "x")])
     assert missing.exit_code == 2
     assert not (tmp_path / "x").exists()
-    with pytest.raises(UsageError, match="cannot be used here"):
-        pick_device("cuda:77")
+    with pytest.raises(UsageError, match="not usable here"):
+        choose_device("cuda:77")
     with pytest.raises(UsageError, match="at least 1"):
         Plan(steps=0)
 

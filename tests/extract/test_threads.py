@@ -12,13 +12,13 @@ import pytest
 
 CODE = """
 import os, sys
-from hada.extract.common import threads
-was = threads.sleep_while_waiting
+from hada.extract.common import host
+was = host.sleep_while_waiting
 def seen():
     assert "torch" not in sys.modules
     was()
     print("policy", os.environ["OMP_WAIT_POLICY"], flush=True)
-threads.sleep_while_waiting = seen
+host.sleep_while_waiting = seen
 from hada.extract.cli import extract
 extract()
 """

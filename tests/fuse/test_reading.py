@@ -13,8 +13,9 @@ import pytest
 import torch
 from fuse_fakes import make_store
 
+from hada.extract.common import host
 from hada.extract.common.errors import UsageError
-from hada.fuse.tokens import memory, placement
+from hada.fuse.tokens import placement
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.placement import GIB, batches_bytes, choose_reading
 from hada.fuse.tokens.prefetch import ahead_in_windows
@@ -371,14 +372,14 @@ def big_store(tmp_path_factory):
 
 
 def test_free_memory_is_the_least_of_machine_and_job(tmp_path):
-    assert 0 < memory.free_memory() < 2**50
+    assert 0 < host.free_memory() < 2**50
     inner = tmp_path / "job" / "step"
     inner.mkdir(parents=True)
     own = tmp_path / "own"
     own.write_text("0::/job/step\n")
-    assert memory._job(tmp_path, own) == float("inf")
+    assert host._free_of_job(tmp_path, own) == float("inf")
     for folder, limit in ((inner, "max"), (inner.parent, str(6 * 2**30))):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{4 * 2**30}\n")
         (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2**30}\n")
-    assert memory._job(tmp_path, own) == 3 * GIB
+    assert host._free_of_job(tmp_path, own) == 3 * GIB
