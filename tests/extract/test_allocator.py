@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import sys, torch
-from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.common.host import reuse_freed_memory
 if sys.argv[1] == "reuse":
     assert reuse_freed_memory() == sys.platform.startswith("linux")
 torch.set_num_threads(1)

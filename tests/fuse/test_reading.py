@@ -282,7 +282,7 @@ def test_what_was_asked_for_must_fit(stores, val):
 MEASURE = """
 import sys
 from pathlib import Path
-from hada.extract.common.allocator import reuse_freed_memory
+from hada.extract.common.host import reuse_freed_memory
 from hada.extract.store import open_store
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
