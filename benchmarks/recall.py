@@ -138,7 +138,7 @@ def tiles(image: Any, caption: Any) -> float:
 
 
 def bootstrap(images: int, per_image: int) -> None:
-    """10,000 resamples for two rungs of COCO-5K's size."""
+    """10,000 resamples for two methods of COCO-5K's size."""
     from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference
     from hada.fuse.ranking.ranks import Ranks
 
@@ -153,7 +153,7 @@ def bootstrap(images: int, per_image: int) -> None:
     one, two = bootstrap_rsums(hits, resamples=10_000)
     found = difference(one, two)
     print(
-        f"bootstrap of 10,000 resamples, {images} images, two rungs with their difference: "
+        f"bootstrap of 10,000 resamples, {images} images, two methods with their difference: "
         f"{time.perf_counter() - began:.2f} s (half width {found.half_width:.2f} RSum)"
     )
 

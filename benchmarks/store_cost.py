@@ -88,9 +88,11 @@ def measure(
     )
     result = evaluate(*build.build(manifest, request))
     rsums = {
-        rung["name"]: rung["metrics"]["rsum"] for rung in result["rungs"] if rung["kind"] == "model"
+        method["name"]: method["metrics"]["rsum"]
+        for method in result["methods"]
+        if method["kind"] == "model"
     }
-    fused = next(rung for rung in result["rungs"] if rung["kind"] == "hada")
+    fused = next(method for method in result["methods"] if method["kind"] == "hada")
     facts = [describe(Path(manifest.store_path(dataset, train, model))) for model in models]
     stores = [open_store(manifest.store_path(dataset, test, model)) for model in models]
     embedded = embed_split(run, stores)

@@ -70,7 +70,7 @@ def evaluate() -> None:
 @click.option(
     "--rerank-with",
     metavar="MODEL",
-    help="With --rerank: by this frozen model's match head; its own rung is re-ranked too.",
+    help="With --rerank: by this frozen model's match head; its own method is re-ranked too.",
 )
 @click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
@@ -157,10 +157,10 @@ def recall(
         return
     if eccv:
         judgements.metrics()  # missing? Say so before the work
-    gallery, rungs = build(manifest, request)
+    gallery, methods = build(manifest, request)
     result = measure(
         gallery,
-        rungs,
+        methods,
         resamples=resamples,
         seed=seed,
         folds=folds,
@@ -168,7 +168,7 @@ def recall(
         p_values_anyway=p_values_anyway,
     )
     if eccv:
-        judgements.add(result, rungs, gallery)
+        judgements.add(result, methods, gallery)
     suffix = f"-{folds}folds" if folds > 1 else ""
     target = output or Path(manifest.runs) / entry.name / f"recall-{split}{suffix}.json"
     atomic.write_json(target, result)
@@ -180,9 +180,9 @@ def recall(
 @click.argument("first", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
-    "--rung", metavar="NAME", help="Of the first. [default: its last fusion, or its best]"
+    "--method", metavar="NAME", help="Of the first. [default: its last fusion, or its best]"
 )
-@click.option("--with-rung", metavar="NAME", help="Of the second. [default: likewise]")
+@click.option("--with-method", metavar="NAME", help="Of the second. [default: likewise]")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @p_values_option
@@ -190,8 +190,8 @@ def recall(
 def compare(
     first: Path,
     second: Path | None,
-    rung: str | None,
-    with_rung: str | None,
+    method: str | None,
+    with_method: str | None,
     resamples: int,
     seed: int,
     p_values_anyway: bool,
@@ -202,29 +202,29 @@ def compare(
     \b
     Examples:
       hada-evaluate compare before.json after.json
-      hada-evaluate compare recall-test.json --rung clip --with-rung "mean of cosines"
+      hada-evaluate compare recall-test.json --method clip --with-method "mean of cosines"
     """
-    from hada.evaluate.results.compare import choose_rung, compare, sentences
+    from hada.evaluate.results.compare import choose_method, compare, sentences
     from hada.evaluate.results.read import read_result
 
     paths = (first, second or first)
     results = [read_result(path) for path in paths]
-    rungs = [
-        choose_rung(result, name, path)
-        for result, name, path in zip(results, (rung, with_rung), paths, strict=True)
+    methods = [
+        choose_method(result, name, path)
+        for result, name, path in zip(results, (method, with_method), paths, strict=True)
     ]
     found = compare(
-        (results[0], rungs[0]),
-        (results[1], rungs[1]),
+        (results[0], methods[0]),
+        (results[1], methods[1]),
         resamples=resamples,
         seed=seed,
         p_values_anyway=p_values_anyway,
     )
-    for result, asked, chosen in zip(results, (rung, with_rung), rungs, strict=True):
-        if asked is None and chosen["kind"] != "hada" and len(result["rungs"]) > 1:
+    for result, asked, chosen in zip(results, (method, with_method), methods, strict=True):
+        if asked is None and chosen["kind"] != "hada" and len(result["methods"]) > 1:
             say(
                 f"{chosen['name']}: picked as the best on this very split, which flatters it; "
-                "--rung and --with-rung name one beforehand"
+                "--method and --with-method name one beforehand"
             )
     if as_json:
         tell(json.dumps(found, indent=2), lines=True)

@@ -121,7 +121,7 @@ def _plan(demo: Demo) -> Plan:
 
 
 def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
-    """The ladder on test as JSON, and the run's page; returns the result and where the page is."""
+    """All methods on test as JSON, and the run's page; returns the result and the page's path."""
     from hada.evaluate.methods import build
     from hada.evaluate.pages.report import write_report
     from hada.evaluate.results.recall import evaluate as measure

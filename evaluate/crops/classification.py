@@ -72,7 +72,7 @@ def classification(
     }
     for name, (c, r) in rules.items():
         texts = weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, r)
-        scores[name] = weighting.look(c.image_IE, c.ladder_IRNE, r) @ texts.T
+        scores[name] = weighting.look(c.image_IE, c.crops_IRNE, r) @ texts.T
     hits = {name: expected_hits(s, right_IC) for name, s in scores.items()}
     drawn = np.random.default_rng(seed).integers(0, len(truth), (resamples, len(truth)))
     resampled = {name: 100 * hit[drawn].mean(axis=1) for name, hit in hits.items()}

@@ -18,11 +18,11 @@ from hada.extract.store import open_store
 
 @dataclass(frozen=True)
 class Crops:
-    """The stored crops of the images of a gallery: (I, E) whole pictures, (I, R, N, E) ladders."""
+    """The stored crops of the images of a gallery: (I, E) whole images, (I, R, N, E) crops."""
 
     name: str
     image_IE: NDArray[np.float32]
-    ladder_IRNE: NDArray[np.float32]
+    crops_IRNE: NDArray[np.float32]
 
 
 def open_crops(place: str, gallery: Gallery) -> Crops:

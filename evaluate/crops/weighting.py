@@ -77,29 +77,29 @@ def describe(
     return unit(sums_CE) if rules.normalize == "official" else sums_CE
 
 
-def look(image_IE: Floats, ladder_IRNE: Floats | None, rules: Rules) -> NDArray[np.float64]:
+def look(image_IE: Floats, crops_IRNE: Floats | None, rules: Rules) -> NDArray[np.float64]:
     """(I, E) one vector an image: `whole` of it, and its rounds of crops.
 
     Args:
         image_IE: Whole images.
-        ladder_IRNE: Crops (round 0) and all their expansions; None where `whole` is 1.
+        crops_IRNE: Crops (round 0) and all their expansions; None where `whole` is 1.
         rules: What to make of them.
 
     Raises:
-        UsageError: The ladder has fewer rounds than the rules ask for.
+        UsageError: There are fewer rounds of crops than the rules ask for.
     """
     total_IE = rules.whole * image_IE.astype(np.float64)
     if rules.whole == 1:
         return total_IE
-    if ladder_IRNE is None or ladder_IRNE.shape[1] <= rules.rounds or not ladder_IRNE.shape[2]:
-        have = 0 if ladder_IRNE is None else ladder_IRNE.shape[1] - 1
+    if crops_IRNE is None or crops_IRNE.shape[1] <= rules.rounds or not crops_IRNE.shape[2]:
+        have = 0 if crops_IRNE is None else crops_IRNE.shape[1] - 1
         raise UsageError(
             f"the stored crops were expanded {have} times, {rules.rounds} are asked for; extract "
             "them again with --crops lgca"
         )
     for step, weight in enumerate(rules.lambdas()):
-        kept_IK = selected(image_IE, ladder_IRNE, rules)[step]
-        crops_IKE = np.take_along_axis(ladder_IRNE[:, step], kept_IK[..., None], axis=1)
+        kept_IK = selected(image_IE, crops_IRNE, rules)[step]
+        crops_IKE = np.take_along_axis(crops_IRNE[:, step], kept_IK[..., None], axis=1)
         likeness_IK = np.einsum("ie,ike->ik", image_IE, crops_IKE, dtype=np.float64)
         weight_IK = softmax(rules.crop_scale * likeness_IK)
         sums_IE = np.einsum("ik,ike->ie", weight_IK, crops_IKE)
@@ -107,15 +107,15 @@ def look(image_IE: Floats, ladder_IRNE: Floats | None, rules: Rules) -> NDArray[
     return total_IE
 
 
-def selected(image_IE: Floats, ladder_IRNE: Floats, rules: Rules) -> list[NDArray[np.int64]]:
+def selected(image_IE: Floats, crops_IRNE: Floats, rules: Rules) -> list[NDArray[np.int64]]:
     """Per round (I, K) which crops take part: those kept are the most like the whole image.
 
     Of equal ones the first is kept. The order within a round is that of the last selection.
     """
-    images, _, crops, _ = ladder_IRNE.shape
+    images, _, crops, _ = crops_IRNE.shape
     kept = [np.broadcast_to(np.arange(crops), (images, crops))]
     for step in range(rules.rounds):
-        likeness_IN = np.einsum("ie,ine->in", image_IE, ladder_IRNE[:, step], dtype=np.float64)
+        likeness_IN = np.einsum("ie,ine->in", image_IE, crops_IRNE[:, step], dtype=np.float64)
         mine_IK = np.take_along_axis(likeness_IN, kept[-1], axis=1)
         count = max(1, math.ceil(rules.keep * kept[-1].shape[1] - 1e-9))
         # Ties go to the lower crop number, whatever order the last round left.

@@ -17,7 +17,7 @@ from hada.evaluate.crops.classification import (
 from hada.evaluate.crops.open import Crops, open_crops
 from hada.evaluate.crops.weighting import Normalize, Rules
 from hada.evaluate.methods.build import open_gallery
-from hada.evaluate.methods.gallery import Gallery, Rung, single_models
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, single_models
 from hada.evaluate.results.recall import evaluate
 from hada.evaluate.results.text import render
 from hada.extract.common import atomic
@@ -73,7 +73,7 @@ def zeroshot(
             Rules(rounds=rounds, keep=keep, whole=share, normalize=normalize),
         )
         for crops in found
-        for rounds in range(crops.ladder_IRNE.shape[1])
+        for rounds in range(crops.crops_IRNE.shape[1])
     }
     target = output or Path(manifest.runs) / entry.name / f"zeroshot-{model}-{split}.json"
     if classes is None or labels is None:
@@ -119,18 +119,18 @@ def retrieval(
     if not alone:
         raise UsageError("this model has no joint space, so nothing can be ranked")
     caption = alone[0].pair[1]
-    rungs = [
-        Rung(
+    methods = [
+        EmbeddingMethod(
             name,
             "crops",
             (
-                weighting.unit(weighting.look(c.image_IE, c.ladder_IRNE, r)).astype(np.float32),
+                weighting.unit(weighting.look(c.image_IE, c.crops_IRNE, r)).astype(np.float32),
                 caption,
             ),
-            f"whole picture {r.whole:.2f}, {c.ladder_IRNE.shape[2]} crops, {r.normalize}",
+            f"whole picture {r.whole:.2f}, {c.crops_IRNE.shape[2]} crops, {r.normalize}",
         )
         for name, (c, r) in rules.items()
     ]
     return evaluate(
-        gallery, [*alone, *rungs], resamples=resamples, seed=seed, device=choose_device(device)
+        gallery, [*alone, *methods], resamples=resamples, seed=seed, device=choose_device(device)
     )

@@ -1,4 +1,4 @@
-"""The whole ladder for one split: which rungs can be made from what lies on the disk."""
+"""All methods that can be compared on one split, made from the stores and runs that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hada.evaluate.methods import gallery as make
-from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.rerank import Reranked, model_head, reranked
 from hada.extract.common.console import say
@@ -19,10 +19,10 @@ from hada.fuse.run_folder import BEST, CONFIG, RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to compare. `quick` leaves out the rungs that sort, or need the train and val stores.
+    """What to compare. `quick` leaves out the methods that sort, or need the train and val stores.
 
-    `rerank` adds a two-stage rung to every run, which orders so many first places anew, by the
-    run's head or by that of the model `rerank_with`, whose own rung then gets one too.
+    `rerank` adds a two-stage method to every run, which orders so many first places anew, by the
+    run's head or by that of the model `rerank_with`, whose own method then gets one too.
     """
 
     dataset: str
@@ -46,8 +46,8 @@ def finished_runs(folder: Path) -> list[Path]:
     )
 
 
-def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
-    """Open the stores and make every rung that they allow; the others are named on stderr.
+def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
+    """Open the stores and make every method that they allow; the others are named on stderr.
 
     Models are those of the runs and those asked for, or the manifest's where there are neither.
 
@@ -61,33 +61,38 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Step]]:
     for store in gallery.stores:
         if store.spec.model.embedding_width is None:
             say(f"{store.spec.model.name}: no joint space, so no dual-encoder score of its own")
-    ladder: list[Step] = list(singles)
+    methods: list[Method] = list(singles)
     if len(singles) > 1:
-        ladder.append(make.mean_of_cosines(singles))
+        methods.append(make.mean_of_cosines(singles))
         if not request.quick:
-            ladder.append(make.reciprocal_ranks(singles))
-            ladder += _trained(manifest, request, gallery, singles)
-    ladder += [make.fusion(run, gallery, request.device) for run in request.runs]
+            methods.append(make.reciprocal_ranks(singles))
+            methods += _trained(manifest, request, gallery, singles)
+    methods += [make.fusion(run, gallery, request.device) for run in request.runs]
     if request.rerank and request.rerank_with:
         head = model_head(manifest, gallery, request.rerank_with, request.device)
-        ladder += [
-            Reranked(rung, head, request.rerank)
-            for rung in list(ladder)
-            if isinstance(rung, Rung) and (rung.kind == "hada" or rung.name == request.rerank_with)
+        methods += [
+            Reranked(method, head, request.rerank)
+            for method in list(methods)
+            if isinstance(method, EmbeddingMethod)
+            and (method.kind == "hada" or method.name == request.rerank_with)
         ]
     elif request.rerank:
-        fused = [rung for rung in ladder if isinstance(rung, Rung) and rung.kind == "hada"]
-        for run, rung in zip(request.runs, fused, strict=True):
-            ladder.append(reranked(run, rung, gallery, request.rerank, request.device))
-    if not ladder:
+        fused = [
+            method
+            for method in methods
+            if isinstance(method, EmbeddingMethod) and method.kind == "hada"
+        ]
+        for run, method in zip(request.runs, fused, strict=True):
+            methods.append(reranked(run, method, gallery, request.rerank, request.device))
+    if not methods:
         raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
-    return gallery, ladder
+    return gallery, methods
 
 
 def _trained(
-    manifest: Manifest, request: Request, gallery: Gallery, singles: list[Rung]
-) -> list[Rung]:
-    """The rungs that are tuned or trained, as far as their stores are there."""
+    manifest: Manifest, request: Request, gallery: Gallery, singles: list[EmbeddingMethod]
+) -> list[EmbeddingMethod]:
+    """The methods that are tuned or trained, as far as their stores are there."""
     models = [store.spec.model.name for store in gallery.stores]
     found = []
     try:

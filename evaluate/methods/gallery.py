@@ -1,8 +1,8 @@
-"""The rungs of the ladder: every way of scoring that the fusion is compared with.
+"""The images and captions of a split, and what a method is.
 
-A rung is a pair of embeddings whose inner product is its score, so one exact ranking serves all;
-only the fusion of rankings is not, and ranks by itself.
-All rungs are made from the same stores, on the same images and captions.
+A method is a way of scoring. Most are a pair of embeddings whose inner product is the score, so one
+exact ranking serves them all; the fusion of rankings and re-ranking have ranks of their own. All
+methods of a comparison are made from the same stores, on the same images and captions.
 
 Shape letters: I images, T captions, E embedding width, M models.
 """
@@ -37,14 +37,17 @@ STEPS_FOR_MORE = 4
 class Gallery:
     """The images and captions of one split that every model could read.
 
-    image_rows and caption_rows lead to rows of the stores; entry j of `owner` is the image, in
-    this count, of caption j.
+    Attributes:
+        stores: One store per model, all of the same items.
+        image_rows: (I,) rows of the images in the stores.
+        caption_rows: (T,) rows of the captions in the stores.
+        caption_to_image: (T,) entry j is the image of caption j, as a number from 0 to I - 1.
     """
 
     stores: tuple[StoreReader, ...]
     image_rows: NDArray[np.int64]
     caption_rows: NDArray[np.int64]
-    owner: NDArray[np.int64]
+    caption_to_image: NDArray[np.int64]
 
     @classmethod
     def of(cls, stores: Sequence[StoreReader]) -> Gallery:
@@ -68,7 +71,7 @@ class Gallery:
             stores=tuple(stores),
             image_rows=np.flatnonzero(used),
             caption_rows=np.flatnonzero(good),
-            owner=(np.cumsum(used) - 1)[image_of[good]],
+            caption_to_image=(np.cumsum(used) - 1)[image_of[good]],
         )
 
     def own(self, store: StoreReader) -> Pair | None:
@@ -82,8 +85,8 @@ class Gallery:
         )
 
 
-class Step(Protocol):
-    """What stands in the ladder: a name, a kind, and ranks on demand."""
+class Method(Protocol):
+    """A way of scoring: a name, a kind, and ranks on demand."""
 
     @property
     def name(self) -> str: ...
@@ -100,17 +103,17 @@ class Step(Protocol):
     @property
     def fitted(self) -> tuple[Fitted, ...]: ...
 
-    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
-        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
+    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Rank of the best positive of every query; `caption_to_image` as in `rank_positives`."""
         ...
 
-    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Step:
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Method:
         """The same on some of the images and captions."""
         ...
 
 
 @dataclass(frozen=True)
-class Rung:
+class EmbeddingMethod:
     """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made.
 
     `fitted` is all data that its parameters come from, its models' included.
@@ -123,24 +126,24 @@ class Rung:
     details: dict[str, Any] = field(default_factory=dict)
     fitted: tuple[Fitted, ...] = ()
 
-    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
-        """Where the best positive of every query stands; `owner` as in `rank_positives`."""
-        return rank_positives(*self.pair, owner, device=device)
+    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Rank of the best positive of every query; `caption_to_image` as in `rank_positives`."""
+        return rank_positives(*self.pair, caption_to_image, device=device)
 
-    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Rung:
-        """The same rung on some of the images and captions."""
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> EmbeddingMethod:
+        """The same method on some of the images and captions."""
         return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
 
 
 @dataclass(frozen=True)
 class RankFusion:
-    """Reciprocal-rank fusion of other rungs; it has ranks, but no embeddings of its own.
+    """Reciprocal-rank fusion of other methods; it has ranks, but no embeddings of its own.
 
     score = sum over models of 1 / (constant + rank), ranks counted from 1 (Cormack, Clarke and
     Buettcher, SIGIR 2009, with their constant of 60).
     """
 
-    models: tuple[Rung, ...]
+    models: tuple[EmbeddingMethod, ...]
     constant: float = RRF_CONSTANT
     name: str = "reciprocal ranks"
     kind: str = "rrf"
@@ -156,50 +159,52 @@ class RankFusion:
         """What its models were fitted on."""
         return fitted_of(self.models)
 
-    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands. Always on the CPU: it sorts."""
-        return fused_ranks([rung.pair for rung in self.models], owner, self.constant)
+        return fused_ranks([method.pair for method in self.models], caption_to_image, self.constant)
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
-        """The same rung on some of the images and captions."""
-        return replace(self, models=tuple(rung.part(images, captions) for rung in self.models))
+        """The same method on some of the images and captions."""
+        return replace(self, models=tuple(method.part(images, captions) for method in self.models))
 
 
-def single_models(gallery: Gallery) -> list[Rung]:
+def single_models(gallery: Gallery) -> list[EmbeddingMethod]:
     """Each model with a joint space, alone: the cosine of its own embeddings."""
     pairs = [(store, gallery.own(store)) for store in gallery.stores]
     return [
-        Rung(store.spec.model.name, "model", pair, "its own cosine", fitted=of_store(store))
+        EmbeddingMethod(
+            store.spec.model.name, "model", pair, "its own cosine", fitted=of_store(store)
+        )
         for store, pair in pairs
         if pair is not None
     ]
 
 
-def fitted_of(rungs: Sequence[Rung]) -> tuple[Fitted, ...]:
-    """All that several rungs were fitted on."""
-    return tuple(entry for rung in rungs for entry in rung.fitted)
+def fitted_of(methods: Sequence[EmbeddingMethod]) -> tuple[Fitted, ...]:
+    """All that several methods were fitted on."""
+    return tuple(entry for method in methods for entry in method.fitted)
 
 
-def weighted_sum(rungs: Sequence[Rung], shares: Sequence[float]) -> Pair:
-    """Embeddings whose inner product is the sum of the rungs' scores times their shares.
+def weighted_sum(methods: Sequence[EmbeddingMethod], shares: Sequence[float]) -> Pair:
+    """Embeddings whose inner product is the sum of the methods' scores times their shares.
 
     sum_m s_m <a_m, b_m> is the inner product of the parts, each times sqrt(s_m), side by side.
     """
-    kept = [(math.sqrt(s), rung.pair) for s, rung in zip(shares, rungs, strict=True) if s > 0]
+    kept = [(math.sqrt(s), method.pair) for s, method in zip(shares, methods, strict=True) if s > 0]
     image = np.concatenate([scale * pair[0] for scale, pair in kept], axis=1)
     caption = np.concatenate([scale * pair[1] for scale, pair in kept], axis=1)
     return image.astype(np.float32), caption.astype(np.float32)
 
 
-def reciprocal_ranks(models: Sequence[Rung]) -> RankFusion:
+def reciprocal_ranks(models: Sequence[EmbeddingMethod]) -> RankFusion:
     """Every model's ranking with the same weight; nothing is trained or tuned."""
     return RankFusion(tuple(models))
 
 
-def mean_of_cosines(models: Sequence[Rung]) -> Rung:
+def mean_of_cosines(models: Sequence[EmbeddingMethod]) -> EmbeddingMethod:
     """Every model's cosine with the same weight; nothing is trained or tuned."""
     shares = [1 / len(models)] * len(models)
-    return Rung(
+    return EmbeddingMethod(
         "mean of cosines",
         "mean",
         weighted_sum(models, shares),
@@ -208,23 +213,23 @@ def mean_of_cosines(models: Sequence[Rung]) -> Rung:
     )
 
 
-def tuned_sum(models: Sequence[Rung], tuning: Gallery) -> Rung:
+def tuned_sum(models: Sequence[EmbeddingMethod], tuning: Gallery) -> EmbeddingMethod:
     """The weighted sum of cosines with the best RSum on another split, by exhaustive search."""
-    others = {rung.name: rung for rung in single_models(tuning)}
-    chosen = [others[rung.name] for rung in models]
+    others = {method.name: method for method in single_models(tuning)}
+    chosen = [others[method.name] for method in models]
     shares = max(_share_grid(len(models)), key=lambda s: _rsum(weighted_sum(chosen, s), tuning))
-    weights = ", ".join(f"{rung.name} {s:.2f}" for rung, s in zip(models, shares, strict=True))
-    return Rung(
+    weights = ", ".join(f"{method.name} {s:.2f}" for method, s in zip(models, shares, strict=True))
+    return EmbeddingMethod(
         "weighted sum",
         "weighted",
         weighted_sum(models, shares),
         f"tuned on {tuning.stores[0].spec.split}: {weights}",
-        {"shares": dict(zip((rung.name for rung in models), shares, strict=True))},
+        {"shares": dict(zip((method.name for method in models), shares, strict=True))},
         (*fitted_of(models), Fitted.of(tuning.stores, "tuned on")),
     )
 
 
-def fusion(run: Path, gallery: Gallery, device: str) -> Rung:
+def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
     """A trained run, applied to the gallery's stores; its score is what it was trained to give.
 
     Raises `RunError` where the run does not fit the stores.
@@ -242,7 +247,7 @@ def fusion(run: Path, gallery: Gallery, device: str) -> Rung:
     captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
     image, caption = found
     own = f" + own cosines {1 - found.shares[0]:.2f}" if found.shares[0] < 1 else ""
-    return Rung(
+    return EmbeddingMethod(
         f"HADA {folder.name}",
         "hada",
         (image[images], caption[captions]),
@@ -263,7 +268,7 @@ def _share_grid(models: int) -> list[tuple[float, ...]]:
 
 
 def _rsum(pair: Pair, gallery: Gallery) -> float:
-    return recalls(rank_positives(*pair, gallery.owner))["rsum"]
+    return recalls(rank_positives(*pair, gallery.caption_to_image))["rsum"]
 
 
 def _unit(values: NDArray[Any], what: str) -> NDArray[np.float32]:

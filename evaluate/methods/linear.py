@@ -1,4 +1,4 @@
-"""Concatenation + linear: the fusion without a graph, as a rung of the ladder.
+"""Concatenation + linear: the fusion without a graph, as a method.
 
 One linear layer per side over all models' embeddings side by side, trained with the symmetric
 contrastive loss on image-major batches (every image once, with all its captions). It is what HADA
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.evaluate.methods.gallery import Gallery, Pair, Rung, fitted_of, single_models
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of, single_models
 from hada.evaluate.methods.seen import Fitted
 from hada.fuse.ranking.ranks import rank_positives, recalls
 
@@ -37,7 +37,7 @@ class LinearConfig:
 
 def concatenation_linear(
     gallery: Gallery, train: Gallery, val: Gallery, config: LinearConfig | None = None
-) -> Rung:
+) -> EmbeddingMethod:
     """Train on `train`, stop by `val`, score `gallery`."""
     config = config or LinearConfig()
     parts = {name: _concatenated(part) for name, part in (("train", train), ("val", val))}
@@ -51,13 +51,13 @@ def concatenation_linear(
     )
     best, best_state = -1.0, heads.state_dict()
     for epoch in range(config.epochs):
-        _epoch(heads, optimizer, parts["train"], train.owner, config, epoch)
-        rsum = recalls(rank_positives(*_apply(heads, parts["val"]), val.owner))["rsum"]
+        _epoch(heads, optimizer, parts["train"], train.caption_to_image, config, epoch)
+        rsum = recalls(rank_positives(*_apply(heads, parts["val"]), val.caption_to_image))["rsum"]
         if rsum > best:
             best = rsum
             best_state = {name: value.clone() for name, value in heads.state_dict().items()}
     heads.load_state_dict(best_state)
-    return Rung(
+    return EmbeddingMethod(
         "concatenation + linear",
         "linear",
         _apply(heads, _concatenated(gallery)),
@@ -72,7 +72,7 @@ def concatenation_linear(
 
 def _concatenated(gallery: Gallery) -> tuple[Tensor, Tensor]:
     """Both sides' embeddings of all models side by side, (I, E) and (T, E)."""
-    pairs = [rung.pair for rung in single_models(gallery)]
+    pairs = [method.pair for method in single_models(gallery)]
     image, caption = (
         torch.from_numpy(np.concatenate([pair[side] for pair in pairs], axis=1)) for side in (0, 1)
     )
@@ -84,13 +84,13 @@ def _epoch(
     heads: nn.ModuleList,
     optimizer: torch.optim.Optimizer,
     data: tuple[Tensor, Tensor],
-    owner: NDArray[np.int64],
+    caption_to_image: NDArray[np.int64],
     config: LinearConfig,
     epoch: int,
 ) -> None:
     heads.train()
-    by_image = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[by_image], np.arange(len(data[0]) + 1))
+    by_image = np.argsort(caption_to_image, kind="stable")
+    bounds = np.searchsorted(caption_to_image[by_image], np.arange(len(data[0]) + 1))
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data[0]))
     for start in range(0, len(order), config.batch_size):
         images = order[start : start + config.batch_size]
@@ -104,17 +104,17 @@ def _epoch(
         optimizer.step()
 
 
-def contrastive(scores_BC: Tensor, owner_C: Tensor) -> Tensor:
+def contrastive(scores_BC: Tensor, caption_to_image_C: Tensor) -> Tensor:
     """Symmetric cross-entropy in which all captions of an image share its target evenly.
 
     Args:
         scores_BC: Similarities divided by the temperature.
-        owner_C: Entry j is the row of caption j's image.
+        caption_to_image_C: Entry j is the row of caption j's image.
     """
-    positive_BC = owner_C == torch.arange(len(scores_BC))[:, None]
+    positive_BC = caption_to_image_C == torch.arange(len(scores_BC))[:, None]
     targets_BC = positive_BC / positive_BC.sum(1, keepdim=True)
     i2t = -(targets_BC * scores_BC.log_softmax(1)).sum(1).mean()
-    t2i = nn.functional.cross_entropy(scores_BC.T, owner_C)
+    t2i = nn.functional.cross_entropy(scores_BC.T, caption_to_image_C)
     return (i2t + t2i) / 2
 
 

@@ -21,22 +21,22 @@ SAME = 1e-14
 
 def fused_ranks(
     pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    owner: NDArray[np.int64],
+    caption_to_image: NDArray[np.int64],
     constant: float = RRF_CONSTANT,
 ) -> Ranks:
     """Ranks of the positives under the fused score, in blocks of queries.
 
     Args:
         pairs: Per model its (I, E) image and (T, E) caption embeddings.
-        owner: Entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`.
+        caption_to_image: Entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`.
         constant: What is added to a rank (from 1) before its reciprocal is taken.
     """
-    images, captions = len(pairs[0][0]), len(owner)
-    by_image = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[by_image], np.arange(images + 1))
+    images, captions = len(pairs[0][0]), len(caption_to_image)
+    by_image = np.argsort(caption_to_image, kind="stable")
+    bounds = np.searchsorted(caption_to_image[by_image], np.arange(images + 1))
     positives = [by_image[bounds[i] : bounds[i + 1]] for i in range(images)]
     i2t = _one_way([(image, caption) for image, caption in pairs], positives, constant)
-    back = [np.array([i]) for i in owner]
+    back = [np.array([i]) for i in caption_to_image]
     t2i = _one_way([(caption, image) for image, caption in pairs], back, constant)
     assert len(t2i[0]) == captions
     return Ranks(*i2t, *t2i)

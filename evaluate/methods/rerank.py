@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hada.evaluate.methods.gallery import Gallery, Pair, Rung
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair
 from hada.evaluate.methods.seen import Fitted, of_run, of_store
 from hada.evaluate.search.index import load_model
 from hada.extract.common.errors import RunError, UsageError
@@ -47,7 +47,7 @@ class Head(Protocol):
     def name(self) -> str: ...
 
     @property
-    def owner(self) -> str: ...
+    def description(self) -> str: ...
 
     @property
     def fitted(self) -> tuple[Fitted, ...]: ...
@@ -70,7 +70,7 @@ class RunHead:
     fused: tuple[Tensor, Tensor]
     network: Discriminator
     name: str = "match head"
-    owner: str = "the run's match head"
+    description: str = "the run's match head"
     fitted: tuple[Fitted, ...] = ()
 
     @torch.no_grad()
@@ -107,12 +107,12 @@ class ModelHead:
 
     @property
     def name(self) -> str:
-        """How a rung is called that ends with it."""
+        """How a method is called that ends with it."""
         return f"{self.store.spec.model.name}'s match head"
 
     @property
-    def owner(self) -> str:
-        """Whose it is."""
+    def description(self) -> str:
+        """For the note of a method that is re-ranked by it."""
         return f"{self.name}, from stored image tokens"
 
     @property
@@ -184,9 +184,9 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
 
 @dataclass(frozen=True)
 class Reranked:
-    """A rung whose first `depth` places are ordered anew; the rest stays where it was."""
+    """A method whose first `depth` places are ordered anew; the rest stays where it was."""
 
-    first: Rung
+    first: EmbeddingMethod
     head: Head
     depth: int
     kind: str = "itm"
@@ -200,7 +200,7 @@ class Reranked:
     @property
     def note(self) -> str:
         """How it was made."""
-        return f"two stages: the first {self.depth} by cosine, re-ranked by {self.head.owner}"
+        return f"two stages: the first {self.depth} by cosine, re-ranked by {self.head.description}"
 
     @property
     def fitted(self) -> tuple[Fitted, ...]:
@@ -208,26 +208,26 @@ class Reranked:
         return self.first.fitted + self.head.fitted
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
-        """The same rung on some of the images and captions."""
+        """The same method on some of the images and captions."""
         return Reranked(
             self.first.part(images, captions), self.head.part(images, captions), self.depth
         )
 
-    def ranks(self, owner: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Where the best positive of every query stands."""
-        before = self.first.ranks(owner, device=device)
+        before = self.first.ranks(caption_to_image, device=device)
         image, caption = self.first.pair
         i2t = (before.i2t_lo, before.i2t_hi, before.i2t_tied)
         t2i = (before.t2i_lo, before.t2i_hi, before.t2i_tied)
-        i2t = self._way(image, caption, owner, i2t, captions_found=True)
-        t2i = self._way(caption, image, owner, t2i, captions_found=False)
+        i2t = self._way(image, caption, caption_to_image, i2t, captions_found=True)
+        t2i = self._way(caption, image, caption_to_image, t2i, captions_found=False)
         return Ranks(*i2t, *t2i)
 
     def _way(
         self,
         query: NDArray[Any],
         gallery: NDArray[Any],
-        owner: NDArray[np.int64],
+        caption_to_image: NDArray[np.int64],
         before: Way,
         *,
         captions_found: bool,
@@ -244,7 +244,7 @@ class Reranked:
             logit_QK = self.head.logits(*(side.reshape(-1) for side in pair)).reshape(
                 found_QK.shape
             )
-            own_QK = owner[pair[1]] == pair[0]
+            own_QK = caption_to_image[pair[1]] == pair[0]
             best_Q = np.where(own_QK, logit_QK, -np.inf).max(axis=1)
             in_QK = own_QK.any(axis=1)
             better = ((logit_QK > best_Q[:, None] + SAME) & ~own_QK).sum(axis=1)
@@ -259,7 +259,9 @@ class Reranked:
         return lo, hi, tied
 
 
-def reranked(run: Path, first: Rung, gallery: Gallery, depth: int, device: str) -> Reranked:
+def reranked(
+    run: Path, first: EmbeddingMethod, gallery: Gallery, depth: int, device: str
+) -> Reranked:
     """The second stage of a run; raises `RunError` where it was trained without a match head."""
     folder = RunFolder(run)
     config = folder.config()

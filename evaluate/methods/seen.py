@@ -19,7 +19,7 @@ from hada.extract.common.errors import StoreError
 from hada.extract.store import StoreReader, open_store
 from hada.fuse.fitted import UNRECORDED, fitted_on
 
-# Kinds of rungs that have parameters, so that an old result may hide what they saw.
+# Kinds of methods that have parameters, so that an old result may hide what they saw.
 FITTED_KINDS = ("weighted", "linear", "hada", "itm")
 # The same picture through the same model: more than views or rounding take away.
 SAME_COSINE = 0.995
@@ -146,18 +146,18 @@ def _alike(
     return None
 
 
-def flattered(rung: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """Why a rung's figures may be better than on new data, in words; "" where nothing says so.
+def flattered(method: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Why a method's figures may be better than on new data, in words; "" where nothing says so.
 
-    A rung of a result, as JSON. Results of before there was `saw_split` say nothing of it: their
-    fitted rungs count as flattered on every split that is not called test, and so do runs whose
+    A method of a result, as JSON. Results of before there was `saw_split` say nothing of it: their
+    fitted methods count as flattered on every split that is not called test, and so do runs whose
     training is not recorded.
     """
-    seen = rung.get("saw_split")
+    seen = method.get("saw_split")
     if seen:
         return ", ".join(_words(line, protocol) for line in seen)
-    old = seen is None and rung.get("kind") in FITTED_KINDS
-    unknown = old or any(entry["split"] is None for entry in rung.get("fitted_on", ()))
+    old = seen is None and method.get("kind") in FITTED_KINDS
+    unknown = old or any(entry["split"] is None for entry in method.get("fitted_on", ()))
     return NO_RECORD if unknown and protocol["split"] != "test" else ""
 
 

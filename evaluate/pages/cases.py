@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.gallery import Gallery, Rung
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.pages import attention, thumbnails
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
@@ -48,13 +48,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Material:
-    """What cases are made from. `run` is the fusion's rung, `models` the single models' rungs."""
+    """What cases are made from. `run` is the fusion, `models` the single models."""
 
     gallery: Gallery
     data: CaptionDataset
     folder: RunFolder
-    run: Rung
-    models: Sequence[Rung]
+    run: EmbeddingMethod
+    models: Sequence[EmbeddingMethod]
     ranks: dict[str, Ranks]
     tokenizers: dict[str, Any]
 
@@ -81,16 +81,16 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
     if not captions:  # nothing was won, or nothing lost
         return []
     gallery, run = material.gallery, material.run
-    images = gallery.owner[np.asarray(captions, np.int64)]
+    images = gallery.caption_to_image[np.asarray(captions, np.int64)]
     look = _attention(material, images, np.asarray(captions, np.int64))
     cases = []
     for number, caption in enumerate(captions):
         text = material.data.captions[gallery.caption_rows[caption]]
         first = []
-        for rung in (run, *material.models):
-            best = int(np.argmax(rung.pair[0] @ rung.pair[1][caption]))
+        for method in (run, *material.models):
+            best = int(np.argmax(method.pair[0] @ method.pair[1][caption]))
             right = best == images[number]
-            first.append((rung.name, thumbnails.thumbnail(_path(material, best)), right))
+            first.append((method.name, thumbnails.thumbnail(_path(material, best)), right))
         heats, words = look(number, text)
         cases.append(
             Case(

@@ -1,4 +1,4 @@
-"""What HTML pages share: their style, and the ladder as a plot with intervals and as a table.
+"""What HTML pages share: their style, and the comparison of all methods as a plot and a table.
 
 No server, no network, no script: a page opens from a file, on a phone too, light or dark.
 """
@@ -38,8 +38,8 @@ tr.hada td { font-weight: 600; } text { fill: var(--ink); font: 14px system-ui, 
 """
 
 
-def ladder(result: dict[str, Any]) -> str:
-    """The ladder as plot, table and words: what goes into a page's body."""
+def comparison(result: dict[str, Any]) -> str:
+    """The methods of a result as plot, table and notes, for the body of a page."""
     protocol = result["protocol"]
     facts = (
         f"{protocol['images']:,} images, {protocol['captions']:,} captions. "
@@ -48,7 +48,7 @@ def ladder(result: dict[str, Any]) -> str:
     flattery = f"<p>{MARK} {MEANING}.</p>" if any_flattered(result) else ""
     made = "".join(f"<li>{html.escape(line)}</li>" for line in notes(result))
     return f"""<p>{html.escape(facts)}</p>
-<h2>RSum of every rung</h2>
+<h2>RSum of every method</h2>
 <figure class="flush"><div class="plot">{plot(result)}</div>
 <figcaption>RSum: the sum of R@1, R@5 and R@10 in both directions, in percent points.
 Whiskers: 95 % intervals.</figcaption></figure>
@@ -61,10 +61,10 @@ Whiskers: 95 % intervals.</figcaption></figure>
 
 
 def plot(result: dict[str, Any]) -> str:
-    """The ladder as an SVG: a dot a rung, with 95 % whiskers."""
-    rungs = result["rungs"]
-    low = min(rung["rsum_interval"]["low"] for rung in rungs)
-    high = max(rung["rsum_interval"]["high"] for rung in rungs)
+    """The RSum of every method as an SVG: one dot each, with 95 % whiskers."""
+    methods = result["methods"]
+    low = min(method["rsum_interval"]["low"] for method in methods)
+    high = max(method["rsum_interval"]["high"] for method in methods)
     room = max((high - low) * 0.15, 1.0)
     left = max(0.0, low - room)
     scale = (_PLOT_WIDTH - 60) / (high + room / 4 - left)
@@ -72,23 +72,23 @@ def plot(result: dict[str, Any]) -> str:
     def x(value: float) -> float:
         return float(4 + (value - left) * scale)
 
-    height = _ROW_HEIGHT * len(rungs) + 30
+    height = _ROW_HEIGHT * len(methods) + 30
     parts = [_ticks(left, high, x, height - 26)]
-    for number, rung in enumerate(rungs):
+    for number, method in enumerate(methods):
         middle = number * _ROW_HEIGHT + 29
-        spread, value = rung["rsum_interval"], rung["metrics"]["rsum"]
-        name = marked(rung, result["protocol"])
-        kind = " hada" if rung["kind"] == "hada" else ""
+        spread, value = method["rsum_interval"], method["metrics"]["rsum"]
+        name = marked(method, result["protocol"])
+        kind = " hada" if method["kind"] == "hada" else ""
         parts.append(
             f'<text x="0" y="{middle - 13}">{html.escape(_short(name, 48))}</text>'
             f'<line class="whisker" x1="{x(spread["low"]):.1f}" x2="{x(spread["high"]):.1f}" '
             f'y1="{middle}" y2="{middle}"/>'
             f'<circle class="dot{kind}" cx="{x(value):.1f}" cy="{middle}" r="7">'
-            f"<title>{html.escape(rung['name'])}: {value:.1f}, "
+            f"<title>{html.escape(method['name'])}: {value:.1f}, "
             f"{spread['low']:.1f} to {spread['high']:.1f}</title></circle>"
             f'<text x="{x(spread["high"]) + 6:.1f}" y="{middle + 5}">{value:.1f}</text>'
         )
-    label = "RSum of every rung with its 95 % interval"
+    label = "RSum of every method with its 95 % interval"
     return (
         f'<svg viewBox="0 0 {_PLOT_WIDTH} {height}" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg>"
@@ -110,14 +110,15 @@ def _table(result: dict[str, Any]) -> str:
     ways = [(way, k) for way in ("i2t", "t2i") for k in KS]
     head = "".join(f"<th>{way} R@{k}</th>" for way, k in ways)
     rows = []
-    for rung in result["rungs"]:
-        cells = "".join(f"<td>{rung['metrics'][f'{way}_R@{k}']:.1f}</td>" for way, k in ways)
-        gain = rung["gain"]
+    for method in result["methods"]:
+        cells = "".join(f"<td>{method['metrics'][f'{way}_R@{k}']:.1f}</td>" for way, k in ways)
+        gain = method["gain"]
         told = "" if gain is None else f"{gain['rsum']:+.1f} ± {gain['half_width']:.1f}"
         rows.append(
-            f'<tr class="{html.escape(rung["kind"])}">'
-            f"<td>{html.escape(marked(rung, result['protocol']))}</td>{cells}"
-            f"<td>{rung['metrics']['rsum']:.1f} ± {rung['rsum_interval']['half_width']:.1f}</td>"
+            f'<tr class="{html.escape(method["kind"])}">'
+            f"<td>{html.escape(marked(method, result['protocol']))}</td>{cells}"
+            f"<td>{method['metrics']['rsum']:.1f} ± "
+            f"{method['rsum_interval']['half_width']:.1f}</td>"
             f"<td>{told}</td></tr>"
         )
     return (

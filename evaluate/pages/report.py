@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.build import Request, build
-from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
 from hada.evaluate.pages.report_page import Sections, assemble
@@ -52,18 +52,30 @@ def write_report(
     entry = manifest.dataset(dataset)
     entry.split(split)
     request = Request(dataset=entry.name, split=split, runs=(run,), quick=quick, device=device)
-    gallery, rungs = build(manifest, request)
+    gallery, methods = build(manifest, request)
     result = evaluate(
         gallery,
-        rungs,
+        methods,
         resamples=resamples,
         seed=seed,
         device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
-    ranks = {rung.name: rung.ranks(gallery.owner) for rung in rungs if rung.kind != "rrf"}
-    fused = next(rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "hada")
-    models = [rung for rung in rungs if isinstance(rung, Rung) and rung.kind == "model"]
+    ranks = {
+        method.name: method.ranks(gallery.caption_to_image)
+        for method in methods
+        if method.kind != "rrf"
+    }
+    fused = next(
+        method
+        for method in methods
+        if isinstance(method, EmbeddingMethod) and method.kind == "hada"
+    )
+    models = [
+        method
+        for method in methods
+        if isinstance(method, EmbeddingMethod) and method.kind == "model"
+    ]
     wins: list[Case] = []
     losses: list[Case] = []
     missing = "" if models else "No model of this run has a score of its own to compare with."
@@ -76,7 +88,7 @@ def write_report(
                 folder=folder,
                 run=fused,
                 models=models,
-                ranks={rung.name: ranks[rung.name] for rung in (fused, *models)},
+                ranks={method.name: ranks[method.name] for method in (fused, *models)},
                 tokenizers=_tokenizers(manifest, entry.name, [m.name for m in models]),
             )
             best = max(models, key=lambda model: _rsum(result, model.name))
@@ -88,7 +100,7 @@ def write_report(
     page = assemble(
         result,
         Sections(
-            recall_curves=_recall_curves(rungs, ranks),
+            recall_curves=_recall_curves(methods, ranks),
             training_curves=_training_curves(folder),
             changes=[
                 (model.name, rank_changes(ranks[fused.name], ranks[model.name])) for model in models
@@ -127,9 +139,11 @@ def recall_curve(ranks: Ranks, way: str, ks: Sequence[int]) -> NDArray[np.float6
     return np.array([100 * float(hits(k).mean()) for k in ks])
 
 
-def _recall_curves(rungs: Sequence[Step], ranks: dict[str, Ranks]) -> list[str]:
+def _recall_curves(methods: Sequence[Method], ranks: dict[str, Ranks]) -> list[str]:
     drawn = [
-        rung for rung in rungs if rung.kind in ("model", "mean", "hada") and rung.name in ranks
+        method
+        for method in methods
+        if method.kind in ("model", "mean", "hada") and method.name in ranks
     ]
     titles = {"i2t": "Image query, captions ranked", "t2i": "Caption query, images ranked"}
     found = []
@@ -139,12 +153,12 @@ def _recall_curves(rungs: Sequence[Step], ranks: dict[str, Ranks]) -> list[str]:
         ks = list(range(1, min(MOST_K, gallery) + 1))
         lines = [
             charts.Line(
-                rung.name,
+                method.name,
                 ks,
-                recall_curve(ranks[rung.name], way, ks).tolist(),
-                "hada" if rung.kind == "hada" else f"c{number % 6}",
+                recall_curve(ranks[method.name], way, ks).tolist(),
+                "hada" if method.kind == "hada" else f"c{number % 6}",
             )
-            for number, rung in enumerate(drawn)
+            for number, method in enumerate(drawn)
         ]
         found.append(
             charts.line_chart(
@@ -211,4 +225,6 @@ def _tokenizers(manifest: Manifest, dataset: str, models: Sequence[str]) -> dict
 
 
 def _rsum(result: dict[str, Any], name: str) -> float:
-    return next(float(rung["metrics"]["rsum"]) for rung in result["rungs"] if rung["name"] == name)
+    return next(
+        float(method["metrics"]["rsum"]) for method in result["methods"] if method["name"] == name
+    )

@@ -87,7 +87,7 @@ show(asked || tabs[0], false);
 
 @dataclass(frozen=True)
 class Sections:
-    """What the page shows beside the ladder. `changes`: model -> `report.rank_changes`."""
+    """What the page shows beside the comparison. `changes`: model -> `report.rank_changes`."""
 
     recall_curves: Sequence[str]
     training_curves: Sequence[str]
@@ -103,7 +103,7 @@ def assemble(result: dict[str, Any], sections: Sections) -> str:
     protocol = result["protocol"]
     title = f"{sections.fusion} on {protocol['dataset']}/{protocol['split']}"
     views = [
-        ("ladder", "Ladder", page.ladder(result)),
+        ("comparison", "Comparison", page.comparison(result)),
         ("curves", "Curves", _curves(sections)),
         ("changes", "Changes", _changes(sections)),
         ("won", f"Won ({len(sections.wins)})", _cases(sections.wins, sections, won=True)),

@@ -16,19 +16,19 @@ from hada.extract.common.errors import UsageError, unknown
 from hada.fuse.ranking.ranks import KS, Ranks
 
 
-def choose_rung(result: dict[str, Any], name: str | None, path: Path) -> dict[str, Any]:
-    """The rung of that name; by default the last fusion, or else the one with the best RSum."""
-    rungs = {rung["name"]: rung for rung in result["rungs"]}
+def choose_method(result: dict[str, Any], name: str | None, path: Path) -> dict[str, Any]:
+    """The method of that name; by default the last fusion, or else the one with the best RSum."""
+    methods = {method["name"]: method for method in result["methods"]}
     if name is None:
-        fused = [rung for rung in result["rungs"] if rung["kind"] == "hada"]
-        best = max(result["rungs"], key=lambda rung: rung["metrics"]["rsum"])
+        fused = [method for method in result["methods"] if method["kind"] == "hada"]
+        best = max(result["methods"], key=lambda method: method["metrics"]["rsum"])
         chosen: dict[str, Any] = fused[-1] if fused else best
         return chosen
     for known in (name, f"HADA {name}"):
-        if known in rungs:
-            named: dict[str, Any] = rungs[known]
+        if known in methods:
+            named: dict[str, Any] = methods[known]
             return named
-    raise unknown(f"rung of {path}:", name, rungs)
+    raise unknown(f"method of {path}:", name, methods)
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
     seed: int = 0,
     p_values_anyway: bool = False,
 ) -> dict[str, Any]:
-    """How two rungs differ, each given with the result that it is from.
+    """How two methods differ, each given with the result that it is from.
 
     Returns:
         `paired`, `differences` (second minus first; percent points) of every recall and of RSum,
@@ -50,7 +50,7 @@ def compare(
     Raises:
         UsageError: The two are of other datasets, splits or protocols, or of other galleries.
     """
-    (result_a, rung_a), (result_b, rung_b) = first, second
+    (result_a, method_a), (result_b, method_b) = first, second
     for field in ("dataset", "split", "folds", "images", "captions"):
         a, b = result_a["protocol"][field], result_b["protocol"][field]
         if a != b:
@@ -59,33 +59,38 @@ def compare(
                 "the second; recall depends on the gallery"
             )
     paired = _identity(result_a) == _identity(result_b)
-    ranks_a, owner_a = ranks_of(result_a, rung_a)
-    ranks_b, owner_b = ranks_of(result_b, rung_b)
-    if paired and not np.array_equal(owner_a, owner_b):
+    ranks_a, caption_to_image_a = ranks_of(result_a, method_a)
+    ranks_b, caption_to_image_b = ranks_of(result_b, method_b)
+    if paired and not np.array_equal(caption_to_image_a, caption_to_image_b):
         raise UsageError(
             "these results say that they are of the same items, but their captions belong to "
             "other images: one of the files was changed. Make it again: hada-evaluate recall"
         )
     hits = [
-        Hits.of(ranks, owner, folds=result["protocol"]["folds"])
-        for ranks, owner, result in ((ranks_a, owner_a, result_a), (ranks_b, owner_b, result_b))
+        Hits.of(ranks, caption_to_image, folds=result["protocol"]["folds"])
+        for ranks, caption_to_image, result in (
+            (ranks_a, caption_to_image_a, result_a),
+            (ranks_b, caption_to_image_b, result_b),
+        )
     ]
     if paired:
         one, two = bootstrap_rsums(hits, resamples=resamples, seed=seed)
     else:
         one = bootstrap_rsums(hits[:1], resamples=resamples, seed=seed)[0]
         two = bootstrap_rsums(hits[1:], resamples=resamples, seed=seed + 1)[0]
-    why = {rung["name"]: flattered(rung, result["protocol"]) for result, rung in (first, second)}
+    why = {
+        method["name"]: flattered(method, result["protocol"]) for result, method in (first, second)
+    }
     gap = withheld(plain(difference(two, one)), {} if p_values_anyway else why)
     names = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
-    table_a, table_b = rung_a["metrics"], rung_b["metrics"]
+    table_a, table_b = method_a["metrics"], method_b["metrics"]
     return {
-        "first": rung_a["name"],
-        "second": rung_b["name"],
+        "first": method_a["name"],
+        "second": method_b["name"],
         "paired": paired,
         "differences": {name: table_b[name] - table_a[name] for name in names},
         "rsum": gap,
-        "flattered": [flattered(rung, result["protocol"]) for result, rung in (first, second)],
+        "flattered": [flattered(method, result["protocol"]) for result, method in (first, second)],
         "intervals": [
             {"low": found.low, "high": found.high} for found in (interval(one), interval(two))
         ],

@@ -44,8 +44,8 @@ SAMPLE_DRAWS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Step:
-    """One rung: `width` of its embeddings, or 0 where it sorts the scores of `sorts` models."""
+class PlannedMethod:
+    """A method: `width` of its embeddings, or 0 where it sorts the scores of `sorts` models."""
 
     name: str
     width: int
@@ -59,7 +59,7 @@ class Plan:
     images: int
     captions: int
     folds: int
-    steps: tuple[Step, ...]
+    methods: tuple[PlannedMethod, ...]
     models: int
     resamples: int
     tile_numbers: int
@@ -67,28 +67,28 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        """Scores of one rung: every image with every caption of its fold."""
+        """Scores of one method: every image with every caption of its fold."""
         return self.images * self.captions // self.folds
 
-    def multiply_adds(self, step: Step) -> int:
-        """Of one rung; a fusion of ranks has those of its models, once a direction."""
-        return self.pairs * step.width
+    def multiply_adds(self, method: PlannedMethod) -> int:
+        """Of one method; a fusion of ranks has those of its models, once a direction."""
+        return self.pairs * method.width
 
     def memory(self) -> dict[str, int]:
         """Bytes at the peak, part by part."""
         items = self.images + self.captions
-        widths = [step.width for step in self.steps if not step.sorts]
+        widths = [method.width for method in self.methods if not method.sorts]
         work = min(self.tile_numbers, self.pairs) * BYTES_TILE_SCORE
         work += PAIRS_AT_ONCE * max(widths) * BYTES_PAIR_NUMBER
-        if any(step.sorts for step in self.steps):
+        if any(method.sorts for method in self.methods):
             longest = max(self.images, self.captions) // self.folds
             work = max(work, max(longest, min(BLOCK_NUMBERS, self.pairs)) * BYTES_SORTED_SCORE)
         draws = min(max(BLOCK_COUNTS, self.images), self.images * self.resamples) * BYTES_DRAW
         return {
-            "embeddings of all rungs": items * sum(widths) * 4,
-            # Joining or normalising the widest rung's captions holds them once more.
+            "embeddings of all methods": items * sum(widths) * 4,
+            # Joining or normalising the widest method's captions holds them once more.
             "while they are made": max(self.images, self.captions) * max(widths) * 4,
-            "ids and ranks": items * (self.models * BYTES_ID + len(self.steps) * BYTES_RANKS),
+            "ids and ranks": items * (self.models * BYTES_ID + len(self.methods) * BYTES_RANKS),
             "one tile of scores, or the draws of the bootstrap": max(work, draws),
         }
 
@@ -116,7 +116,7 @@ def make_plan(
         images=images,
         captions=captions,
         folds=folds,
-        steps=tuple(_steps(request, stores)),
+        methods=tuple(_methods(request, stores)),
         models=len(stores),
         resamples=resamples,
         tile_numbers=TILE_NUMBERS if on_cpu else TILE_NUMBERS_ELSEWHERE,
@@ -124,45 +124,47 @@ def make_plan(
     )
 
 
-def _steps(request: Request, stores: Sequence[StoreReader]) -> list[Step]:
-    """The rungs that `ladder.build` would make, without making them."""
+def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMethod]:
+    """The methods that `build` would make, without making them."""
     widths = {
         store.spec.model.name: store.spec.model.embedding_width
         for store in stores
         if store.spec.model.embedding_width is not None
     }
-    steps = [Step(name, width) for name, width in widths.items()]
+    methods = [PlannedMethod(name, width) for name, width in widths.items()]
     both = sum(widths.values())
     if len(widths) > 1:
-        steps.append(Step("mean of cosines", both))
+        methods.append(PlannedMethod("mean of cosines", both))
         if not request.quick:
-            steps.append(Step("reciprocal ranks", both, sorts=len(widths)))
-            steps.append(Step("weighted sum", both))
-            steps.append(Step("concatenation + linear", LinearConfig().width))
+            methods.append(PlannedMethod("reciprocal ranks", both, sorts=len(widths)))
+            methods.append(PlannedMethod("weighted sum", both))
+            methods.append(PlannedMethod("concatenation + linear", LinearConfig().width))
     for run in request.runs:
         config = RunFolder(run).config()
         own = sum(widths.get(name, 0) for name in config["models"])
-        steps.append(Step(f"HADA {Path(run).name}", config["branches"]["image"]["out_width"] + own))
-    return steps
+        methods.append(
+            PlannedMethod(f"HADA {Path(run).name}", config["branches"]["image"]["out_width"] + own)
+        )
+    return methods
 
 
 def seconds(plan: Plan, device: str) -> dict[str, float]:
-    """How long each rung and the bootstrap will take, from what a small piece takes here."""
+    """How long each method and the bootstrap will take, from what a small piece takes here."""
     found = {}
     of_width: dict[int, float] = {}
-    for step in plan.steps:
-        if step.sorts:
+    for method in plan.methods:
+        if method.sorts:
             gallery = max(1, min(plan.captions // plan.folds, SAMPLE_SORTED))
             rows = max(1, SAMPLE_SORTED // gallery)
             scores = np.random.default_rng(0).random((rows, gallery), np.float32)
             one = _fastest(lambda scores=scores: places(scores)) / scores.size  # type: ignore[misc]
-            product = of_width.get(step.width) or _per_pair(step.width, device)
-            found[step.name] = 2 * plan.pairs * (step.sorts * one + product)
+            product = of_width.get(method.width) or _per_pair(method.width, device)
+            found[method.name] = 2 * plan.pairs * (method.sorts * one + product)
             continue
-        if step.width not in of_width:
-            of_width[step.width] = _per_pair(step.width, device)
-        found[step.name] = plan.pairs * of_width[step.width]
-    found["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.steps))
+        if method.width not in of_width:
+            of_width[method.width] = _per_pair(method.width, device)
+        found[method.name] = plan.pairs * of_width[method.width]
+    found["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.methods))
     return found
 
 
@@ -170,23 +172,23 @@ def _per_pair(width: int, device: str) -> float:
     """Seconds of ranking for each pair of an image and a caption."""
     images, captions = SAMPLE
     random = np.random.default_rng(0)
-    owner = np.arange(captions) % images
+    caption_to_image = np.arange(captions) % images
     image = _unit(random.standard_normal((images, width), np.float32))
     # Captions near their images, as in a real set: few scores lie close to a threshold.
     caption = random.standard_normal((captions, width), np.float32)
-    caption = _unit(caption / np.float32(width**0.5) + 0.5 * image[owner])
-    return _fastest(lambda: rank_positives(image, caption, owner, device=device)) / (
+    caption = _unit(caption / np.float32(width**0.5) + 0.5 * image[caption_to_image])
+    return _fastest(lambda: rank_positives(image, caption, caption_to_image, device=device)) / (
         images * captions
     )
 
 
-def _per_draw(rungs: int) -> float:
+def _per_draw(methods: int) -> float:
     """Seconds of the bootstrap for each image drawn."""
     from hada.evaluate.results.significance import Hits, bootstrap_rsums
 
     images, resamples = SAMPLE_DRAWS // 256, 256
     values = np.random.default_rng(0).random((images, 3))
-    hits = [Hits(values, values, np.ones(images))] * rungs
+    hits = [Hits(values, values, np.ones(images))] * methods
     return _fastest(lambda: bootstrap_rsums(hits, resamples=resamples)) / SAMPLE_DRAWS
 
 
@@ -209,13 +211,14 @@ def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
     lines = [
         f"{plan.images:,} images x {plan.captions:,} captions"
         + (f" in {plan.folds} folds" if plan.folds > 1 else ""),
-        f"  {'rung':36} {'width':>6} {'multiply-adds':>14} {'time':>9}",
+        f"  {'method':36} {'width':>6} {'multiply-adds':>14} {'time':>9}",
     ]
-    for step in plan.steps:
-        work = _short(plan.multiply_adds(step) * (2 if step.sorts else 1))
-        note = "  sorts every row" if step.sorts else ""
+    for method in plan.methods:
+        work = _short(plan.multiply_adds(method) * (2 if method.sorts else 1))
+        note = "  sorts every row" if method.sorts else ""
         lines.append(
-            f"  {step.name[:36]:36} {step.width:6} {work:>14} {duration(times[step.name]):>9}{note}"
+            f"  {method.name[:36]:36} {method.width:6} {work:>14} "
+            f"{duration(times[method.name]):>9}{note}"
         )
     draws = plan.images * plan.resamples
     lines.append(
@@ -230,7 +233,7 @@ def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
     )
     if plan.runs:
         lines.append("not counted: the pass of the split's tokens through each run's network")
-    if any(step.sorts for step in plan.steps):
+    if any(method.sorts for method in plan.methods):
         lines.append("--quick leaves out what is tuned, trained or sorted")
     return "\n".join(map(in_line, lines))
 

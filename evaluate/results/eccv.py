@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.gallery import Gallery, Rung, Step
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.extract.common.errors import UsageError
 
 METRICS = ("eccv_map_at_r", "eccv_rprecision", "eccv_r1", "cxc_recalls", "coco_5k_recalls")
@@ -56,8 +56,8 @@ def coco_ids(gallery: Gallery) -> tuple[list[int], list[int]]:
     return [int(found[1]) for found in numbers if found], [int(name) for name in captions]
 
 
-def add(result: dict[str, Any], rungs: Sequence[Step], gallery: Gallery) -> None:
-    """Put the figures of every rung that has embeddings into its part of the result.
+def add(result: dict[str, Any], methods: Sequence[Method], gallery: Gallery) -> None:
+    """Put the figures of every method that has embeddings into its part of the result.
 
     They are of one gallery, whatever the folds of the recall beside them; the protocol says so.
 
@@ -67,13 +67,13 @@ def add(result: dict[str, Any], rungs: Sequence[Step], gallery: Gallery) -> None
     judge_ = metrics()
     images, captions = len(gallery.image_rows), len(gallery.caption_rows)
     result["protocol"]["eccv"] = f"one gallery of {images:,} images and {captions:,} captions"
-    for rung, part in zip(rungs, result["rungs"], strict=True):
-        if isinstance(rung, Rung):
-            part["eccv"] = judge(rung, gallery, judge_)
+    for method, part in zip(methods, result["methods"], strict=True):
+        if isinstance(method, EmbeddingMethod):
+            part["eccv"] = judge(method, gallery, judge_)
 
 
-def judge(rung: Rung, gallery: Gallery, judge_: Any) -> dict[str, Any]:
-    """The package's figures for a rung, as it names them (fractions, not percent)."""
+def judge(method: EmbeddingMethod, gallery: Gallery, judge_: Any) -> dict[str, Any]:
+    """The package's figures for a method, as it names them (fractions, not percent)."""
     image_ids, caption_ids = coco_ids(gallery)
     for what, found_ids, wanted in (
         ("images", image_ids, judge_.coco_gts["i2t"]),
@@ -86,7 +86,7 @@ def judge(rung: Rung, gallery: Gallery, judge_: Any) -> dict[str, Any]:
                 f"{missing:,} are missing or could not be read and {foreign:,} are others: figures "
                 "of another gallery are not comparable. Extract that split whole"
             )
-    image, caption = rung.pair
+    image, caption = method.pair
     found: dict[str, Any] = judge_.compute_all_metrics(
         retrieved(image, caption, image_ids, caption_ids),
         retrieved(caption, image, caption_ids, image_ids),

@@ -17,11 +17,11 @@ _FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
 
 
 def as_table(results: Sequence[dict[str, Any]], form: str) -> str:
-    """One row a rung, result after result. In CSV nothing is rounded and ranks are there too.
+    """One row a method, result after result. In CSV nothing is rounded and ranks are there too.
 
-    A rung that saw its split is marked, and a line below says what that means; CSV has a column.
+    A method that saw its split is marked, and a line below says what that means; CSV has a column.
     """
-    rows = [(result["protocol"], rung) for result in results for rung in result["rungs"]]
+    rows = [(result["protocol"], method) for result in results for method in result["methods"]]
     return {"md": _markdown, "csv": _csv, "latex": _latex}[form](rows)
 
 
@@ -30,29 +30,29 @@ def _where(protocol: dict[str, Any]) -> str:
     return f"{protocol['dataset']} {protocol['split']}{folds}"
 
 
-def _cells(rung: dict[str, Any]) -> list[str]:
-    figures = rung["metrics"]
-    spread = rung["rsum_interval"]["half_width"]
+def _cells(method: dict[str, Any]) -> list[str]:
+    figures = method["metrics"]
+    spread = method["rsum_interval"]["half_width"]
     return [f"{figures[name]:.1f}" for name in _FIGURES] + [f"{figures['rsum']:.1f} ± {spread:.1f}"]
 
 
 def _markdown(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     head = ["data", "score", *(name.replace("_", " ") for name in _FIGURES), "RSum"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
-    for protocol, rung in rows:
-        name = marked(rung, protocol).replace("|", "\\|")
-        bold = "**" if rung["kind"] == "hada" else ""
-        lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(rung)])
+    for protocol, method in rows:
+        name = marked(method, protocol).replace("|", "\\|")
+        bold = "**" if method["kind"] == "hada" else ""
+        lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(method)])
     told = ["", f"{MARK} {_reasons(rows)}"] if _reasons(rows) else []
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *told])
 
 
 def _reasons(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    """The line below a table, "" where no rung is marked."""
+    """The line below a table, "" where no method is marked."""
     found = {
-        f"{rung['name']} on {_where(protocol)}: {why}"
-        for protocol, rung in rows
-        for why in [flattered(rung, protocol)]
+        f"{method['name']} on {_where(protocol)}: {why}"
+        for protocol, method in rows
+        for why in [flattered(method, protocol)]
         if why
     }
     return in_line(f"{MEANING} ({'; '.join(sorted(found))})") if found else ""
@@ -65,11 +65,11 @@ def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     writer.writerow(
         ["dataset", "split", "images", "captions", "folds", "score", "kind", *names, "flattered"]
     )
-    for protocol, rung in rows:
+    for protocol, method in rows:
         place = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
-        figures = (rung["metrics"][n] for n in names)
-        why = flattered(rung, protocol)
-        writer.writerow([*place, rung["name"], rung["kind"], *figures, why])
+        figures = (method["metrics"][n] for n in names)
+        why = flattered(method, protocol)
+        writer.writerow([*place, method["name"], method["kind"], *figures, why])
     return text.getvalue().rstrip("\n")
 
 
@@ -82,12 +82,12 @@ def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         rf"data & score & {' & '.join(f'R@{k}' for _ in range(2) for k in KS)} & RSum \\",
         r"\midrule",
     ]
-    for protocol, rung in rows:
-        *figures, rsum = _cells(rung)
+    for protocol, method in rows:
+        *figures, rsum = _cells(method)
         cells = [*figures, rsum.replace("±", r"$\pm$")]
-        name = _escaped(rung["name"])
-        name = rf"\textbf{{{name}}}" if rung["kind"] == "hada" else name
-        name += r"$^\dagger$" if flattered(rung, protocol) else ""
+        name = _escaped(method["name"])
+        name = rf"\textbf{{{name}}}" if method["kind"] == "hada" else name
+        name += r"$^\dagger$" if flattered(method, protocol) else ""
         lines.append(rf"{_escaped(_where(protocol))} & {name} & {' & '.join(cells)} \\")
     reasons = _escaped(_reasons(rows))
     # Inside the tabular, so that it goes where the table goes.

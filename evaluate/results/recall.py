@@ -1,4 +1,4 @@
-"""Recall of every rung on one split, with its protocol, as one plain result."""
+"""Recall of every method on one split, with its protocol, as one plain result."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.gallery import Gallery, Step
+from hada.evaluate.methods.gallery import Gallery, Method
 from hada.evaluate.methods.seen import flattered, saw
 from hada.evaluate.results.packing import pack, pack_ranks
+from hada.evaluate.results.read import SCHEMA
 from hada.evaluate.results.significance import Hits, Interval, bootstrap_rsums, difference, interval
 from hada.extract import __version__
 from hada.extract.common.errors import UsageError
 from hada.fuse.ranking.ranks import KS, Ranks, recalls
 
-SCHEMA = 2
-# Kinds of rungs that combine models without a graph.
+# Kinds of methods that combine models without a graph.
 SIMPLE = ("mean", "weighted", "rrf", "linear")
 Part = tuple[NDArray[np.int64], NDArray[np.int64]]
 _CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recall"}
@@ -28,7 +28,7 @@ _CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recal
 
 def evaluate(
     gallery: Gallery,
-    rungs: Sequence[Step],
+    methods: Sequence[Method],
     *,
     resamples: int = 10_000,
     seed: int = 0,
@@ -36,7 +36,7 @@ def evaluate(
     device: str = "cpu",
     p_values_anyway: bool = False,
 ) -> dict[str, Any]:
-    """Measure all rungs on one gallery.
+    """Measure all methods on one gallery.
 
     `folds` cuts the images, in their order, into so many galleries and reports the mean of the
     figures: five folds of COCO's 5,000 images are the field's "COCO 1K".
@@ -47,7 +47,7 @@ def evaluate(
     Returns:
         Plain values, ready for JSON: `protocol` (dataset, split, sizes, score, tie rule),
         `stores` (model -> spec digest), `items` (what `compare` needs to pair two results),
-        `rungs` in the order given. Each rung has `metrics` (percent; ranks count from 1),
+        `methods` in the order given. Each method has `metrics` (percent; ranks count from 1),
         CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
         `gain` over the best single model and its `gain_over_simple`, over the best simple
         combination: paired, by image. `fitted_on` is what its parameters come from, `saw_split`
@@ -56,33 +56,33 @@ def evaluate(
     Raises:
         UsageError: The images cannot be cut into so many folds of one size.
     """
-    cut = parts_of(gallery.owner, folds)
-    ranks = [ranks_in_folds(rung, gallery.owner, cut, device) for rung in rungs]
+    cut = parts_of(gallery.caption_to_image, folds)
+    ranks = [ranks_in_folds(method, gallery.caption_to_image, cut, device) for method in methods]
     tables = [mean_table(rank, cut) for rank in ranks]
     resampled = bootstrap_rsums(
-        [Hits.of(rank, gallery.owner, folds=folds) for rank in ranks],
+        [Hits.of(rank, gallery.caption_to_image, folds=folds) for rank in ranks],
         resamples=resamples,
         seed=seed,
     )
     protocol = _protocol(gallery, cut)
     past = [
         {
-            "kind": rung.kind,
-            "fitted_on": [entry.plain() for entry in rung.fitted],
-            "saw_split": saw(rung.fitted, gallery.stores, gallery.image_rows),
+            "kind": method.kind,
+            "fitted_on": [entry.plain() for entry in method.fitted],
+            "saw_split": saw(method.fitted, gallery.stores, gallery.image_rows),
         }
-        for rung in rungs
+        for method in methods
     ]
     why = [flattered(one, protocol) for one in past]
-    best = _best(rungs, tables, ("model",))
-    simple = _best(rungs, tables, SIMPLE)
+    best = _best(methods, tables, ("model",))
+    simple = _best(methods, tables, SIMPLE)
 
     def gain(number: int, other: int | None) -> dict[str, Any] | None:
         if other is None or number == other:
             return None
-        told = {rungs[n].name: why[n] for n in (number, other)}
+        told = {methods[n].name: why[n] for n in (number, other)}
         return {
-            "over": rungs[other].name,
+            "over": methods[other].name,
             "rsum": tables[number]["rsum"] - tables[other]["rsum"],
             **withheld(
                 plain(difference(resampled[number], resampled[other])),
@@ -96,66 +96,73 @@ def evaluate(
         "protocol": {
             **protocol,
             "intervals": f"95 %, paired bootstrap by image, {resamples} resamples",
-            "compared_with": rungs[best].name if best is not None else None,
+            "compared_with": methods[best].name if best is not None else None,
             "p_values": "all, as asked for"
             if p_values_anyway
             else "withheld where either side saw images of this split",
         },
         "stores": {store.spec.model.name: store.spec.digest() for store in gallery.stores},
-        "items": {"digest": items_digest(gallery), "owner": pack(gallery.owner)},
+        "items": {
+            "digest": items_digest(gallery),
+            "caption_to_image": pack(gallery.caption_to_image),
+        },
         "seed": seed,
         "environment": {
             "hada": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
         },
-        "rungs": [
+        "methods": [
             {
-                "name": rung.name,
-                "note": rung.note,
+                "name": method.name,
+                "note": method.note,
                 **past[number],
-                **rung.details,
+                **method.details,
                 "metrics": tables[number],
                 "clip_benchmark": _clip_benchmark(tables[number]),
                 "ranks": pack_ranks(ranks[number]),
                 "rsum_interval": plain(interval(resampled[number]))
                 | ({"flattered": why[number]} if why[number] else {}),
                 "gain": gain(number, best),
-                "gain_over_simple": gain(number, simple) if rung.kind == "hada" else None,
+                "gain_over_simple": gain(number, simple) if method.kind == "hada" else None,
             }
-            for number, rung in enumerate(rungs)
+            for number, method in enumerate(methods)
         ],
     }
 
 
-def parts_of(owner: NDArray[np.int64], folds: int) -> list[Part]:
+def parts_of(caption_to_image: NDArray[np.int64], folds: int) -> list[Part]:
     """The rows of images and captions of each fold.
 
     >>> [(i.tolist(), t.tolist()) for i, t in parts_of(np.array([0, 0, 1]), 2)]
     [([0], [0, 1]), ([1], [2])]
     """
-    images = int(owner.max()) + 1
+    images = int(caption_to_image.max()) + 1
     if folds < 1 or images % folds:
         raise UsageError(
             f"--folds {folds}: {images} images cannot be cut into {folds} equal parts; "
             "the field's COCO 1K is 5,000 images in 5 folds"
         )
-    of = owner // (images // folds)
+    of = caption_to_image // (images // folds)
     rows = np.split(np.arange(images), folds)
     return [(rows[fold], np.flatnonzero(of == fold)) for fold in range(folds)]
 
 
 def ranks_in_folds(
-    rung: Step, owner: NDArray[np.int64], cut: Sequence[Part], device: str = "cpu"
+    method: Method, caption_to_image: NDArray[np.int64], cut: Sequence[Part], device: str = "cpu"
 ) -> Ranks:
     """Each query's rank within the gallery of its own fold."""
     if len(cut) == 1:
-        return rung.ranks(owner, device=device)
+        return method.ranks(caption_to_image, device=device)
     columns: dict[str, NDArray[np.int64]] = {}
     for images, captions in cut:
-        some = rung.part(images, captions).ranks(owner[captions] - images[0], device=device)
+        some = method.part(images, captions).ranks(
+            caption_to_image[captions] - images[0], device=device
+        )
         for name, values in vars(some).items():
-            rows, total = (images, cut_size(cut, 0)) if name[0] == "i" else (captions, len(owner))
+            rows, total = (
+                (images, cut_size(cut, 0)) if name[0] == "i" else (captions, len(caption_to_image))
+            )
             columns.setdefault(name, np.zeros(total, np.int64))[rows] = values
     return Ranks(**columns)
 
@@ -170,7 +177,9 @@ def items_digest(gallery: Gallery) -> str:
     first = gallery.stores[0]
     ids = [[first.image.ids[i] for i in gallery.image_rows]]
     ids += [[first.caption.ids[i] for i in gallery.caption_rows]]
-    return hashlib.sha256(json.dumps([ids, gallery.owner.tolist()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([ids, gallery.caption_to_image.tolist()]).encode()
+    ).hexdigest()[:16]
 
 
 def mean_table(ranks: Ranks, cut: Sequence[Part]) -> dict[str, float]:
@@ -203,9 +212,9 @@ def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
 
 
 def _best(
-    rungs: Sequence[Step], tables: Sequence[dict[str, float]], kinds: Sequence[str]
+    methods: Sequence[Method], tables: Sequence[dict[str, float]], kinds: Sequence[str]
 ) -> int | None:
-    some = [number for number, rung in enumerate(rungs) if rung.kind in kinds]
+    some = [number for number, method in enumerate(methods) if method.kind in kinds]
     return max(some, key=lambda number: tables[number]["rsum"], default=None)
 
 

@@ -2,7 +2,7 @@
 
 An image is drawn together with all its captions, since those are not independent of each other.
 The gallery stays whole; what is resampled is which queries count. The same draws serve every
-rung, so differences between rungs are paired. Where the figure is a mean over folds, images are
+method, so differences between methods are paired. Where the figure is a mean over folds, images are
 drawn within each fold, and every resample is such a mean too.
 
 A p-value is the interval turned round: 1 minus the level at which a percentile interval of the same
@@ -42,15 +42,20 @@ class Hits:
 
     @classmethod
     def of(
-        cls, ranks: Ranks, owner: NDArray[np.int64], ks: Sequence[int] = KS, *, folds: int = 1
+        cls,
+        ranks: Ranks,
+        caption_to_image: NDArray[np.int64],
+        ks: Sequence[int] = KS,
+        *,
+        folds: int = 1,
     ) -> Hits:
-        """`owner`: entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`."""
+        """`caption_to_image`: entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`."""
         images = len(ranks.i2t_lo)
-        t2i = [np.bincount(owner, ranks.t2i_hits(k), minlength=images) for k in ks]
+        t2i = [np.bincount(caption_to_image, ranks.t2i_hits(k), minlength=images) for k in ks]
         return cls(
             i2t=np.stack([ranks.i2t_hits(k) for k in ks], axis=1),
             t2i=np.stack(t2i, axis=1),
-            captions=np.bincount(owner, minlength=images).astype(np.float64),
+            captions=np.bincount(caption_to_image, minlength=images).astype(np.float64),
             folds=folds,
         )
 
@@ -86,14 +91,14 @@ class Interval:
 def bootstrap_rsums(
     hits: Sequence[Hits], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[NDArray[np.float64]]:
-    """The RSum of every resample, for every rung: the same draws for all.
+    """The RSum of every resample, for every method: the same draws for all.
 
-    All rungs have the same images and folds.
+    All methods have the same images and folds.
     """
     parts: list[list[NDArray[np.float64]]] = [[] for _ in hits]
     for counts_RI in draws(len(hits[0].captions), hits[0].folds, resamples, seed):
-        for part, rung in zip(parts, hits, strict=True):
-            part.append(rung.rsum(counts_RI))
+        for part, method in zip(parts, hits, strict=True):
+            part.append(method.rsum(counts_RI))
     return [np.concatenate(part) for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""A result for people: one row a rung, both directions, what is within noise said in words."""
+"""A result for people: one row a method, both directions, what is within noise said in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEANING = (
 
 
 def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
-    """The ladder as text, with its protocol above, the notes and verdicts below."""
+    """A result as text: its protocol and table, then the notes and verdicts."""
     from rich.table import Table
 
     protocol = result["protocol"]
@@ -41,8 +41,8 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
         table.add_column(f"{way}\nmean", justify="right", no_wrap=True)
     table.add_column("RSum", justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
-    for rung in result["rungs"]:
-        table.add_row(*_row(rung, protocol), style="bold" if rung["kind"] == "hada" else None)
+    for method in result["methods"]:
+        table.add_row(*_row(method, protocol), style="bold" if method["kind"] == "hada" else None)
     text = io.StringIO()
     console(file=text, width=width or 132, force_terminal=colour).print(table)
     told = [*notes(result), *verdicts(result)]
@@ -50,14 +50,14 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """How each rung was made, which of them saw the split, and what was left out."""
+    """How each method was made, which of them saw the split, and what was left out."""
     protocol = result["protocol"]
     lines = []
-    for rung in result["rungs"]:
-        why = flattered(rung, protocol)
-        told = [rung["note"], f"{MARK} flattered here: {why}" if why else ""]
+    for method in result["methods"]:
+        why = flattered(method, protocol)
+        told = [method["note"], f"{MARK} flattered here: {why}" if why else ""]
         if any(told):
-            lines.append(f"{rung['name']}: {'; '.join(part for part in told if part)}")
+            lines.append(f"{method['name']}: {'; '.join(part for part in told if part)}")
     # Results of before both were counted have only the images.
     left_out = {what: protocol.get(f"left_out_{what}", 0) for what in ("images", "captions")}
     lines += [
@@ -69,14 +69,14 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 
 def any_flattered(result: dict[str, Any]) -> bool:
-    """Whether a rung of the result saw its split."""
-    return any(flattered(rung, result["protocol"]) for rung in result["rungs"])
+    """Whether a method of the result saw its split."""
+    return any(flattered(method, result["protocol"]) for method in result["methods"])
 
 
-def marked(rung: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """A rung's name, with a mark where its figures are flattered."""
-    name = in_line(rung["name"])
-    return f"{name} {MARK}" if flattered(rung, protocol) else name
+def marked(method: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """A method's name, with a mark where its figures are flattered."""
+    name = in_line(method["name"])
+    return f"{name} {MARK}" if flattered(method, protocol) else name
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
@@ -85,15 +85,15 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     There is no verdict where either side saw the split.
     """
     lines = []
-    for rung in result["rungs"]:
-        if rung["kind"] != "hada":
+    for method in result["methods"]:
+        if method["kind"] != "hada":
             continue
         for gain, what in (
-            (rung["gain"], "the best single model"),
-            (rung["gain_over_simple"], "the best simple combination"),
+            (method["gain"], "the best single model"),
+            (method["gain_over_simple"], "the best simple combination"),
         ):
             if gain is not None:
-                lines.append(_against(result, rung, gain, what))
+                lines.append(_against(result, method, gain, what))
     return lines
 
 
@@ -130,17 +130,19 @@ def judged(
     return f"{first} is {standing(gap)} {second}: {figures}, p = {gap['p']:.2g}{end}{flattery}"
 
 
-def _against(result: dict[str, Any], rung: dict[str, Any], gain: dict[str, Any], what: str) -> str:
-    sides = [one for one in result["rungs"] if one["name"] in (rung["name"], gain["over"])]
+def _against(
+    result: dict[str, Any], method: dict[str, Any], gain: dict[str, Any], what: str
+) -> str:
+    sides = [one for one in result["methods"] if one["name"] in (method["name"], gain["over"])]
     why = {one["name"]: flattered(one, result["protocol"]) for one in sides}
     if any(why.values()) and "p_values" not in result["protocol"]:
         gain = gain | {"p": None}  # a result of before p-values were withheld
-    return judged(rung["name"], f"{what}, {gain['over']}", gain, why)
+    return judged(method["name"], f"{what}, {gain['over']}", gain, why)
 
 
-def _row(rung: dict[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-    figures, spread, gain = rung["metrics"], rung["rsum_interval"], rung["gain"]
-    cells = [marked(rung, protocol)]
+def _row(method: dict[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    figures, spread, gain = method["metrics"], method["rsum_interval"], method["gain"]
+    cells = [marked(method, protocol)]
     for way in WAYS:
         cells += [f"{figures[f'{way}_R@{k}']:.1f}" for k in KS]
         cells += [f"{figures[f'{way}_medr']:.0f}", f"{figures[f'{way}_meanr']:.1f}"]

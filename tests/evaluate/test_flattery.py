@@ -54,10 +54,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def measured(split: str, *words: str) -> dict[str, Any]:
-    """The result of `recall`, rungs by name."""
+    """The result of `recall`, methods by name."""
     call(command, "recall", "--split", split, "--resamples", "100", *words)
     result: dict[str, Any] = json.loads(Path(f"runs/tiny/recall-{split}.json").read_text())
-    return result | {"by_name": {rung["name"]: rung for rung in result["rungs"]}}
+    return result | {"by_name": {method["name"]: method for method in result["methods"]}}
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,19 @@ def test_what_saw_the_images_says_so_under_any_name_of_the_split(
 ) -> None:
     monkeypatch.chdir(project)
     result = measured(split)
-    found = {rung["name"]: rung["saw_split"] for rung in result["rungs"] if rung["saw_split"]}
+    found = {
+        method["name"]: method["saw_split"] for method in result["methods"] if method["saw_split"]
+    }
     assert tuple(name for name in result["by_name"] if name in found) == seen
     assert all(line["images"] == images for lines in found.values() for line in lines)
-    for name, rung in result["by_name"].items():
-        for gain in (rung["gain"], rung["gain_over_simple"]):
+    for name, method in result["by_name"].items():
+        for gain in (method["gain"], method["gain_over_simple"]):
             if gain is None:
                 continue
             sides = {name, gain["over"]}
             assert (gain["p"] is None) == bool(sides & set(seen)) == ("withheld" in gain)
             assert gain["low"] <= gain["high"]
-        assert ("flattered" in rung["rsum_interval"]) == (name in seen)
+        assert ("flattered" in method["rsum_interval"]) == (name in seen)
     assert [entry["how"] for entry in result["by_name"]["HADA mine"]["fitted_on"]] == [
         "trained on",
         "epoch and shares chosen on",
@@ -103,8 +105,8 @@ def test_asked_for_p_values_come_with_the_reason(
     words = ("recall", "--split", "val", "--resamples", "100", "--p-values-anyway")
     said = call(command, *words, "-o", "asked.json").stdout
     result = json.loads(Path("asked.json").read_text())
-    assert all(rung["gain"]["p"] is not None for rung in result["rungs"] if rung["gain"])
-    (fused,) = [rung for rung in result["rungs"] if rung["kind"] == "hada"]
+    assert all(method["gain"]["p"] is not None for method in result["methods"] if method["gain"])
+    (fused,) = [method for method in result["methods"] if method["kind"] == "hada"]
     assert fused["saw_split"]
     verdict = [line for line in said.splitlines() if "the best single model, " in line]
     assert "p = " in verdict[0]
@@ -144,7 +146,7 @@ def test_tables_verdicts_and_pages_say_it(project: Path, monkeypatch: pytest.Mon
 def test_compare_withholds_p_as_well(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     measured("val")
-    words = ["compare", "runs/tiny/recall-val.json", "--rung", "one", "--resamples", "100"]
+    words = ["compare", "runs/tiny/recall-val.json", "--method", "one", "--resamples", "100"]
     said = call(command, *words).stdout
     assert "HADA mine is not judged against one" in said
     found = json.loads(call(command, *words, "--json").stdout)
@@ -153,9 +155,9 @@ def test_compare_withholds_p_as_well(project: Path, monkeypatch: pytest.MonkeyPa
     anyway = call(command, *words, "--p-values-anyway").stdout
     assert "p = " in anyway
     assert "this says little" in anyway
-    both = call(command, *words, "--with-rung", "two").stdout
+    both = call(command, *words, "--with-method", "two").stdout
     assert "Flattered" not in both
-    picked = CliRunner().invoke(command, [*words[:2], "--with-rung", "one", "--rung", "two"])
+    picked = CliRunner().invoke(command, [*words[:2], "--with-method", "one", "--method", "two"])
     assert "picked as the best" not in picked.stderr
 
 
@@ -167,14 +169,14 @@ def test_old_results_are_read_and_what_they_do_not_say_counts_as_flattered(
         result = measured(split, "--p-values-anyway")
         del result["by_name"], result["protocol"]["p_values"]
         del result["protocol"]["left_out_captions"]
-        for rung in result["rungs"]:
-            del rung["saw_split"], rung["fitted_on"]
-            rung["rsum_interval"].pop("flattered", None)
+        for method in result["methods"]:
+            del method["saw_split"], method["fitted_on"]
+            method["rsum_interval"].pop("flattered", None)
         Path(f"old-{split}.json").write_text(json.dumps(result))
     said = call(command, "table", "old-val.json", "old-test.json").stdout
     assert said.count("weighted sum †") == 1
     assert f"weighted sum on tiny val: {NO_RECORD}" in said
-    words = ("--rung", "one", "--with-rung", "mine", "--resamples", "100")
+    words = ("--method", "one", "--with-method", "mine", "--resamples", "100")
     old = call(command, "compare", "old-val.json", *words).stdout
     assert "p withheld" in old
     assert NO_RECORD in old
@@ -192,7 +194,7 @@ def test_a_run_that_began_with_another_remembers_what_that_one_saw(
     call(fuse, "train", "--run", "runs/second", "--init", "runs/first", *shared)  # goes on
     words = ("--run", "runs/second", "--quick", "-o", "second.json")
     call(command, "recall", "--split", "test", "--resamples", "100", *words)
-    last = json.loads(Path("second.json").read_text())["rungs"][-1]
+    last = json.loads(Path("second.json").read_text())["methods"][-1]
     assert [(line["how"], line["split"]) for line in last["saw_split"]] == [
         ("epoch and shares chosen on", "test")
     ]
@@ -209,8 +211,8 @@ def test_the_embeddings_of_a_run_stay_flattered_as_a_model_of_their_own(
         call(fuse, "embed", "runs/tiny/mine", "--split", split)
         words = ("--model", "mine", "--model", "one", "--run", "runs/tiny/mine", "--quick")
         call(command, "recall", "--split", split, "-o", "e.json", "--resamples", "100", *words)
-        rungs = json.loads(Path("e.json").read_text())["rungs"]
-        told = {rung["name"]: bool(rung["saw_split"]) for rung in rungs}
+        methods = json.loads(Path("e.json").read_text())["methods"]
+        told = {method["name"]: bool(method["saw_split"]) for method in methods}
         assert told["mine"] == told["mean of cosines"] == (split == "val")
         assert not told["one"]
 
@@ -266,13 +268,13 @@ def test_where_the_stores_are_gone_the_name_is_what_is_left(split: str, seen: bo
     assert [line["images"] for line in found] == ([None] if seen else [])
 
 
-def test_every_fitted_method_of_the_ladder_says_what_it_was_fitted_on() -> None:
+def test_every_fitted_method_of_the_comparison_says_what_it_was_fitted_on() -> None:
     val = Gallery.of([store("v", TRUTH, dataset_digest="1")])
     train = Gallery.of([store("t", OTHER, dataset_digest="2", split="train")])
     models = single_models(val)
     linear = concatenation_linear(val, train, val)
-    rungs = [*models, mean_of_cosines(models), tuned_sum(models, val), linear]
-    result = evaluate(val, rungs, resamples=100)
-    told = [[line["how"] for line in rung["saw_split"]] for rung in result["rungs"]]
+    methods = [*models, mean_of_cosines(models), tuned_sum(models, val), linear]
+    result = evaluate(val, methods, resamples=100)
+    told = [[line["how"] for line in method["saw_split"]] for method in result["methods"]]
     assert told == [[], [], ["tuned on"], ["stopped by"]]
-    assert flattered(result["rungs"][-1], result["protocol"]) == "stopped by val"
+    assert flattered(result["methods"][-1], result["protocol"]) == "stopped by val"

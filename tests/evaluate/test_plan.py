@@ -1,4 +1,4 @@
-"""What a recall will cost: the plan has the ladder's rungs and widths, and its memory is enough."""
+"""What a recall will cost: the plan has all methods and widths, and enough memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.methods.build import Request, build
-from hada.evaluate.methods.gallery import Rung
+from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.results import cost as planning
 from hada.evaluate.results.recall import evaluate
 from hada.extract.manifest import load_manifest
@@ -23,7 +23,7 @@ WIDTHS = {"one": 64, "two": 128}
 
 
 def write(split: str, images: int, per_image: int, widths: dict[str, int]) -> None:
-    owner = np.repeat(np.arange(images), per_image)
+    caption_to_image = np.repeat(np.arange(images), per_image)
     random = np.random.default_rng(0)
     truth = random.standard_normal((images, max(widths.values())))
     for name, width in widths.items():
@@ -33,19 +33,20 @@ def write(split: str, images: int, per_image: int, widths: dict[str, int]) -> No
             image=None,
             caption=None,
             embedding_width=width,
-            rows_per_shard={"image": images, "caption": len(owner)},
+            rows_per_shard={"image": images, "caption": len(caption_to_image)},
         )
         write_store(
             f"stores/tiny/{split}/{name}",
             spec,
             ids={
                 "image": [f"{split}_{k:012}.jpg" for k in range(images)],
-                "caption": [f"{split}_{k:012}" for k in range(len(owner))],
+                "caption": [f"{split}_{k:012}" for k in range(len(caption_to_image))],
             },
-            caption_to_image=owner,
+            caption_to_image=caption_to_image,
             embeddings={
                 "image": truth[:, :width],
-                "caption": truth[owner, :width] + random.standard_normal((len(owner), width)),
+                "caption": truth[caption_to_image, :width]
+                + random.standard_normal((len(caption_to_image), width)),
             },
         )
 
@@ -56,17 +57,19 @@ def planned(request: Request, size: str = "stores", **options: Any) -> planning.
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_the_plan_has_the_rungs_of_the_ladder(tmp_path: Path, quick: bool) -> None:
+def test_the_plan_has_all_methods(tmp_path: Path, quick: bool) -> None:
     makers.make_project(tmp_path)
     for split in ("train", "val"):
         write(split, 30, 2, WIDTHS)
     request = Request(dataset="tiny", split="val", quick=quick)
-    _, ladder = build(load_manifest(None), request)
-    steps = planned(request).steps
-    assert [step.name for step in steps] == [rung.name for rung in ladder]
-    for step, rung in zip(steps, ladder, strict=True):
-        if isinstance(rung, Rung) and rung.kind != "weighted":  # a share of 0 makes it narrower
-            assert step.width == rung.pair[0].shape[1]
+    _, methods = build(load_manifest(None), request)
+    steps = planned(request).methods
+    assert [step.name for step in steps] == [method.name for method in methods]
+    for step, method in zip(steps, methods, strict=True):
+        if (
+            isinstance(method, EmbeddingMethod) and method.kind != "weighted"
+        ):  # a share of 0 makes it narrower
+            assert step.width == method.pair[0].shape[1]
     assert {step.name for step in steps if step.sorts} == (set() if quick else {"reciprocal ranks"})
 
 
@@ -75,11 +78,11 @@ def test_the_plan_has_the_widths_of_a_run(
 ) -> None:
     monkeypatch.chdir(report_project)
     request = Request(dataset="tiny", split="val", quick=True, runs=[Path("runs/tiny/mine")])
-    _, ladder = build(load_manifest(None), request)
+    _, methods = build(load_manifest(None), request)
     found = planned(request)
-    assert [step.name for step in found.steps] == [rung.name for rung in ladder]
-    assert isinstance(ladder[-1], Rung)
-    assert ladder[-1].pair[0].shape[1] <= found.steps[-1].width  # a share of 0 makes it narrower
+    assert [step.name for step in found.methods] == [method.name for method in methods]
+    assert isinstance(methods[-1], EmbeddingMethod)
+    assert methods[-1].pair[0].shape[1] <= found.methods[-1].width  # a share of 0 makes it narrower
     assert "each run's network" in planning.as_text(found, planning.seconds(found, "cpu"), "cpu")
 
 
@@ -89,8 +92,8 @@ def test_the_memory_is_enough_and_not_far_more(tmp_path: Path) -> None:
     request = Request(dataset="tiny", split="val", quick=True, device="cpu")
     expected = sum(planned(request).memory().values())
     tracemalloc.start()
-    gallery, rungs = build(load_manifest(None), request)
-    evaluate(gallery, rungs, resamples=1000)
+    gallery, methods = build(load_manifest(None), request)
+    evaluate(gallery, methods, resamples=1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.4 * expected < peak < expected
@@ -102,10 +105,10 @@ def test_cost_follows_the_size(tmp_path: Path) -> None:
     request = Request(dataset="tiny", split="val", quick=True)
     small, large = planned(request), planned(request, "1_000_000x5000000")
     assert (small.images, small.captions) == (20, 100)
-    assert small.multiply_adds(small.steps[0]) == 20 * 100 * 64
-    assert large.multiply_adds(large.steps[0]) == 1_000_000 * 5_000_000 * 64
+    assert small.multiply_adds(small.methods[0]) == 20 * 100 * 64
+    assert large.multiply_adds(large.methods[0]) == 1_000_000 * 5_000_000 * 64
     folds = planned(request, "1000000x5000000", folds=5)
-    assert folds.multiply_adds(folds.steps[0]) == 5 * (200_000 * 1_000_000) * 64
+    assert folds.multiply_adds(folds.methods[0]) == 5 * (200_000 * 1_000_000) * 64
     # Beside embeddings, ids and ranks, which grow as the items do, memory is bounded.
     assert large.memory()["one tile of scores, or the draws of the bootstrap"] < 300e6
 

@@ -1,4 +1,4 @@
-"""Rungs, recall and intervals, against slow loops and the golden recall file."""
+"""Methods, recall and intervals, against slow loops and the golden recall file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.methods.gallery import (
+    EmbeddingMethod,
     Gallery,
-    Rung,
     mean_of_cosines,
     single_models,
     tuned_sum,
@@ -73,11 +73,11 @@ def slow_recall(image: Any, caption: Any, k: int) -> tuple[float, float]:
 
 
 def test_figures_equal_a_slow_loop(gallery: Gallery) -> None:
-    rungs = single_models(gallery)
-    result = evaluate(gallery, [*rungs, mean_of_cosines(rungs)], resamples=200)
-    for rung, row in zip([*rungs, mean_of_cosines(rungs)], result["rungs"], strict=True):
+    methods = single_models(gallery)
+    result = evaluate(gallery, [*methods, mean_of_cosines(methods)], resamples=200)
+    for method, row in zip([*methods, mean_of_cosines(methods)], result["methods"], strict=True):
         for k in (1, 5, 10):
-            expected = slow_recall(*rung.pair, k)
+            expected = slow_recall(*method.pair, k)
             found = (row["metrics"][f"i2t_R@{k}"], row["metrics"][f"t2i_R@{k}"])
             assert found == pytest.approx(expected)
             assert row["clip_benchmark"][f"image_retrieval_recall@{k}"] == found[1] / 100
@@ -92,7 +92,8 @@ def test_a_weighted_sum_is_the_sum_of_weighted_cosines(
     models = single_models(gallery)
     image, caption = weighted_sum(models, shares)
     expected = sum(
-        share * rung.pair[0] @ rung.pair[1].T for share, rung in zip(shares, models, strict=True)
+        share * method.pair[0] @ method.pair[1].T
+        for share, method in zip(shares, models, strict=True)
     )
     np.testing.assert_allclose(image @ caption.T, expected, atol=1e-6)
 
@@ -102,27 +103,27 @@ def test_the_tuned_sum_is_at_least_as_good_where_it_was_tuned(gallery: Gallery) 
     tuned = tuned_sum(models, gallery)
     assert tuned.note.startswith("tuned on val: a ")
 
-    def rsum(rung: Rung) -> float:
-        return recalls(rank_positives(*rung.pair, OWNER))["rsum"]
+    def rsum(method: EmbeddingMethod) -> float:
+        return recalls(rank_positives(*method.pair, OWNER))["rsum"]
 
-    assert rsum(tuned) >= max(rsum(rung) for rung in [*models, mean_of_cosines(models)])
+    assert rsum(tuned) >= max(rsum(method) for method in [*models, mean_of_cosines(models)])
 
 
 def test_concatenation_and_linear_learns() -> None:
     from hada.evaluate.methods.linear import concatenation_linear
 
     gallery = Gallery.of([store("stores/x", name="a", noise=0.5, seed=5)])
-    rung = concatenation_linear(gallery, gallery, gallery)
-    assert rung.pair[0].shape == (I, 256)
-    assert recalls(rank_positives(*rung.pair, OWNER))["rsum"] > 300
+    method = concatenation_linear(gallery, gallery, gallery)
+    assert method.pair[0].shape == (I, 256)
+    assert recalls(rank_positives(*method.pair, OWNER))["rsum"] > 300
 
 
 def test_golden_recall(golden_root: Path) -> None:
     golden = np.load(golden_root / "hada" / "recall.npz")
     for case in sorted({name.partition(".")[0] for name in golden.files}):
         scores = golden[f"{case}.sims"]
-        owner = np.repeat(np.arange(len(scores)), scores.shape[1] // len(scores))
-        ranks = rank_matrix(scores, owner)
+        caption_to_image = np.repeat(np.arange(len(scores)), scores.shape[1] // len(scores))
+        ranks = rank_matrix(scores, caption_to_image)
         for way, lo, hi in (
             ("i2t", ranks.i2t_lo, ranks.i2t_hi),
             ("t2i", ranks.t2i_lo, ranks.t2i_hi),
@@ -154,7 +155,9 @@ def test_the_bootstrap_equals_a_slow_loop(gallery: Gallery) -> None:
 
 
 def test_intervals_are_reproducible_and_paired(gallery: Gallery) -> None:
-    hits = [Hits.of(rank_positives(*rung.pair, OWNER), OWNER) for rung in single_models(gallery)]
+    hits = [
+        Hits.of(rank_positives(*method.pair, OWNER), OWNER) for method in single_models(gallery)
+    ]
     one, two = bootstrap_rsums(hits, resamples=500, seed=1)
     again, _ = bootstrap_rsums(hits, resamples=500, seed=1)
     np.testing.assert_array_equal(one, again)
@@ -194,8 +197,10 @@ def test_p_is_where_the_percentile_interval_ends_at_zero() -> None:
 
 
 def test_a_constant_scorer_gets_chance(gallery: Gallery) -> None:
-    flat = Rung("flat", "other", (np.ones((I, 2), np.float32), np.ones((T, 2), np.float32)))
-    row = evaluate(gallery, [flat], resamples=100)["rungs"][0]
+    flat = EmbeddingMethod(
+        "flat", "other", (np.ones((I, 2), np.float32), np.ones((T, 2), np.float32))
+    )
+    row = evaluate(gallery, [flat], resamples=100)["methods"][0]
     assert row["metrics"]["t2i_R@1"] == pytest.approx(100 / I)
     chance = 100 * float(
         np.mean([1 - math.comb(T - n, 5) / math.comb(T, 5) for n in np.bincount(OWNER)])
@@ -205,10 +210,12 @@ def test_a_constant_scorer_gets_chance(gallery: Gallery) -> None:
 
 def test_verdicts_name_what_is_within_noise(gallery: Gallery) -> None:
     models = single_models(gallery)
-    fused = Rung("HADA x", "hada", models[0].pair)
+    fused = EmbeddingMethod("HADA x", "hada", models[0].pair)
     result = evaluate(gallery, [*models, fused], resamples=200)
     assert "within noise of the best single model" in verdicts(result)[-1]
-    perfect = Rung("HADA y", "hada", (np.eye(I, dtype="f4"), np.eye(I, dtype="f4")[OWNER]))
+    perfect = EmbeddingMethod(
+        "HADA y", "hada", (np.eye(I, dtype="f4"), np.eye(I, dtype="f4")[OWNER])
+    )
     result = evaluate(gallery, [*models, perfect], resamples=200)
     assert "HADA y is above the best single model" in verdicts(result)[-1]
     mean = mean_of_cosines(models)
@@ -250,7 +257,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, gallery: Gallery) -> None
     assert "mean of cosines" in result.stdout
     assert "left out what needs more stores" in result.stderr
     written = json.loads((tmp_path / "runs" / "tiny" / "recall-val.json").read_text())
-    assert [rung["name"] for rung in written["rungs"]] == [
+    assert [method["name"] for method in written["methods"]] == [
         "a",
         "b",
         "mean of cosines",

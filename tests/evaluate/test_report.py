@@ -61,7 +61,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report_page: Path) -> None:
     assert reader.links
     assert all(link.startswith("data:image/") for link in reader.links)
     assert "http" not in text
-    assert {"ladder", "curves", "changes", "won", "lost"} <= set(reader.ids)
+    assert {"comparison", "curves", "changes", "won", "lost"} <= set(reader.ids)
     assert "Training loss" in text
     assert len(text) < 2_000_000
 
@@ -134,10 +134,10 @@ def test_words_take_the_weight_of_their_tokens() -> None:
 
 def test_curves_and_changes_are_those_of_the_ranks() -> None:
     random = np.random.default_rng(0)
-    owner = np.repeat(np.arange(20), 2)
+    caption_to_image = np.repeat(np.arange(20), 2)
     image, caption = random.normal(size=(20, 4)), random.normal(size=(40, 4))
-    one = rank_positives(image, caption, owner)
-    two = rank_positives(image, caption + image[owner], owner)
+    one = rank_positives(image, caption, caption_to_image)
+    two = rank_positives(image, caption + image[caption_to_image], caption_to_image)
     curve = recall_curve(two, "t2i", [1, 5, 20])
     assert curve[0] == pytest.approx(recalls(two)["t2i_R@1"])
     assert curve[2] == 100

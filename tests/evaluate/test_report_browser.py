@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None or DRIVER is None, reason="needs chromium and chromedriver"
 )
 
-VIEWS = ["ladder", "curves", "changes", "won", "lost"]
+VIEWS = ["comparison", "curves", "changes", "won", "lost"]
 SCREENS = {"desktop": (1280, 900), "phone": (360, 740)}
 SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -101,7 +101,7 @@ def background(driver: Any) -> int:
 @pytest.mark.parametrize("screen", SCREENS)
 def test_every_view_by_mouse(driver: Any, report_page: Path, screen: str, scheme: str) -> None:
     visit(driver, report_page, screen, scheme)
-    assert shown(driver) == ["ladder"]
+    assert shown(driver) == ["comparison"]
     assert (background(driver) > 200) == (scheme == "light")
     for name in VIEWS:
         driver.find_element("id", f"tab-{name}").click()
@@ -125,13 +125,13 @@ def test_every_view_by_keyboard(driver: Any, report_page: Path) -> None:
         return str(driver.switch_to.active_element.get_attribute("id"))
 
     press(Keys.TAB)
-    assert focused() == "tab-ladder"
+    assert focused() == "tab-comparison"
     outline = "return getComputedStyle(document.activeElement).outlineStyle"
     assert driver.execute_script(outline) == "solid"  # the focus can be seen
     for name in [*VIEWS[1:], VIEWS[0]]:  # and around
         press(Keys.ARROW_RIGHT)
         assert (focused(), shown(driver)) == (f"tab-{name}", [name])
-    for key, name in ((Keys.ARROW_LEFT, "lost"), (Keys.HOME, "ladder"), (Keys.END, "lost")):
+    for key, name in ((Keys.ARROW_LEFT, "lost"), (Keys.HOME, "comparison"), (Keys.END, "lost")):
         press(key)
         assert (focused(), shown(driver)) == (f"tab-{name}", [name])
     press(Keys.HOME)

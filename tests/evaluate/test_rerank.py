@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.methods.build import Request, build
-from hada.evaluate.methods.gallery import Rung
+from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.methods.rerank import Reranked, RunHead
 from hada.evaluate.search.index import load_model
 from hada.extract.cli import extract
@@ -46,14 +46,17 @@ def test_it_equals_a_loop(made: Path, monkeypatch: pytest.MonkeyPatch, depth: in
     request = Request(
         dataset="tiny", split="val", runs=[Path("runs/tiny/itm")], quick=True, rerank=depth
     )
-    gallery, ladder = build(load_manifest(None), request)
-    second = ladder[-1]
+    gallery, methods = build(load_manifest(None), request)
+    second = methods[-1]
     assert isinstance(second, Reranked)
     head = second.head
     assert isinstance(head, RunHead)
-    first, found = second.first.ranks(gallery.owner), second.ranks(gallery.owner)
+    first, found = (
+        second.first.ranks(gallery.caption_to_image),
+        second.ranks(gallery.caption_to_image),
+    )
     scores = second.first.pair[0] @ second.first.pair[1].T
-    for caption, image in enumerate(gallery.owner):
+    for caption, image in enumerate(gallery.caption_to_image):
         best = np.argsort(-scores[:, caption], kind="stable")[:depth]
         with torch.no_grad():
             text = head.fused[1][[caption] * len(best)]
@@ -67,7 +70,7 @@ def test_it_equals_a_loop(made: Path, monkeypatch: pytest.MonkeyPatch, depth: in
             assert found.t2i_lo[caption] == max(first.t2i_lo[caption], depth)
     for image in range(len(scores)):
         best = np.argsort(-scores[image], kind="stable")[:depth]
-        own = gallery.owner[best] == image
+        own = gallery.caption_to_image[best] == image
         with torch.no_grad():
             logits = head.network(
                 head.fused[0][[image] * len(best)], head.fused[1][best.copy()]
@@ -86,7 +89,7 @@ def test_the_command_reports_it_apart(made: Path, monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(command, [*words, "--run", "runs/tiny/itm"])
     assert result.exit_code == 0, result.output
     written = json.loads((made / "runs/tiny/recall-val.json").read_text())
-    last = written["rungs"][-1]
+    last = written["methods"][-1]
     assert last["kind"] == "itm"
     assert "two stages: the first 5 by cosine" in last["note"]
     refused = CliRunner().invoke(command, [*words, "--run", "runs/tiny/plain"])
@@ -106,7 +109,7 @@ def test_a_models_head_orders_the_first_places(
     )
     manifest = load_manifest(None)
     gallery, (first, second) = build(manifest, request)
-    assert isinstance(first, Rung)
+    assert isinstance(first, EmbeddingMethod)
     assert isinstance(second, Reranked)
     assert second.name == "blip + blip's match head"
     data = read_dataset(manifest.dataset("scenes"), "val")
@@ -119,11 +122,11 @@ def test_a_models_head_orders_the_first_places(
     images, captions = np.divmod(np.arange(scores.size), scores.shape[1])
     found = second.head.logits(images, captions).reshape(scores.shape)
     np.testing.assert_allclose(found, scores, atol=1e-4)
-    some = np.array([2, 5]), np.flatnonzero(np.isin(gallery.owner, [2, 5]))
+    some = np.array([2, 5]), np.flatnonzero(np.isin(gallery.caption_to_image, [2, 5]))
     part = second.head.part(*some).logits(np.array([0, 1]), np.array([7, 3]))
     np.testing.assert_allclose(part, scores[[2, 5], some[1][[7, 3]]], atol=1e-4)
-    ranks = second.ranks(gallery.owner)
-    for caption, image in enumerate(gallery.owner):
+    ranks = second.ranks(gallery.caption_to_image)
+    for caption, image in enumerate(gallery.caption_to_image):
         best = np.argsort(-cosines[:, caption], kind="stable")[:5]
         if image in best:
             above = (scores[best, caption] > scores[image, caption]).sum()

@@ -30,20 +30,20 @@ def texts(golden: Any, rules: Rules) -> Any:
 
 
 def test_wca_is_the_official_one(wca: Any) -> None:
-    for run, crops in enumerate(wca["run_crop_index"]):
-        ladder = wca["crop_feature"][:, None, crops]
-        image = weighting.look(wca["image_feature"], ladder, WCA)
+    for run, chosen in enumerate(wca["run_crop_index"]):
+        crops = wca["crop_feature"][:, None, chosen]
+        image = weighting.look(wca["image_feature"], crops, WCA)
         scores = image @ texts(wca, WCA).T
         np.testing.assert_allclose(scores, wca["score_official_runs"][run], atol=1e-6)
         plain = Rules(normalize="none")
-        scores = weighting.look(wca["image_feature"], ladder, plain) @ texts(wca, plain).T
+        scores = weighting.look(wca["image_feature"], crops, plain) @ texts(wca, plain).T
         np.testing.assert_allclose(scores, wca["score_double_sum_runs"][run], atol=1e-12)
 
 
 def test_the_double_sum_is_what_it_says(wca: Any) -> None:
     rules = Rules(normalize="none")
-    ladder = wca["crop_feature"][:, None]
-    found = weighting.look(wca["image_feature"], ladder, rules) @ texts(wca, rules).T
+    crops = wca["crop_feature"][:, None]
+    found = weighting.look(wca["image_feature"], crops, rules) @ texts(wca, rules).T
     image, label = 2, 1
     total = 0.0
     likeness = wca["crop_feature"][image] @ wca["image_feature"][image]
@@ -83,10 +83,10 @@ def test_lgca_is_the_specification(lgca: Any, rounds: int, normalize: Any, name:
 def test_the_order_of_the_crops_does_not_matter(lgca: Any) -> None:
     rules = Rules(rounds=3)
     order = np.random.default_rng(0).permutation(20)
-    ladder = lgca["ladder_feature"]
+    crops = lgca["ladder_feature"]
     np.testing.assert_allclose(
-        weighting.look(lgca["image_feature"], ladder[:, :, order], rules),
-        weighting.look(lgca["image_feature"], ladder, rules),
+        weighting.look(lgca["image_feature"], crops[:, :, order], rules),
+        weighting.look(lgca["image_feature"], crops, rules),
         atol=1e-12,
     )
 

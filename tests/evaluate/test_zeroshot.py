@@ -103,7 +103,7 @@ def test_retrieval_with_crops(project: Path) -> None:
     result = run()
     assert result.exit_code == 0, result.output
     written = json.loads((project / "runs/tiny/zeroshot-one-val.json").read_text())
-    names = [rung["name"] for rung in written["rungs"]]
+    names = [method["name"] for method in written["methods"]]
     assert names == [
         "one",
         "WCA (lgca crops)",
@@ -112,8 +112,8 @@ def test_retrieval_with_crops(project: Path) -> None:
     ]
     run("--whole", "1")
     whole = json.loads((project / "runs/tiny/zeroshot-one-val.json").read_text())
-    for rung in whole["rungs"][1:]:  # nothing but the whole picture: the model alone
-        assert rung["metrics"] == pytest.approx(whole["rungs"][0]["metrics"])
+    for method in whole["methods"][1:]:  # nothing but the whole picture: the model alone
+        assert method["metrics"] == pytest.approx(whole["methods"][0]["metrics"])
 
 
 def test_classification_with_crops(project: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hada.evaluate.pages.page import ladder
+from hada.evaluate.pages.page import comparison
 from hada.extract.manifest import load_shipped
 from hada.pipelines.cli import pipeline
 from hada.pipelines.demo import Demo, run_demo
@@ -26,7 +26,7 @@ def test_every_stage_runs_and_the_second_call_skips_them(
     tmp_path: Path, demo: Demo, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_demo(demo)
-    names = [rung["name"] for rung in result["rungs"]]
+    names = [method["name"] for method in result["methods"]]
     assert names == [
         "blip",
         "clip",
@@ -59,8 +59,8 @@ def test_data_only(tmp_path: Path) -> None:
     assert not (tmp_path / "there/stores").exists()
 
 
-def test_the_ladder_of_a_page_stands_alone() -> None:
-    rung = {
+def test_the_comparison_of_a_page_stands_alone() -> None:
+    method = {
         "name": "<script>",
         "kind": "model",
         "note": "",
@@ -80,6 +80,6 @@ def test_the_ladder_of_a_page_stands_alone() -> None:
         "compared_with": None,
         "left_out_images": 0,
     }
-    html = ladder({"protocol": protocol, "rungs": [rung]})
+    html = comparison({"protocol": protocol, "methods": [method]})
     assert "<script>" not in html
     assert "http" not in html

@@ -92,7 +92,7 @@ def test_extraction_and_training_with_stores_in_a_bucket(tmp_path: Path, bucket:
     assert "its worker process died" in said
     assert "done train/tiny/one+two-fast-s0" in said
     assert objects(f"{bucket}/stores") == serial("one", "two")
-    assert json.loads((tmp_path / "runs/tiny/recall-val.json").read_text())["rungs"]
+    assert json.loads((tmp_path / "runs/tiny/recall-val.json").read_text())["methods"]
     # A shard that somebody took away is planned, and mended.
     lost = next(n for n in remote.file_sizes(remote.place(f"{bucket}/stores")) if "/c/1" in n)
     (remote.place(f"{bucket}/stores") / lost).unlink()

@@ -108,9 +108,9 @@ def test_the_bytes_and_the_recall_of_the_serial_commands(tmp_path: Path) -> None
         for runs in ("runs", "serial-runs")
     )
     for result in (found, expected):
-        for rung in result["rungs"]:
-            rung.pop("run", None)  # where it lies
-    assert found["rungs"] == expected["rungs"]
+        for method in result["methods"]:
+            method.pop("run", None)  # where it lies
+    assert found["methods"] == expected["methods"]
     # And again: nothing is to do, and nothing is touched.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "stores").rglob("*")}
     assert run(tmp_path)[0] == 0

@@ -39,10 +39,10 @@ def _needs_jobqueue() -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'hada[jobqueue]'")
 
 
-def rungs(runs: str) -> list[dict[str, Any]]:
+def methods(runs: str) -> list[dict[str, Any]]:
     """The figures of a result, without where its runs lie."""
-    found = json.loads(Path(runs, "scenes/recall-test.json").read_text())["rungs"]
-    return [{k: v for k, v in rung.items() if k != "run"} for rung in found]
+    found = json.loads(Path(runs, "scenes/recall-test.json").read_text())["methods"]
+    return [{k: v for k, v in method.items() if k != "run"} for method in found]
 
 
 def command(environment: dict[str, str], name: str, *words: str) -> None:
@@ -64,7 +64,7 @@ def test_scenes_end_as_with_the_serial_commands(tmp_path: Path, cluster: dict[st
     command(cluster, "extract", *models, *splits, *sizes, "--device", "cpu")
     command(cluster, "fuse", "train", *models, "--set", "epochs=1", "--device", "cpu")
     command(cluster, "evaluate", "recall", "--dataset", "scenes", "--split", "test")
-    whole, figures = stores(tmp_path / "stores"), rungs("runs")
+    whole, figures = stores(tmp_path / "stores"), methods("runs")
     assert len(whole) == 6
     assert len(figures) >= 6
     (tmp_path / "study.yaml").write_text(SCENES)
@@ -77,7 +77,7 @@ def test_scenes_end_as_with_the_serial_commands(tmp_path: Path, cluster: dict[st
         wait(cluster, "hada-scenes" if how == "submit" else "dask-worker")
         said = "\n".join(p.read_text() for p in tmp_path.glob(f"{how}/runs/pipelines/*/logs/*.out"))
         assert stores(tmp_path / how / "stores") == whole, said
-        assert rungs(f"{how}/runs") == figures, said
+        assert methods(f"{how}/runs") == figures, said
 
 
 def workers(environment: dict[str, str]) -> list[psutil.Process]:
