@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from hada.evaluate.crops import weighting
 from hada.evaluate.crops.open import Crops
 from hada.evaluate.crops.weighting import CLIP, Rules
+from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.results.significance import interval
-from hada.extract.backbones import BackboneRequest, load_backbone
-from hada.extract.common.device import choose_device
 from hada.extract.common.documents import read_json
 from hada.extract.common.errors import UsageError
 from hada.extract.common.shapes import conform
@@ -152,17 +151,7 @@ def encode_classes(
     """All prompts and descriptions through the model's text tower."""
     if "{}" not in prompt:
         raise UsageError(f"--prompt {prompt!r}: expected {{}} where the class name goes")
-    name = store.spec.model.name
-    entry = manifest.model(name)
-    backbone: Any = load_backbone(
-        BackboneRequest(
-            name=name,
-            family=entry.family,
-            weights=entry.weights_for(store.spec.dataset),
-            device=choose_device(device),
-            options=dict(entry.options),
-        )
-    )
+    backbone = load_frozen_model(manifest, store, device)
     prompts = [prompt.replace("{}", label.replace("_", " ")) for label in classes]
     lines = [line for texts in classes.values() for line in texts]
     everything = backbone.tokenize([*prompts, *lines])

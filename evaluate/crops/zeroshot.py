@@ -17,7 +17,8 @@ from hada.evaluate.crops.classification import (
 from hada.evaluate.crops.open import Crops, open_crops
 from hada.evaluate.crops.weighting import Normalize, Rules
 from hada.evaluate.methods.build import open_gallery
-from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, single_models
+from hada.evaluate.methods.combinations import single_models
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.results.recall import evaluate
 from hada.evaluate.results.text import render
 from hada.extract.common import atomic

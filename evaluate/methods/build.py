@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hada.evaluate.methods import gallery as make
+from hada.evaluate.methods import combinations as make
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
+from hada.evaluate.methods.rank_fusion import RankFusion
 from hada.evaluate.methods.rerank import Reranked, model_head, reranked
 from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError, StoreMismatchError
@@ -65,7 +66,7 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
     if len(singles) > 1:
         methods.append(make.mean_of_cosines(singles))
         if not request.quick:
-            methods.append(make.reciprocal_ranks(singles))
+            methods.append(RankFusion(tuple(singles)))
             methods += _trained(manifest, request, gallery, singles)
     methods += [make.fusion(run, gallery, request.device) for run in request.runs]
     if request.rerank and request.rerank_with:

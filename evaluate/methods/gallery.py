@@ -9,28 +9,21 @@ Shape letters: I images, T captions, E embedding width, M models.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.methods.rank_fusion import RRF_CONSTANT, fused_ranks
-from hada.evaluate.methods.seen import Fitted, of_run, of_store
+from hada.evaluate.methods.seen import Fitted
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.store import StoreReader
-from hada.fuse.ranking.ranks import Ranks, rank_positives, recalls
+from hada.fuse.ranking.ranks import Ranks, rank_positives
 from hada.fuse.tokens.split import check_together
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
-# Shares tried by the tuned sum: multiples of 1/20 for two models, coarser for more.
-STEPS = {1: 1, 2: 20, 3: 10, 4: 6}
-STEPS_FOR_MORE = 4
 
 
 @dataclass(frozen=True)
@@ -135,140 +128,9 @@ class EmbeddingMethod:
         return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
 
 
-@dataclass(frozen=True)
-class RankFusion:
-    """Reciprocal-rank fusion of other methods; it has ranks, but no embeddings of its own.
-
-    score = sum over models of 1 / (constant + rank), ranks counted from 1 (Cormack, Clarke and
-    Buettcher, SIGIR 2009, with their constant of 60).
-    """
-
-    models: tuple[EmbeddingMethod, ...]
-    constant: float = RRF_CONSTANT
-    name: str = "reciprocal ranks"
-    kind: str = "rrf"
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def note(self) -> str:
-        """How it was made."""
-        return f"sum of 1 / ({self.constant:g} + rank), nothing trained"
-
-    @property
-    def fitted(self) -> tuple[Fitted, ...]:
-        """What its models were fitted on."""
-        return fitted_of(self.models)
-
-    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
-        """Where the best positive of every query stands. Always on the CPU: it sorts."""
-        return fused_ranks([method.pair for method in self.models], caption_to_image, self.constant)
-
-    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
-        """The same method on some of the images and captions."""
-        return replace(self, models=tuple(method.part(images, captions) for method in self.models))
-
-
-def single_models(gallery: Gallery) -> list[EmbeddingMethod]:
-    """Each model with a joint space, alone: the cosine of its own embeddings."""
-    pairs = [(store, gallery.own(store)) for store in gallery.stores]
-    return [
-        EmbeddingMethod(
-            store.spec.model.name, "model", pair, "its own cosine", fitted=of_store(store)
-        )
-        for store, pair in pairs
-        if pair is not None
-    ]
-
-
 def fitted_of(methods: Sequence[EmbeddingMethod]) -> tuple[Fitted, ...]:
     """All that several methods were fitted on."""
     return tuple(entry for method in methods for entry in method.fitted)
-
-
-def weighted_sum(methods: Sequence[EmbeddingMethod], shares: Sequence[float]) -> Pair:
-    """Embeddings whose inner product is the sum of the methods' scores times their shares.
-
-    sum_m s_m <a_m, b_m> is the inner product of the parts, each times sqrt(s_m), side by side.
-    """
-    kept = [(math.sqrt(s), method.pair) for s, method in zip(shares, methods, strict=True) if s > 0]
-    image = np.concatenate([scale * pair[0] for scale, pair in kept], axis=1)
-    caption = np.concatenate([scale * pair[1] for scale, pair in kept], axis=1)
-    return image.astype(np.float32), caption.astype(np.float32)
-
-
-def reciprocal_ranks(models: Sequence[EmbeddingMethod]) -> RankFusion:
-    """Every model's ranking with the same weight; nothing is trained or tuned."""
-    return RankFusion(tuple(models))
-
-
-def mean_of_cosines(models: Sequence[EmbeddingMethod]) -> EmbeddingMethod:
-    """Every model's cosine with the same weight; nothing is trained or tuned."""
-    shares = [1 / len(models)] * len(models)
-    return EmbeddingMethod(
-        "mean of cosines",
-        "mean",
-        weighted_sum(models, shares),
-        "nothing trained",
-        fitted=fitted_of(models),
-    )
-
-
-def tuned_sum(models: Sequence[EmbeddingMethod], tuning: Gallery) -> EmbeddingMethod:
-    """The weighted sum of cosines with the best RSum on another split, by exhaustive search."""
-    others = {method.name: method for method in single_models(tuning)}
-    chosen = [others[method.name] for method in models]
-    shares = max(_share_grid(len(models)), key=lambda s: _rsum(weighted_sum(chosen, s), tuning))
-    weights = ", ".join(f"{method.name} {s:.2f}" for method, s in zip(models, shares, strict=True))
-    return EmbeddingMethod(
-        "weighted sum",
-        "weighted",
-        weighted_sum(models, shares),
-        f"tuned on {tuning.stores[0].spec.split}: {weights}",
-        {"shares": dict(zip((method.name for method in models), shares, strict=True))},
-        (*fitted_of(models), Fitted.of(tuning.stores, "tuned on")),
-    )
-
-
-def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
-    """A trained run, applied to the gallery's stores; its score is what it was trained to give.
-
-    Raises `RunError` where the run does not fit the stores.
-    """
-    from hada.fuse.embedding import embed_split
-    from hada.fuse.run_folder import RunFolder
-
-    folder = RunFolder(run)
-    config = folder.config()
-    names = config["models"]
-    stores = [store for store in gallery.stores if store.spec.model.name in names]
-    found = embed_split(folder, stores, device=device)
-    # Another gallery model may have failed on more items than the run's own models did.
-    images = np.searchsorted(found.image_rows, gallery.image_rows)
-    captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
-    image, caption = found
-    own = f" + own cosines {1 - found.shares[0]:.2f}" if found.shares[0] < 1 else ""
-    return EmbeddingMethod(
-        f"HADA {folder.name}",
-        "hada",
-        (image[images], caption[captions]),
-        f"fused {found.shares[0]:.2f}{own}",
-        {"run": str(run), "shares": list(found.shares)},
-        (*of_run(config), *(entry for store in stores for entry in of_store(store))),
-    )
-
-
-def _share_grid(models: int) -> list[tuple[float, ...]]:
-    """All shares in steps that sum to 1, e.g. (0, 1), (0.05, 0.95), ... for two models."""
-    steps = STEPS.get(models, STEPS_FOR_MORE)
-    return [
-        tuple(part / steps for part in parts)
-        for parts in itertools.product(range(steps + 1), repeat=models)
-        if sum(parts) == steps
-    ]
-
-
-def _rsum(pair: Pair, gallery: Gallery) -> float:
-    return recalls(rank_positives(*pair, gallery.caption_to_image))["rsum"]
 
 
 def _unit(values: NDArray[Any], what: str) -> NDArray[np.float32]:

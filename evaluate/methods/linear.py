@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of, single_models
+from hada.evaluate.methods.combinations import single_models
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of
 from hada.evaluate.methods.seen import Fitted
 from hada.fuse.ranking.ranks import rank_positives, recalls
 

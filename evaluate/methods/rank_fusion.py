@@ -1,4 +1,4 @@
-"""Reciprocal-rank fusion: models vote with the places they give, not with their scores.
+"""Reciprocal-rank fusion: models vote with the ranks they give, not with their scores.
 
 Shape letters: I images, T captions, E embedding width, Q queries of a block, G gallery items.
 """
@@ -6,11 +6,14 @@ Shape letters: I images, T captions, E embedding width, Q queries of a block, G 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.evaluate.methods.gallery import EmbeddingMethod, fitted_of
+from hada.evaluate.methods.seen import Fitted
 from hada.fuse.ranking.ranks import Ranks
 
 RRF_CONSTANT = 60.0
@@ -83,3 +86,36 @@ def _one_way(
             tied[row] = level.sum()
             lo[row], hi[row] = better, better + equal - tied[row]
     return lo, hi, tied
+
+
+@dataclass(frozen=True)
+class RankFusion:
+    """Reciprocal-rank fusion of other methods; it has ranks, but no embeddings of its own.
+
+    score = sum over models of 1 / (constant + rank), ranks counted from 1 (Cormack, Clarke and
+    Buettcher, SIGIR 2009, with their constant of 60).
+    """
+
+    models: tuple[EmbeddingMethod, ...]
+    constant: float = RRF_CONSTANT
+    name: str = "reciprocal ranks"
+    kind: str = "rrf"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """How it was made."""
+        return f"sum of 1 / ({self.constant:g} + rank), nothing trained"
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """What its models were fitted on."""
+        return fitted_of(self.models)
+
+    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
+        """Where the best positive of every query stands. Always on the CPU: it sorts."""
+        return fused_ranks([method.pair for method in self.models], caption_to_image, self.constant)
+
+    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
+        """The same method on some of the images and captions."""
+        return replace(self, models=tuple(method.part(images, captions) for method in self.models))

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair
 from hada.evaluate.methods.seen import Fitted, of_run, of_store
-from hada.evaluate.search.index import load_model
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
@@ -162,7 +162,7 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
     if not found:
         raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
     store = found[0]
-    backbone = load_model(manifest, store, device)
+    backbone = load_frozen_model(manifest, store, device)
     if not hasattr(backbone, "match_tokens"):
         raise UsageError(
             f"--rerank-with {name}: family {store.spec.model.family!r} has no match head that "

@@ -19,11 +19,8 @@ from hada.extract.common.errors import StoreError
 from hada.extract.store import StoreReader, open_store
 from hada.fuse.fitted import UNRECORDED, fitted_on
 
-# Kinds of methods that have parameters, so that an old result may hide what they saw.
-FITTED_KINDS = ("weighted", "linear", "hada", "itm")
 # The same picture through the same model: more than views or rounding take away.
 SAME_COSINE = 0.995
-NO_RECORD = "what it was fitted on is not recorded"
 
 
 @dataclass(frozen=True)
@@ -144,29 +141,3 @@ def _alike(
         length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         return int(((a * b).sum(axis=1) > SAME_COSINE * length).sum())
     return None
-
-
-def flattered(method: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """Why a method's figures may be better than on new data, in words; "" where nothing says so.
-
-    A method of a result, as JSON. Results of before there was `saw_split` say nothing of it: their
-    fitted methods count as flattered on every split that is not called test, and so do runs whose
-    training is not recorded.
-    """
-    seen = method.get("saw_split")
-    if seen:
-        return ", ".join(_words(line, protocol) for line in seen)
-    old = seen is None and method.get("kind") in FITTED_KINDS
-    unknown = old or any(entry["split"] is None for entry in method.get("fitted_on", ()))
-    return NO_RECORD if unknown and protocol["split"] != "test" else ""
-
-
-def _words(line: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    where = line["split"]
-    if line["dataset"] != protocol["dataset"]:
-        where = f"{line['dataset']}/{where}"
-    if line["images"] is not None and line["images"] < protocol["images"]:
-        where += f", which has {line['images']:,} of these images"
-    elif line["split"] != protocol["split"]:
-        where += ", which has these images"
-    return f"{line['how']} {where}"

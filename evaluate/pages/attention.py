@@ -6,7 +6,6 @@ Shape letters: B items, R readers (the global nodes), H heads, M models, L padde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +84,3 @@ def by_word(
         found.append((word, float(weights[start : start + count].sum())))
         start += count
     return found
-
-
-def strongest(words: Sequence[tuple[str, float]]) -> float:
-    """The greatest weight of a word, never 0."""
-    return max((weight for _, weight in words), default=0.0) or 1.0

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.build import Request, build
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
 from hada.evaluate.pages.report_page import Sections, assemble
+from hada.evaluate.results.packing import unpack_ranks
 from hada.evaluate.results.recall import evaluate
 from hada.extract.common import atomic
 from hada.extract.common.console import say
@@ -21,6 +23,7 @@ from hada.extract.common.device import choose_device
 from hada.extract.common.errors import HadaError, RunError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.manifest import Manifest
+from hada.extract.store import StoreReader
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder
 
@@ -61,11 +64,7 @@ def write_report(
         device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
-    ranks = {
-        method.name: method.ranks(gallery.caption_to_image)
-        for method in methods
-        if method.kind != "rrf"
-    }
+    ranks = {line["name"]: unpack_ranks(line["ranks"]) for line in result["methods"]}
     fused = next(
         method
         for method in methods
@@ -89,7 +88,7 @@ def write_report(
                 run=fused,
                 models=models,
                 ranks={method.name: ranks[method.name] for method in (fused, *models)},
-                tokenizers=_tokenizers(manifest, entry.name, [m.name for m in models]),
+                tokenizers=_tokenizers(manifest, gallery.stores, [m.name for m in models]),
             )
             best = max(models, key=lambda model: _rsum(result, model.name))
             won, lost = choose(ranks[fused.name], ranks[best.name])
@@ -140,11 +139,7 @@ def recall_curve(ranks: Ranks, way: str, ks: Sequence[int]) -> NDArray[np.float6
 
 
 def _recall_curves(methods: Sequence[Method], ranks: dict[str, Ranks]) -> list[str]:
-    drawn = [
-        method
-        for method in methods
-        if method.kind in ("model", "mean", "hada") and method.name in ranks
-    ]
+    drawn = [method for method in methods if method.kind in ("model", "mean", "hada")]
     titles = {"i2t": "Image query, captions ranked", "t2i": "Caption query, images ranked"}
     found = []
     for way, title in titles.items():
@@ -204,24 +199,20 @@ def _data(manifest: Manifest, gallery: Gallery, dataset: str, split: str) -> Cap
     return data
 
 
-def _tokenizers(manifest: Manifest, dataset: str, models: Sequence[str]) -> dict[str, Any]:
+def _tokenizers(
+    manifest: Manifest, stores: Sequence[StoreReader], models: Sequence[str]
+) -> dict[str, Any]:
     """The models that can say which tokens a word has; one that cannot be loaded is left out."""
-    from hada.extract.backbones import BackboneRequest, load_backbone
-
-    found = {}
-    for name in models:
+    tokenizers = {}
+    for store in stores:
+        name = store.spec.model.name
+        if name not in models:
+            continue
         try:
-            entry = manifest.model(name)
-            request = BackboneRequest(
-                name=name,
-                family=entry.family,
-                weights=entry.weights_for(dataset),
-                options=dict(entry.options),
-            )
-            found[name] = load_backbone(request)
+            tokenizers[name] = load_frozen_model(manifest, store)
         except (HadaError, OSError) as error:
-            say(f"{name}: words without attention, its tokenizer is not here ({error})")
-    return found
+            say(f"{name}: no attention on words, its tokenizer cannot be loaded ({error})")
+    return tokenizers
 
 
 def _rsum(result: dict[str, Any], name: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hada.evaluate.methods.seen import flattered
+from hada.evaluate.results.flattery import flattered
 from hada.evaluate.results.read import ranks_of
 from hada.evaluate.results.recall import plain, withheld
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval

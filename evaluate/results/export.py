@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from hada.evaluate.methods.seen import flattered
+from hada.evaluate.results.flattery import flattered
 from hada.evaluate.results.text import MARK, MEANING, marked
 from hada.extract.common.terminal import in_line
 from hada.fuse.ranking.ranks import KS

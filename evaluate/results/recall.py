@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import Gallery, Method
-from hada.evaluate.methods.seen import flattered, saw
+from hada.evaluate.methods.seen import saw
+from hada.evaluate.results.flattery import flattered
 from hada.evaluate.results.packing import pack, pack_ranks
 from hada.evaluate.results.read import SCHEMA
 from hada.evaluate.results.significance import Hits, Interval, bootstrap_rsums, difference, interval

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from hada.evaluate.methods.seen import flattered
+from hada.evaluate.results.flattery import flattered
 from hada.extract.common.terminal import console, in_line
 from hada.fuse.ranking.ranks import KS
 

@@ -22,10 +22,11 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
+from hada.evaluate.frozen_model import load_frozen_model
+from hada.extract.backbones import RegionBackbone
 from hada.extract.common import atomic
 from hada.extract.common.device import choose_device
-from hada.extract.common.errors import StoreMismatchError, UsageError
+from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName, StoreSpec
@@ -123,7 +124,7 @@ class Encoder:
 
     def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
         self._like = stores
-        self._backbones = [load_model(manifest, store, device) for store in stores]
+        self._backbones = [load_frozen_model(manifest, store, device) for store in stores]
         for store, backbone in zip(stores, self._backbones, strict=True):
             if isinstance(backbone, RegionBackbone):
                 name = store.spec.model.name
@@ -167,27 +168,6 @@ class Encoder:
                 return np.asarray(own_embeddings(stores[0], side)[0])
             image, caption = self._fuse(stores)
             return np.asarray((image if side == "image" else caption)[0], np.float32)
-
-
-def load_model(manifest: Manifest, store: StoreReader, device: str) -> Any:
-    """The model that a store was made with; raises `StoreMismatchError` for another."""
-    name = store.spec.model.name
-    entry = manifest.model(name)
-    backbone = load_backbone(
-        BackboneRequest(
-            name=name,
-            family=entry.family,
-            weights=entry.weights_for(store.spec.dataset),
-            device=choose_device(device),
-            options=dict(entry.options),
-        )
-    )
-    if backbone.spec.weights_digest != store.spec.model.weights_digest:
-        raise StoreMismatchError(
-            f"model {name!r}: {store.path} was extracted with other weights than the manifest "
-            "names now; extract it again"
-        )
-    return backbone
 
 
 def _store_one(

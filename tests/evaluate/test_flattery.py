@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.methods.gallery import Gallery, mean_of_cosines, single_models, tuned_sum
+from hada.evaluate.methods.combinations import mean_of_cosines, single_models, tuned_sum
+from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.methods.linear import concatenation_linear
-from hada.evaluate.methods.seen import NO_RECORD, Fitted, flattered, saw
+from hada.evaluate.methods.seen import Fitted, saw
+from hada.evaluate.results.flattery import NO_RECORD, flattered
 from hada.evaluate.results.recall import evaluate
 from hada.extract.cli import extract
 from hada.extract.spec import SideName

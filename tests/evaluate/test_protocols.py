@@ -15,13 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.methods.gallery import (
-    EmbeddingMethod,
-    Gallery,
-    mean_of_cosines,
-    reciprocal_ranks,
-    single_models,
-)
+from hada.evaluate.methods.combinations import mean_of_cosines, single_models
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
+from hada.evaluate.methods.rank_fusion import RankFusion
 from hada.evaluate.results.compare import compare
 from hada.evaluate.results.packing import unpack_ranks
 from hada.evaluate.results.read import SCHEMA, read_result
@@ -114,7 +110,7 @@ def slow_reciprocal(gallery: Gallery) -> tuple[Any, Any]:
 
 
 def test_reciprocal_ranks_equal_a_slow_loop(gallery: Gallery) -> None:
-    found = reciprocal_ranks(single_models(gallery)).ranks(OWNER)
+    found = RankFusion(tuple(single_models(gallery))).ranks(OWNER)
     i2t, t2i = slow_reciprocal(gallery)
     for image in range(I):
         own = np.flatnonzero(image == OWNER)
@@ -131,7 +127,7 @@ def test_constant_models_are_fused_to_chance() -> None:
     flat = EmbeddingMethod(
         "flat", "model", (np.ones((I, 2), np.float32), np.ones((T, 2), np.float32))
     )
-    table = recalls(reciprocal_ranks([flat, flat]).ranks(OWNER))
+    table = recalls(RankFusion((flat, flat)).ranks(OWNER))
     assert table["t2i_R@1"] == pytest.approx(100 / I)
 
 

@@ -14,14 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.methods.gallery import (
-    EmbeddingMethod,
-    Gallery,
+from hada.evaluate.methods.combinations import (
     mean_of_cosines,
     single_models,
     tuned_sum,
     weighted_sum,
 )
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.results.recall import evaluate
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
 from hada.evaluate.results.text import render, standing, verdicts

@@ -13,10 +13,10 @@ import torch
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
+from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.build import Request, build
 from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.methods.rerank import Reranked, RunHead
-from hada.evaluate.search.index import load_model
 from hada.extract.cli import extract
 from hada.extract.datasets.images import open_image
 from hada.extract.datasets.read import read_dataset
@@ -114,7 +114,7 @@ def test_a_models_head_orders_the_first_places(
     assert second.name == "blip + blip's match head"
     data = read_dataset(manifest.dataset("scenes"), "val")
     store = gallery.stores[0]
-    backbone = load_model(manifest, store, "cpu")
+    backbone = load_frozen_model(manifest, store, "cpu")
     pixels = np.stack([backbone.preprocess(open_image(path)) for path in data.image_paths])
     cosines = first.pair[0] @ first.pair[1].T
     ids = backbone.tokenize(data.captions)
