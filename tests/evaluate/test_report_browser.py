@@ -211,7 +211,7 @@ def test_what_is_injected_does_nothing(driver: Any, report_page: Path, tmp_path:
         assert asked(elsewhere) == []
         said = complaints(driver)
         assert sum("Content Security Policy" in line for line in said) >= 8
-        assert shown(driver) == ["ladder"]  # and the page's own script runs
+        assert shown(driver) == ["comparison"]  # and the page's own script runs
     # The same without the policy is obeyed: it is the policy that stops it.
     page.write_text(without_policy(page.read_text()))
     visit(driver, page)
