@@ -31,6 +31,8 @@ from hada.pipelines.cli import pipeline
 # Retitle the window, clear the screen, go back in the line, C1's way of saying ESC [, NEL, a line
 # that claims to be a result, bidirectional override and isolate, line separator, delete.
 EVIL = "\x1b]0;x\x07\x1b[2J\r\x9b2J\x85\n  1  0.999  forged\u202egpj\u2066\u2028\x7f[red]"
+# Control characters in file names and ids are refused when they are read; these are not.
+BIDI = "\u202egpj\u2066[red]"
 RANGES = ((0, 31), (0x7F, 0x9F), (0x2028, 0x202E), (0x2066, 0x2069))
 STEERS = {chr(n) for low, high in RANGES for n in range(low, high + 1)} - {"\n", "\t"}
 
@@ -67,16 +69,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         told = json.loads(file.read_text())
         for number, image in enumerate(told["images"]):
             old = folder / "data/images" / image["filename"]
-            image["filename"] = f"{EVIL}{image['filename']}"
+            image["filename"] = f"{BIDI}{image['filename']}"
             if number == 13:
                 old.write_bytes(b"no picture")
             old.rename(folder / "data/images" / image["filename"])
             for k, sentence in enumerate(image["sentences"]):
                 sentence["raw"] = f"{EVIL} {sentence['raw']}"
-                sentence["sentid"] = f"{EVIL}{number}-{k}"
+                sentence["sentid"] = f"{BIDI}{number}-{k}"
         file.write_text(json.dumps(told))
         said = [ran(extract, "--split", split) for split in ("train", "val")]
-        assert "could not decode \\x1b]0;x" in said[1]
+        assert f"could not decode {in_line(BIDI)}" in said[1]
         ran(fuse, "train", "--epochs", "1", "--run", "runs/tiny/mine")
         ran(evaluate, "recall", "--split", "val", "--quick", "--resamples", "100")
         yield folder
