@@ -44,6 +44,7 @@ def _info_text(facts: dict[str, Any]) -> str:
         f"  stored as   {spec['dtype']} in {facts['format']}, computed in {model['precision']}, "
         f"{size(facts['bytes'])}",
     ]
+    lines.append(f"  parts       {_binding_text(facts)}")
     lines += [_side_text(facts, side) for side in ("image", "caption")]
     width = model["embedding_width"]
     unit = "unit length" if model["normalized"] else "not normalised"
@@ -51,6 +52,12 @@ def _info_text(facts: dict[str, Any]) -> str:
     for entry in facts["allowed_mismatches"]:
         lines.append(f"  accepted    {entry['field']}: {entry['store']!r} for {entry['request']!r}")
     return "\n".join(map(in_line, lines))
+
+
+def _binding_text(facts: dict[str, Any]) -> str:
+    if facts["binding"] in ("unbound", "being bound"):
+        return f"{facts['binding']}; hada-store upgrade {facts['path']}"
+    return f"{facts['binding']}, root {facts['root']}"
 
 
 def _side_text(facts: dict[str, Any], side: str) -> str:
@@ -67,38 +74,45 @@ def _side_text(facts: dict[str, Any], side: str) -> str:
 
 @store.command()
 @click.argument("paths", nargs=-1, required=True, type=remote.place)
-@click.option("--deep", is_flag=True, help="Read every file and compare checksums.")
+@click.option("--deep", is_flag=True, help="Read and compare every byte.")
 def verify(paths: tuple[Path, ...], deep: bool) -> None:
-    """Check that stores are complete and undamaged. Exit code 1 where one is not.
+    """Check that stores are whole. Exit code 1 where one is not.
 
-    Without --deep: markers, presence and sizes. With it: every checksum.
+    Compares what binds a store's parts to each other: record, metadata, ids and spans, markers,
+    seal, presence and sizes of files; with --deep every byte of the features, too. Ends with a
+    verdict for each store: "whole", or what is missing, damaged or foreign, and what to do.
     """
-    from hada.extract.store.maintain import leftovers
-    from hada.extract.store.reader import open_store, read_spec, shard_status
+    from hada.extract.store.check import check
 
     bad = 0
     for path in paths:
-        status = shard_status(path, read_spec(path), deep=deep)
-        states = [
-            (side, shard, state)
-            for side, shards in status.items()
-            for shard, state in shards.items()
-            if state is not None
-        ]
-        for side, shard, state in states:
-            tell(f"{path}: {side} shard {shard}: {state}")
-        for file in leftovers(path):
-            tell(f"{path}: left by a killed writer, harmless: {file.relative_to(path)}")
-        if not states:
-            # Ids, spans and shapes are checked by opening.
-            open_store(path)
-        bad += len(states)
-        tell(f"{path}: {sum(map(len, status.values()))} shards looked at")
+        verdict = check(path, deep=deep)
+        for line in (*verdict.findings, *verdict.notes):
+            tell(f"{path}: {line}")
+        tell(verdict.text())
+        bad += not verdict.whole
     if bad:
-        raise StoreError(
-            f"{bad} shards are missing or damaged; `hada-store repair` removes the damaged ones, "
-            "and extracting again writes what is missing"
-        )
+        raise StoreError(f"{bad} of {len(paths)} stores are not whole; what to do stands above")
+
+
+@store.command()
+@click.argument("paths", nargs=-1, required=True, type=remote.place)
+def upgrade(paths: tuple[Path, ...]) -> None:
+    """Bind the parts of stores that an earlier version of HADA made.
+
+    Reads every byte, and refuses a store that is damaged or incomplete. Features stay as they
+    are; markers and attributes are written anew. The same command continues after an
+    interruption, and the store can be read all the while.
+    """
+    from hada.extract.common.progress import progress
+    from hada.extract.store.upgrade import plan_upgrade
+
+    for path in paths:
+        work = plan_upgrade(path)
+        with progress(f"{path}: binding", work.shards, "shards") as advance:
+            for _ in work.steps():
+                advance()
+        tell(f"{path}: bound" if work.shards else f"{path}: is bound already")
 
 
 @store.command()
@@ -115,7 +129,8 @@ def repair(path: Path, fast: bool) -> None:
     found = remove_damaged(path, deep=not fast)
     for entry in found:
         what = "is being written by another process, left alone" if entry.busy else "removed"
-        tell(f"{path}: {entry.side} shard {entry.shard}: {what} ({entry.reason})")
+        part = f"{entry.side} shard {entry.shard}" if entry.side else "the seal"
+        tell(f"{path}: {part}: {what} ({entry.reason})")
     spec = read_spec(path)
     if any(not entry.busy for entry in found):
         tell(

@@ -9,6 +9,7 @@ from typing import Any
 import makers
 import numpy as np
 import pytest
+import xxhash
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import NonFiniteError, StoreError, StoreMismatchError
@@ -86,6 +87,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def signed(value: dict[str, Any]) -> dict[str, Any]:
+    """A marker or seal with the digest that fits what it says, as docs/store.md describes it."""
+    body = {key: inner for key, inner in value.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return body | {"digest": xxhash.xxh3_128_hexdigest(text.encode())}
 
 
 class StoreContract:
@@ -169,6 +177,7 @@ class StoreContract:
         for side in SIDES:
             for shard in reversed(range(writer.shards(side))):
                 writer.write(side, shard, content.block(writer, side, shard))
+        writer.finish()
         assert files_of(path) == files_of(other)
 
     def test_an_unfinished_store_is_refused_and_continued(
@@ -224,8 +233,8 @@ class StoreContract:
         content.write(path)
         marker = commit.marker_path(path, "image", 0)
         value = json.loads(marker.read_text())
-        value["files"] = {"../../../../../x": [1, 2]}
-        marker.write_text(json.dumps(value))
+        value["files"] = {"../../../../../x": [1, "2"]}
+        marker.write_text(json.dumps(signed(value)))
         with pytest.raises(StoreError, match="outside the store"):
             open_store(path)
 

@@ -62,6 +62,7 @@ def import_store(
                 rows = writer.rows(side, shard)
                 writer.write(side, shard, _block(source, spec, side, rows))
                 advance(len(rows))
+    writer.finish()
     failures = writer.failures("image")
     if failures and len(failures) == len(dataset.image_ids):
         raise HadaError(f"{path}: not one image could be imported; {next(iter(failures.values()))}")

@@ -75,6 +75,8 @@ class RawShard:
     path: The file. offsets: (chunks,) int64 where each begins, `MISSING` where it was never
     written. crcs: (chunks,) uint32 of each chunk's bytes, or None where the four bytes after a
     chunk hold it. chunk_bytes, row_bytes: sizes; a chunk holds chunk_bytes // row_bytes rows.
+    bound: crc32c that the shard's marker counts, see `bind`; a shard put in another's place is
+    whole in itself, but not the one that was committed.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class RawShard:
     row_bytes: int
     fill: NDArray[np.uint8]
     identity: tuple[int, int, int]
+    bound: NDArray[np.uint32] | None = None
     verified: bytearray = field(init=False)
     _offsets: list[int] = field(init=False)
     _runs: list[int] = field(init=False)
@@ -99,6 +102,11 @@ class RawShard:
         breaks |= self.offsets[1:] == MISSING
         self._run_of = np.concatenate([[0], np.cumsum(breaks)])
         self._runs = self._run_of.tolist()
+
+    def bind(self, crcs: NDArray[np.uint32]) -> None:
+        """Compare chunks with these checksums, too; raises ValueError where others were written."""
+        check_written(self.offsets, crcs)
+        self.bound = crcs
 
     def read(
         self,
@@ -246,7 +254,25 @@ class RawShard:
             expected = int.from_bytes(stored.tobytes(), "little")
         if found != expected:
             raise ValueError(f"chunk {chunk} has the crc32c {found:08x}, expected {expected:08x}")
+        if self.bound is not None:
+            check_bound(chunk, found, self.bound)
         self.verified[chunk] = 1
+
+
+def check_written(offsets: NDArray[np.int64], crcs: NDArray[np.uint32]) -> None:
+    """Raise ValueError where other chunks are there than a marker has checksums of."""
+    there = offsets != MISSING
+    if there.sum() != len(crcs) or not there[: len(crcs)].all():
+        raise ValueError(f"{there.sum()} chunks are there, its marker counts {len(crcs)}")
+
+
+def check_bound(chunk: int, found: int, crcs: NDArray[np.uint32]) -> None:
+    """Raise ValueError where a chunk is not the one that its marker counts."""
+    if found != crcs[chunk]:
+        raise ValueError(
+            f"chunk {chunk} has the crc32c {found:08x}, its marker says {int(crcs[chunk]):08x}: "
+            "the file is of another shard or store"
+        )
 
 
 def _read_parts(file: OpenFile, size: int, parts: list[Part], out: memoryview) -> None:

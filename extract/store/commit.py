@@ -7,34 +7,96 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import google_crc32c
 
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SideName
+from hada.extract.store import digests
+from hada.extract.store.record import Record, shard_names
 
 COMMIT = "commit"
+
+
+class Fault(str):
+    """What is wrong with a part of a store, in words; `kind` is missing, damaged or foreign."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: str = "damaged") -> Self:
+        """A text with its kind."""
+        fault = super().__new__(cls, text)
+        fault.kind = kind
+        return fault
+
+
+UNWRITTEN = Fault("not written yet", "missing")
 
 
 @dataclass(frozen=True)
 class Marker:
     """The record of one finished shard.
 
-    files: relative path -> (bytes, crc32c) of everything that the shard wrote.
+    files: relative path -> (bytes, digest) of everything that the shard wrote; a number, where a
+    digest should be, is the crc32c of the first schema.
     failed: item row -> why it has no features.
     provenance: what else decided the bytes (batch size), for the record.
+    root: of the store it was written for. crcs: array -> crc32c of its chunks, packed.
+    digest: of all of these, "" in the first schema.
     """
 
     side: SideName
     shard: int
     spec_digest: str
-    files: dict[str, tuple[int, int]]
+    files: dict[str, tuple[int, str | int]]
     failed: dict[int, str]
     provenance: dict[str, Any]
+    root: str = ""
+    crcs: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the markers of a store must fit: its spec, root and files."""
+
+    record: Record
+    spec_digest: str
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """The frame of a store."""
+        return cls(record, record.spec.digest())
+
+    def foreign(self, marker: Marker) -> Fault | None:
+        """Why a marker does not belong to this store or place, or None."""
+        record, side = self.record, marker.side
+        if marker.spec_digest != self.spec_digest:
+            return Fault("it was written for another spec", "foreign")
+        if marker.root != record.root and (marker.digest or not record.upgrading):
+            return Fault("it was written for another store: another root", "foreign")
+        size = record.spec.rows_per_shard[side]
+        if not all(row // size == marker.shard for row in marker.failed):
+            return Fault("its marker calls rows failed that are not its own")
+        arrays = shard_names(record.spec, side)
+        wanted = record.form.shard_files(side, marker.shard, arrays)
+        if marker.files.keys() != wanted:
+            name = min(marker.files.keys() ^ wanted)
+            if name in wanted:
+                return Fault(f"its marker does not name {name}")
+            outside = "a file outside the store" if _is_outside(name) else "a file of others"
+            return Fault(f"its marker names {outside}: {name!r}")
+        if marker.digest and marker.crcs.keys() != arrays.keys():
+            return Fault("its marker has not the checksums of its arrays")
+        return None
+
+
+def _is_outside(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
 
 
 def marker_path(folder: Path, side: SideName, shard: int) -> Path:
@@ -49,18 +111,26 @@ def marker_name(side: SideName, shard: int) -> str:
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Commit a shard: from now on it counts."""
+    body = marker_body(marker)
     atomic.write_json(
         marker_path(folder, marker.side, marker.shard),
-        {
-            "side": marker.side,
-            "shard": marker.shard,
-            "spec": marker.spec_digest,
-            "files": {name: list(entry) for name, entry in marker.files.items()},
-            "failed": {str(row): reason for row, reason in marker.failed.items()},
-            "provenance": marker.provenance,
-        },
+        body | {"digest": digests.of_json(body)},
         tidy=False,  # who owns the shard has done it
     )
+
+
+def marker_body(marker: Marker) -> dict[str, Any]:
+    """What a marker says, but for its own digest, as JSON values."""
+    return {
+        "side": marker.side,
+        "shard": marker.shard,
+        "spec": marker.spec_digest,
+        "root": marker.root,
+        "files": {name: list(entry) for name, entry in marker.files.items()},
+        "crcs": dict(marker.crcs),
+        "failed": {str(row): reason for row, reason in marker.failed.items()},
+        "provenance": marker.provenance,
+    }
 
 
 def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
@@ -93,19 +163,29 @@ def read_markers(
 
 
 def parse_marker(data: bytes, path: Path | str, side: SideName, shard: int) -> Marker:
-    """A marker from its file's bytes; raises `StoreError` where they are none."""
+    """A marker from its file's bytes; raises `StoreError` where they are none of this shard."""
     try:
         raw = json.loads(data.decode())
-        return Marker(
+        digest = raw.get("digest", "")
+        if "digest" in raw or "root" in raw:
+            body = {key: value for key, value in raw.items() if key != "digest"}
+            if digest != digests.of_json(body):
+                raise StoreError(f"{path}: not a commit marker (it was changed: another digest)")
+        marker = Marker(
             side=side,
             shard=shard,
             spec_digest=str(raw["spec"]),
-            files={
-                str(name): (int(entry[0]), int(entry[1])) for name, entry in raw["files"].items()
-            },
+            files={name: _file(entry, bool(digest)) for name, entry in raw["files"].items()},
             failed={int(row): str(reason) for row, reason in raw["failed"].items()},
             provenance=dict(raw["provenance"]),
+            root=str(raw["root"]) if digest else "",
+            crcs={name: str(table) for name, table in raw["crcs"].items()} if digest else {},
+            digest=digest,
         )
+        if (raw["side"], raw["shard"]) != (side, shard):
+            raise StoreError(
+                f"{path}: it is the marker of {raw['side']} shard {raw['shard']}, put elsewhere"
+            )
     except (
         ValueError,
         LookupError,
@@ -115,6 +195,12 @@ def parse_marker(data: bytes, path: Path | str, side: SideName, shard: int) -> M
         RecursionError,
     ) as error:
         raise StoreError(f"{path}: not a commit marker ({error})") from error
+    return marker
+
+
+def _file(entry: Any, bound: bool) -> tuple[int, str | int]:
+    size, check = entry
+    return int(size), str(check) if bound else int(check)
 
 
 def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
@@ -127,45 +213,56 @@ def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
 
 
 def damage(
-    features: Path,
     marker: Marker,
-    spec_digest: str,
+    frame: Frame,
     *,
-    deep: bool = False,
+    metadata: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
-) -> str | None:
-    """What is wrong with a committed shard, or None; its files lie below `features`.
+) -> Fault | None:
+    """What is wrong with a committed shard, or None.
 
-    Looks at presence and size of its files; `deep` reads them and compares checksums too.
+    Compares the marker with the store it lies in, and looks at presence and size of its files;
+    with `metadata`, that of the store's arrays, it reads them and compares every byte.
     `sizes` are those of all files there, where they have been listed (`listed_sizes`).
     """
-    if marker.spec_digest != spec_digest:
-        return "it was written for another spec"
-    resolved: Path | None = None
-    for name, (n_bytes, crc) in marker.files.items():
-        if sizes is not None and not deep:
-            # The listing holds files of the store and no others.
-            if name not in sizes:
-                return f"{name} is missing"
-            if sizes[name] != n_bytes:
-                return f"{name} has {sizes[name]} bytes, expected {n_bytes}"
-            continue
-        path = features / name
+    fault = frame.foreign(marker)
+    if fault is not None:
+        return fault
+    features = frame.record.features
+    for name, (n_bytes, _) in marker.files.items():
         try:
-            resolved = resolved or features.resolve()
-            if not path.resolve().is_relative_to(resolved):
-                return f"its marker names a file outside the store: {name!r}"
-            found = path.stat().st_size if sizes is None else sizes.get(name)
-            if found is None:
-                return f"{name} is missing"
-            if found != n_bytes:
-                return f"{name} has {found} bytes, expected {n_bytes}"
-            if deep and _file_checksum(path, n_bytes) != crc:
-                return f"{name} has another checksum than when it was written"
+            found = (features / name).stat().st_size if sizes is None else sizes.get(name)
         except FileNotFoundError:
-            return f"{name} is missing"
+            found = None
         except (OSError, ValueError, RuntimeError) as error:
-            return f"{name!r} cannot be read ({error})"
+            return Fault(f"{name!r} cannot be read ({error})")
+        if found is None:
+            return Fault(f"{name} is missing", "missing")
+        if found != n_bytes:
+            return Fault(f"{name} has {found} bytes, expected {n_bytes}")
+    return None if metadata is None else _difference(marker, frame, metadata)
+
+
+def _difference(marker: Marker, frame: Frame, metadata: Mapping[str, Any]) -> Fault | None:
+    """What of a shard's bytes is not as its marker says."""
+    record = frame.record
+    arrays = shard_names(record.spec, marker.side)
+    mine = {name: metadata[name] for name in arrays}
+    try:
+        for name, (_, check) in marker.files.items():
+            if isinstance(check, int) and checksum(record.features / name) != check:
+                return Fault(f"{name} has another checksum than when it was written")
+        written = record.form.read_shard(record.features, marker.side, marker.shard, mine)
+    except (OSError, ValueError, RuntimeError) as error:
+        return Fault(
+            f"it has another checksum than when it was written, or cannot be read: {error}"
+        )
+    for name, (_, check) in marker.files.items():
+        if isinstance(check, str) and written.files[name][1] != check:
+            return Fault(f"{name} has another checksum than when it was written")
+    for name, table in marker.crcs.items():
+        if digests.pack_crcs(written.crcs[name]) != table:
+            return Fault(f"the chunks of {name} are not those that its marker counts")
     return None
 
 
@@ -175,20 +272,15 @@ def listed_sizes(features: Path) -> dict[str, int] | None:
 
 
 def checksum(path: Path) -> int:
-    """crc32c of a whole file."""
+    """crc32c of a whole file, as the first schema has it."""
     crc = 0
+    if remote.is_remote(path):
+        for data in remote.blocks(path, path.stat().st_size):
+            crc = google_crc32c.extend(crc, data)
+        return crc
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             crc = google_crc32c.extend(crc, block)
-    return crc
-
-
-def _file_checksum(path: Path, n_bytes: int) -> int:
-    if not remote.is_remote(path):
-        return checksum(path)
-    crc = 0
-    for data in remote.blocks(path, n_bytes):
-        crc = google_crc32c.extend(crc, data)
     return crc
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES, StoreSpec
-from hada.extract.store import commit, dtypes, formats
-from hada.extract.store.formats import ArrayPlan, Format
+from hada.extract.store import commit, dtypes, formats, record
+from hada.extract.store.formats import ArrayPlan
 from hada.extract.store.index import (
     ROWS_PER_CHUNK,
     StoreIndex,
@@ -113,8 +113,9 @@ def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -
             features,
             plan_arrays(spec, index),
             index_arrays(spec, index),
-            {"hada": spec.to_json()},
+            {record.SPEC: spec.to_json()},
         )
+        record.bind(formats.get(format_name), features, spec)
         (temporary / commit.COMMIT).mkdir()
         atomic.sync(temporary)
         try:
@@ -173,8 +174,8 @@ def check_same(
     index: StoreIndex,
     format_name: str | None = None,
     allow: Collection[str] = (),
-) -> tuple[StoreSpec, Format, Path]:
-    """The spec of the store on disk, which must mean the same as `spec`; its format and place.
+) -> record.Record:
+    """The record of the store on disk, which must mean the same as `spec`.
 
     Fields in `allow` may differ; that is then written down in the store's attributes.
     """
@@ -185,27 +186,36 @@ def check_same(
             f"{folder}: exists, but is not a feature store (no {places} in it). "
             "Move it away, or choose another place for stores."
         )
-    form, features = found
+    form, _ = found
     if format_name is not None and format_name != form.name:
         raise StoreMismatchError(
             f"{folder}: format: the store has {form.name!r}, this call wants {format_name!r}. "
             f"Leave out --format, or: hada-store convert {folder} PLACE --format {format_name}"
         )
-    attributes = form.attributes(features)
-    stored = StoreSpec.from_json(attributes.get("hada", {}))
-    allowed = _refuse_differences(folder, stored, spec, allow)
+    known = record.read_record(folder)
+    allowed = _refuse_differences(folder, known.spec, spec, allow)
+    contents = record.read_contents(known)
     for name, values in index_arrays(spec, index).items():
-        there = form.whole(features, name)
+        there = contents.index[name]
         if there.shape != values.shape or (there != values).any():
             raise StoreMismatchError(
                 f"{folder}: {name} differs from what would be written now, though the dataset is "
                 "the same. Was the tokenizer changed? `--fresh` starts the store again."
             )
-    known = attributes.get(ALLOWED, [])
-    fresh = [entry for entry in allowed if entry not in known]
+    listed = known.attributes.get(ALLOWED, [])
+    fresh = [entry for entry in allowed if entry not in listed]
     if fresh:
-        form.set_attributes(features, attributes | {ALLOWED: known + fresh})
-    return stored, form, features
+        _accept(known, listed + fresh)
+    return known
+
+
+def _accept(known: record.Record, allowed: list[Any]) -> None:
+    attributes = known.attributes | {ALLOWED: allowed}
+    if known.root:
+        attributes = record.with_record(
+            attributes, known.root, known.parts, upgrading=known.upgrading
+        )
+    known.form.set_attributes(known.features, attributes)
 
 
 def _refuse_differences(

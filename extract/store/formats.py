@@ -8,7 +8,7 @@ shards count, what fits together, who may write) is the same for all formats.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -50,6 +50,18 @@ class ArrayPlan:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What lies on disk of one shard.
+
+    files: path relative to the format's folder -> (bytes, digest) of every file.
+    crcs: name of an array ("image/tokens") -> crc32c of each of its chunks, in order.
+    """
+
+    files: dict[str, tuple[int, str]]
+    crcs: dict[str, NDArray[np.uint32]]
 
 
 class ArraySource(Protocol):
@@ -94,7 +106,7 @@ class Format(Protocol):
         side: str,
         shard: int,
         arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]],
-    ) -> dict[str, tuple[int, int]]:
+    ) -> Written:
         """Write the arrays of one shard, whole or not at all.
 
         Args:
@@ -103,10 +115,21 @@ class Format(Protocol):
             shard: Its number.
             arrays: Name ("image/tokens") -> plan and the rows that are there; the rest of the
                 shard stays unwritten.
-
-        Returns:
-            Path relative to `features` -> (bytes, crc32c) of every file.
         """
+        ...
+
+    def read_shard(
+        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+    ) -> Written:
+        """What `write_shard` returned, from the bytes on disk: each is read, each chunk verified.
+
+        `metadata` are those of the side's arrays. Raises OSError or ValueError where a file is
+        missing, damaged or not divided as `write_shard` does it.
+        """
+        ...
+
+    def shard_files(self, side: str, shard: int, arrays: Mapping[str, int]) -> set[str]:
+        """The files of a shard, relative to `features`; `arrays` are names and axes."""
         ...
 
     def attributes(self, features: Path) -> dict[str, Any]:
@@ -117,16 +140,33 @@ class Format(Protocol):
         """Replace the attributes atomically."""
         ...
 
-    def has(self, features: Path, name: str) -> bool:
-        """Whether there is such an array."""
+    def arrays(self, features: Path) -> set[str]:
+        """The names of all arrays that are there, whoever made them."""
         ...
 
-    def whole(self, features: Path, name: str) -> NDArray[Any]:
-        """A small array, verified. Raises `StoreError` where it is missing or damaged."""
+    def metadata(self, features: Path, names: Collection[str]) -> dict[str, Any]:
+        """What describes each array, as JSON values; "" describes what holds them.
+
+        Raises `StoreError` where one is missing or damaged.
+        """
         ...
 
-    def source(self, features: Path, name: str) -> ArraySource:
-        """An array in shards. Raises `StoreError` where it is missing or damaged."""
+    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Small arrays, verified. Raises `StoreError` where one is missing or damaged."""
+        ...
+
+    def source(self, features: Path, name: str, metadata: Any = None) -> ArraySource:
+        """An array in shards; `metadata` is what `metadata` said of it, where it is known.
+
+        Raises `StoreError` where it is missing or damaged.
+        """
+        ...
+
+    def index_files(self, features: Path, names: Mapping[str, int]) -> set[str]:
+        """The files of attributes, metadata and small arrays; `names` are all arrays and axes.
+
+        An array in shards has its metadata there alone.
+        """
         ...
 
     def files(self, features: Path, side: str, shard: int) -> list[Path]:

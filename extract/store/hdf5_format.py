@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common import atomic
 from hada.extract.common.errors import StoreError
+from hada.extract.store import digests
 from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
-from hada.extract.store.commit import checksum
-from hada.extract.store.formats import ArrayPlan
+from hada.extract.store.formats import SHARDED, ArrayPlan, Written
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"
@@ -70,12 +70,12 @@ class Hdf5Format:
         side: str,
         shard: int,
         arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]],
-    ) -> dict[str, tuple[int, int]]:
+    ) -> Written:
         path = _part(features, side, shard)
         with atomic.writing(path, silent=True, tidy=False) as sink:
             # In a thread, where Ctrl-C cannot come between: HDF5 would end in the middle of it.
             with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
-                pool.submit(_fill, sink, arrays).result()
+                tables = pool.submit(_fill, sink, arrays).result()
             # What did not arrive is known here, before anything is read back.
             sink.check()
             temporary = atomic.temporary_name(path)
@@ -83,9 +83,24 @@ class Hdf5Format:
             with ThreadPoolExecutor(1) as pool:
                 synced = pool.submit(sink.sync)
                 _compare(temporary, arrays)
-                written = os.stat(temporary).st_size, checksum(temporary)
+                written = os.stat(temporary).st_size, digests.of_file(temporary)
                 synced.result()
-        return {str(path.relative_to(features)): written}
+        return Written(files={str(path.relative_to(features)): written}, crcs=tables)
+
+    def read_shard(
+        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+    ) -> Written:
+        path, crcs = _part(features, side, shard), {}
+        written = path.stat().st_size, digests.of_file(path)
+        for name, described in metadata.items():
+            try:
+                crcs[name] = Hdf5Source(features, name, described).verified(shard)
+            except _ERRORS as error:
+                raise ValueError(f"{path.relative_to(features)}, {name}: {error}") from error
+        return Written(files={str(path.relative_to(features)): written}, crcs=crcs)
+
+    def shard_files(self, side: str, shard: int, arrays: Mapping[str, int]) -> set[str]:
+        return {f"{side}/{shard:06d}.h5"} if arrays else set()
 
     def attributes(self, features: Path) -> dict[str, Any]:
         with _open(features / _INDEX) as file:
@@ -102,16 +117,33 @@ class Hdf5Format:
                 file.attrs[key] = json.dumps(value, sort_keys=True)
         atomic.write_bytes(features / _INDEX, image.getvalue())
 
-    def has(self, features: Path, name: str) -> bool:
+    def arrays(self, features: Path) -> set[str]:
         with _open(features / _INDEX) as file:
-            return name in file or name in json.loads(file.attrs["arrays"])
+            found = set(json.loads(file.attrs["arrays"]))
+            file.visititems(lambda name, item: _note(found, name, item))
+        return found
 
-    def whole(self, features: Path, name: str) -> NDArray[Any]:
+    def metadata(self, features: Path, names: Collection[str]) -> dict[str, Any]:
         with _open(features / _INDEX) as file:
-            return np.asarray(file[name][...])
+            described = json.loads(file.attrs["arrays"])
+            found: dict[str, Any] = {"": {}}
+            for name in names:
+                if name.rpartition("/")[2] in SHARDED:
+                    found[name] = described[name]
+                else:
+                    shape, dtype = file[name].shape, file[name].dtype
+                    found[name] = {"shape": list(shape), "dtype": dtype.newbyteorder("<").str}
+        return found
 
-    def source(self, features: Path, name: str) -> Hdf5Source:
-        return Hdf5Source(features, name)
+    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        with _open(features / _INDEX) as file:
+            return {name: np.asarray(file[name][...]) for name in names}
+
+    def source(self, features: Path, name: str, metadata: Any = None) -> Hdf5Source:
+        return Hdf5Source(features, name, metadata)
+
+    def index_files(self, features: Path, names: Mapping[str, int]) -> set[str]:
+        return {_INDEX}
 
     def files(self, features: Path, side: str, shard: int) -> list[Path]:
         part = _part(features, side, shard)
@@ -121,11 +153,13 @@ class Hdf5Format:
 class Hdf5Source:
     """See `formats.ArraySource`."""
 
-    def __init__(self, features: Path, name: str) -> None:
+    def __init__(self, features: Path, name: str, metadata: Any = None) -> None:
         self.name = f"{features / name}"
         self._features, self._array = features, name
-        with _open(features / _INDEX) as file:
-            plan = _read_plan(json.loads(file.attrs["arrays"])[name])
+        if metadata is None:
+            with _open(features / _INDEX) as file:
+                metadata = json.loads(file.attrs["arrays"])[name]
+        plan = _read_plan(metadata)
         self._plan = plan
         self.shape, self.dtype, self.fill = plan.shape, np.dtype(plan.dtype), plan.fill
         self.shard_rows = plan.shard_rows
@@ -149,6 +183,20 @@ class Hdf5Source:
             fill=fill_bytes(self.fill, self.dtype),
             identity=identity(before),
         )
+
+    def verified(self, shard: int) -> NDArray[np.uint32]:
+        """crc32c of each chunk of a shard, computed from its bytes and compared with its table."""
+        raw = self.raw(shard)
+        if raw is None or raw.crcs is None or (raw.offsets == MISSING).any():
+            raise ValueError("its chunks are not as HADA writes them")
+        with raw.path.open("rb", buffering=0) as file:
+            for chunk, (offset, wanted) in enumerate(zip(raw.offsets, raw.crcs, strict=True)):
+                found = google_crc32c.value(os.pread(file.fileno(), raw.chunk_bytes, offset))
+                if found != wanted:
+                    raise ValueError(
+                        f"chunk {chunk} has the crc32c {found:08x}, expected {int(wanted):08x}"
+                    )
+        return raw.crcs
 
     def library(self, start: int, stop: int) -> NDArray[Any]:
         side, _, name = self._array.partition("/")
@@ -202,6 +250,11 @@ def _chunk_count(data: Any) -> int:
     return -(-len(data) // int(data.chunks[0]))
 
 
+def _note(found: set[str], name: str, item: Any) -> None:
+    if isinstance(item, h5py.Dataset):
+        found.add(name)
+
+
 def _part(features: Path, side: str, shard: int) -> Path:
     return features / side / f"{shard:06d}.h5"
 
@@ -215,13 +268,18 @@ def _create(sink: io.IOBase) -> h5py.File:
     return h5py.File(sink, "w", libver=("v110", "v110"))
 
 
-def _fill(sink: io.IOBase, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
+def _fill(
+    sink: io.IOBase, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]
+) -> dict[str, NDArray[np.uint32]]:
+    """Write a part; returns the crc32c of each array's chunks."""
+    tables = {}
     with _create(sink) as file:
         for name, (plan, values) in arrays.items():
+            crcs = tables[name] = _chunk_crcs(values, plan)
             name = name.partition("/")[2]
             _dataset(file, name, values, plan.chunk_rows, plan.fill)
-            crcs = _chunk_crcs(values, plan)
             _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
+    return tables
 
 
 def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common import atomic, remote
-from hada.extract.common.errors import StoreError
+from hada.extract.common.errors import StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit
+from hada.extract.store import commit, seal
 from hada.extract.store.create import ALLOWED
 from hada.extract.store.index import StoreIndex
-from hada.extract.store.reader import StoreReader, locate, open_store, read_spec, shard_status
+from hada.extract.store.reader import StoreReader, open_store, shard_status
+from hada.extract.store.record import Record, locate, read_record
 from hada.extract.store.size_plan import SizePlan, plan_size
 from hada.extract.store.writer import Block, StoreWriter
 from hada.extract.variants.reduced import ALL, pool, pooled_lengths, reduced_spec
 
-UNWRITTEN = "not written yet"
-
 
 @dataclass(frozen=True)
 class Removed:
-    """One shard that `repair` removed, and why. `busy`: another process is writing it now."""
+    """One shard that `repair` removed, and why; without a side it is the seal.
 
-    side: SideName
+    busy: another process is writing it now.
+    """
+
+    side: SideName | None
     shard: int
     reason: str
     busy: bool = False
@@ -36,9 +38,10 @@ class Removed:
 
 def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
     """Spec, format, progress, bytes and provenance of a store, as plain JSON values."""
-    form, features = locate(folder)
-    spec = read_spec(folder)
-    status = shard_status(folder, spec, deep=deep)
+    record = read_record(folder)
+    form, features, spec = record.form, record.features, record.spec
+    status = shard_status(folder, deep=deep)
+    ids = form.whole(features, [f"{side}/ids" for side in SIDES])
     provenance: list[dict[str, Any]] = []
     failed = dict.fromkeys(SIDES, 0)
     for side, shards in status.items():
@@ -53,20 +56,39 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
         "format": form.name,
         "spec": spec.to_json(),
         "digest": spec.digest(),
-        "items": {side: len(form.whole(features, f"{side}/ids")) for side in SIDES},
+        "binding": binding(record, status),
+        "root": record.root,
+        "items": {side: len(ids[f"{side}/ids"]) for side in SIDES},
         "failed": failed,
         "shards": {
             side: {
                 "done": sum(state is None for state in shards.values()),
-                "damaged": sum(state not in (None, UNWRITTEN) for state in shards.values()),
+                "damaged": sum(state not in (None, commit.UNWRITTEN) for state in shards.values()),
                 "total": len(shards),
             }
             for side, shards in status.items()
         },
         "bytes": sum(remote.file_sizes(folder).values()),
-        "allowed_mismatches": form.attributes(features).get(ALLOWED, []),
+        "allowed_mismatches": record.attributes.get(ALLOWED, []),
         "provenance": provenance,
     }
+
+
+def binding(record: Record, status: Mapping[SideName, Mapping[int, object]]) -> str:
+    """Whether the parts of a store are bound to each other, in words; `status` is of its shards."""
+    if not record.root:
+        return "unbound"
+    if record.upgrading:
+        return "being bound"
+    keys = [(side, shard) for side, shards in status.items() for shard in shards]
+    try:
+        markers = commit.read_markers(record.folder, keys)
+        sealed = seal.faults(record.folder, record.root, markers)[0]
+    except UnreachableError:
+        raise
+    except StoreError:
+        return "bound, seal damaged"
+    return "bound and sealed" if sealed else "bound, not sealed yet"
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -86,15 +108,15 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
             extraction helps.
     """
     form, features = locate(folder)
-    removed = []
-    for side, shards in shard_status(folder, read_spec(folder), deep=deep).items():
+    removed = _remove_bad_seal(folder)
+    for side, shards in shard_status(folder, deep=deep).items():
         for shard, state in shards.items():
             if state is None:
                 continue
             with commit.shard_lock(folder, side, shard) as mine:
                 files = form.files(features, side, shard)
                 # A shard that nobody has begun is no damage.
-                if state == UNWRITTEN and not files:
+                if state == commit.UNWRITTEN and not files:
                     continue
                 if not mine:
                     removed.append(Removed(side, shard, state, busy=True))
@@ -105,9 +127,21 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
                 commit.remove_leftovers(folder, side, shard)
                 for file in files:
                     file.unlink(missing_ok=True)
-                reason = "files without a marker" if state == UNWRITTEN else state
+                reason = "files without a marker" if state == commit.UNWRITTEN else state
                 removed.append(Removed(side, shard, reason))
     return removed
+
+
+def _remove_bad_seal(folder: Path) -> list[Removed]:
+    root = read_record(folder).root
+    try:
+        seal.faults(folder, root, {})
+    except UnreachableError:
+        raise
+    except StoreError as error:
+        seal.remove(folder)
+        return [Removed(None, 0, str(error).partition(". ")[0])]
+    return []
 
 
 def convert(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common import atomic, remote
-from hada.extract.common.errors import StoreError, UsageError
+from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, dtypes, formats
-from hada.extract.store.formats import Format
-from hada.extract.store.index import StoreIndex, decode_ids, shard_count
+from hada.extract.store import commit, dtypes, formats, seal
+from hada.extract.store.index import decode_ids
+from hada.extract.store.record import (
+    Contents,
+    Record,
+    changed,
+    locate,
+    read_contents,
+    read_record,
+    shard_names,
+)
 from hada.extract.store.remote_row_reader import row_reader
 from hada.extract.store.row_reader import RowReader
+
+__all__ = ["SideReader", "StoreReader", "locate", "open_store", "read_spec", "shard_status"]
 
 Rows = slice | NDArray[np.int64]
 
@@ -28,26 +40,24 @@ class SideReader:
     keeps none). failed: (n,) bool, items that could not be encoded: their features are NaN.
     """
 
-    def __init__(
-        self,
-        form: Format,
-        features: Path,
-        side: SideName,
-        spec: StoreSpec,
-        failed: set[int],
-    ) -> None:
+    def __init__(self, side: SideName, record: Record, contents: Contents, shards: Shards) -> None:
+        spec = record.spec
         self.side = side
-        self._form, self._features, self._dtype = form, features, spec.dtype
+        self._form, self._features, self._dtype = record.form, record.features, spec.dtype
+        self._metadata = {name: contents.metadata[name] for name in shard_names(spec, side)}
+        self._crcs = shards.crcs
         self._width = spec.model.embedding_width
-        self.ids = decode_ids(form.whole(features, f"{side}/ids"))
+        self.ids = _decode(record, contents.index[f"{side}/ids"])
         self.tokens_spec = spec.model.tokens(side)
         self.failed = np.zeros(len(self.ids), bool)
-        if not all(0 <= row < len(self.ids) for row in failed):
+        failed = sorted(shards.failed[side])
+        if failed and not 0 <= failed[0] <= failed[-1] < len(self.ids):
             raise StoreError(
-                f"{features.parent}: a marker calls {side} rows failed that the store has not. "
+                f"{record.folder}: a marker calls {side} rows failed that the store has not. "
                 "`hada-store repair` does not help here; start the store again with --fresh."
             )
-        self.failed[sorted(failed)] = True
+        self.failed[failed] = True
+        self._spans = self._checked_spans(contents.index.get(f"{side}/spans"))
         self.lengths = self._lengths()
 
     def tokens(self, rows: Rows, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -79,6 +89,13 @@ class SideReader:
             return None
         items = self._rows(slice(None) if rows is None else rows)
         return self._read(self._embedding_rows, np.stack([items, items + 1], axis=1), None)
+
+    def touch(self) -> None:
+        """Open every array. Raises `StoreError` where one is not as the spec says."""
+        if self.tokens_spec is not None:
+            _ = self._token_rows
+            _ = self._step_rows if self._dtype == "int8" else None
+        _ = self._embedding_rows
 
     def _dequantized(self, items: NDArray[np.int64], out: NDArray[Any] | None) -> NDArray[Any]:
         """Codes times steps; see `dtypes`."""
@@ -116,9 +133,10 @@ class SideReader:
             return np.full(len(self.ids), self.tokens_spec.count, np.int64)
         return np.asarray(self._spans[:, 1] - self._spans[:, 0])
 
-    @functools.cached_property
-    def _spans(self) -> NDArray[np.int64]:
-        spans = self._form.whole(self._features, f"{self.side}/spans")
+    def _checked_spans(self, spans: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """First and last token rows of each item; empty where all have the same number."""
+        if spans is None or self.tokens_spec is None:
+            return np.zeros((0, 2), np.int64)
         ordered = spans.shape == (len(self.ids), 2) and bool(
             (spans[:, 0] >= 0).all()
             and (spans[:, 0] <= spans[:, 1]).all()
@@ -150,19 +168,21 @@ class SideReader:
 
     @functools.cached_property
     def _embedding_rows(self) -> RowReader | None:
-        if self._width is None or not self._form.has(self._features, f"{self.side}/embeddings"):
+        if self._width is None:
             return None
         stored = dtypes.on_disk(dtypes.of_embeddings(self._dtype))
         return self._array("embeddings", (self._width,), len(self.ids), stored)
 
     def _array(self, name: str, row: tuple[int, ...], rows: int | None, stored: str) -> RowReader:
-        """An array, whose shape must be what the spec says: its own metadata has no checksum."""
-        reader = row_reader(self._form.source(self._features, f"{self.side}/{name}"))
+        """An array, whose shape must be what the spec says: without a record nothing else tells."""
+        name = f"{self.side}/{name}"
+        source = self._form.source(self._features, name, self._metadata[name])
+        reader = row_reader(source, self._crcs.get(name))
         dtype = np.dtype(stored)
         fits = reader.shape[1:] == row and rows in (None, reader.shape[0]) and reader.dtype == dtype
         if not fits:
             raise StoreError(
-                f"{self._features}: {self.side}/{name}: expected ({rows or 'rows'}, "
+                f"{self._features}: {name}: expected ({rows or 'rows'}, "
                 f"{', '.join(map(str, row))}) {dtype}, got {reader.shape} {reader.dtype}. "
                 "Start the store again with --fresh."
             )
@@ -176,19 +196,13 @@ class StoreReader:
     its own.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: StoreSpec,
-        form: Format,
-        features: Path,
-        failed: dict[SideName, set[int]],
-    ) -> None:
-        self.path, self.spec = folder, spec
-        self.format = form.name
-        self.image = SideReader(form, features, "image", spec, failed["image"])
-        self.caption = SideReader(form, features, "caption", spec, failed["caption"])
-        self.caption_to_image: NDArray[np.int64] = form.whole(features, "caption/image_index")
+    def __init__(self, record: Record, contents: Contents, shards: Shards) -> None:
+        features = record.features
+        self.path, self.spec = record.folder, record.spec
+        self.format = record.form.name
+        self.image = SideReader("image", record, contents, shards)
+        self.caption = SideReader("caption", record, contents, shards)
+        self.caption_to_image: NDArray[np.int64] = contents.index["caption/image_index"]
         captions, images = len(self.caption.ids), len(self.image.ids)
         owners = self.caption_to_image
         if owners.shape != (captions,) or ((owners < 0) | (owners >= images)).any():
@@ -212,14 +226,19 @@ class StoreReader:
 def open_store(path: str | Path) -> StoreReader:
     """Open a finished store.
 
+    What binds its parts is compared here: the record with the spec, metadata, ids and spans, the
+    markers with the record, their seal and the sizes of their files. The shards' bytes are
+    compared with their markers as they are read.
+
     Raises:
-        StoreError: There is none, it is incomplete or damaged; the message says what to do.
+        StoreError: There is none, it is incomplete or damaged, or holds parts of another store;
+            the message says what to do.
     """
     folder = remote.place(path)
-    form, features = locate(folder)
-    spec = read_spec(folder)
-    markers = _markers(form, folder, features, spec)
-    status = _status(features, spec, markers)
+    record = read_record(folder)
+    contents = read_contents(record)
+    spec, markers = record.spec, _markers(record, contents)
+    status = _status(record, markers)
     missing = {side: [k for k, state in status[side].items() if state] for side in SIDES}
     if any(missing.values()):
         total = sum(len(status[side]) for side in SIDES)
@@ -231,25 +250,7 @@ def open_store(path: str | Path) -> StoreReader:
             f"({side} shard {missing[side][0]}: {first}). Run again: hada-extract "
             f"--dataset {spec.dataset} --split {spec.split} --model {spec.model.name}"
         )
-    failed: dict[SideName, set[int]] = {side: set() for side in SIDES}
-    for (side, _), marker in markers.items():
-        if isinstance(marker, commit.Marker):
-            failed[side].update(marker.failed)
-    return StoreReader(folder, spec, form, features, failed)
-
-
-def locate(folder: Path) -> tuple[Format, Path]:
-    """The format of a store and the folder of its features. Raises `StoreError` without one."""
-    found = formats.find(folder)
-    if found is None and not remote.is_remote(folder) and folder.is_symlink():
-        raise UsageError(atomic.not_a_folder(folder))
-    if found is None:
-        raise StoreError(
-            f"{folder}: there is no feature store. Make it first: hada-extract "
-            f"--model {folder.name} --split {folder.parent.name} "
-            f"--dataset {folder.parent.parent.name}"
-        )
-    return found
+    return StoreReader(record, contents, _shards(spec, markers))
 
 
 def stores_below(folder: Path) -> list[Path]:
@@ -267,41 +268,79 @@ def stores_below(folder: Path) -> list[Path]:
 
 def read_spec(folder: Path) -> StoreSpec:
     """What a store holds, complete or not. Raises `StoreError` where there is none."""
-    form, features = locate(folder)
-    raw = form.attributes(features).get("hada")
-    if not isinstance(raw, dict):
-        raise StoreError(f"{features}: holds arrays, but not ones that HADA wrote")
-    return StoreSpec.from_json(raw)
+    return read_record(folder).spec
 
 
 def shard_status(
-    folder: Path, spec: StoreSpec, *, deep: bool = False
-) -> dict[SideName, dict[int, str | None]]:
-    """For every shard of both sides: what is wrong with it, None where nothing is."""
-    form, features = locate(folder)
-    return _status(features, spec, _markers(form, folder, features, spec), deep=deep)
+    folder: Path, spec: StoreSpec | None = None, *, deep: bool = False
+) -> dict[SideName, dict[int, commit.Fault | None]]:
+    """For every shard of both sides: what is wrong with it, None where nothing is.
+
+    Args:
+        folder: The store.
+        spec: What it must hold, by default what it says itself.
+        deep: Read every byte, rather than look at markers and sizes.
+
+    Raises:
+        StoreError: What the store knew before its first feature is damaged.
+    """
+    record = read_record(folder)
+    if spec is not None and spec != record.spec:
+        raise StoreError(f"{folder}: holds other features than these: {record.spec}")
+    contents = read_contents(record)
+    return _status(record, _markers(record, contents), contents if deep else None)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """failed: per side the items without features. crcs: array -> those of each shard's chunks."""
+
+    failed: dict[SideName, set[int]]
+    crcs: dict[str, list[str | None]]
 
 
 Markers = dict[tuple[SideName, int], commit.Marker | StoreError | None]
 
 
-def _markers(form: Format, folder: Path, features: Path, spec: StoreSpec) -> Markers:
-    ids = {side: decode_ids(form.whole(features, f"{side}/ids")) for side in SIDES}
-    empty = StoreIndex(ids=ids, caption_to_image=np.zeros(0, np.int64), lengths={})
-    shards = [(side, shard) for side in SIDES for shard in range(shard_count(spec, empty, side))]
-    return commit.read_markers(folder, shards)
+def _shards(spec: StoreSpec, markers: Markers) -> Shards:
+    failed: dict[SideName, set[int]] = {side: set() for side in SIDES}
+    crcs: dict[str, list[str | None]] = {n: [] for side in SIDES for n in shard_names(spec, side)}
+    for (side, _), marker in markers.items():
+        assert isinstance(marker, commit.Marker)
+        failed[side].update(marker.failed)
+        for name in shard_names(spec, side):
+            crcs[name].append(marker.crcs.get(name))
+    return Shards(failed, crcs)
+
+
+def _decode(record: Record, rows: NDArray[np.uint8]) -> tuple[str, ...]:
+    try:
+        return decode_ids(rows)
+    except ValueError as error:
+        raise changed(record.folder, f"its ids are no text ({error})") from error
+
+
+def _markers(record: Record, contents: Contents) -> Markers:
+    counts = {side: len(contents.index[f"{side}/ids"]) for side in SIDES}
+    size = record.spec.rows_per_shard
+    shards = [(side, k) for side in SIDES for k in range(math.ceil(counts[side] / size[side]))]
+    return commit.read_markers(record.folder, shards)
 
 
 def _status(
-    features: Path, spec: StoreSpec, markers: Markers, *, deep: bool = False
-) -> dict[SideName, dict[int, str | None]]:
-    digest, sizes = spec.digest(), commit.listed_sizes(features)
-    status: dict[SideName, dict[int, str | None]] = {side: {} for side in SIDES}
+    record: Record, markers: Markers, contents: Contents | None = None
+) -> dict[SideName, dict[int, commit.Fault | None]]:
+    """See `shard_status`; with `contents`, every byte is read."""
+    frame, sizes = commit.Frame.of(record), commit.listed_sizes(record.features)
+    metadata = contents.metadata if contents is not None else None
+    unsealed = seal.faults(record.folder, record.root, markers)[1] if record.root else {}
+    status: dict[SideName, dict[int, commit.Fault | None]] = {side: {} for side in SIDES}
     for (side, shard), marker in markers.items():
         if isinstance(marker, StoreError):
-            status[side][shard] = str(marker)
+            fault: commit.Fault | None = commit.Fault(str(marker))
         elif marker is None:
-            status[side][shard] = "not written yet"
+            fault = commit.UNWRITTEN
         else:
-            status[side][shard] = commit.damage(features, marker, digest, deep=deep, sizes=sizes)
+            fault = commit.damage(marker, frame, metadata=metadata, sizes=sizes)
+        status[side][shard] = fault or unsealed.get((side, shard))
     return status

@@ -7,7 +7,7 @@ it comes, because nothing is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common import remote
 from hada.extract.store import zarr_shard
-from hada.extract.store.chunks import MISSING
+from hada.extract.store.chunks import MISSING, check_bound, check_written
 from hada.extract.store.formats import ArraySource
 from hada.extract.store.row_reader import RowReader
 
@@ -31,10 +31,11 @@ _CRC = 4
 _UNKNOWN_BYTES = 1 << 62
 
 
-def row_reader(source: ArraySource) -> RowReader:
+def row_reader(source: ArraySource, crcs: Sequence[str | None] | None = None) -> RowReader:
     """The reader that suits an array: by local ranges, by remote ones, or through its library."""
     describe = getattr(source, "remote", None)
-    return RowReader(source) if describe is None or describe() is None else RemoteRows(source)
+    far = describe is not None and describe() is not None
+    return RemoteRows(source, crcs) if far else RowReader(source, crcs)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class RemoteRows(RowReader):
         self._layout: zarr_shard.Layout = described[1]
         self._chunk_bytes = self._layout.chunk_rows * self._layout.row_bytes
         self._indexes: dict[int, NDArray[np.int64]] = {}
+        self._tables: dict[int, NDArray[np.uint32] | None] = {}
 
     def ranges(self, spans: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         total = int((spans[:, 1] - spans[:, 0]).sum())
@@ -112,7 +114,12 @@ class RemoteRows(RowReader):
                 if offsets is None:
                     raise ValueError("its chunks are not of the size that its metadata says")
                 found[shard] = offsets
+        tables = {shard: self._bound(shard) for shard in new}
+        for shard, table in tables.items():
+            if table is not None:
+                check_written(found[shard], table)
         with self._lock:
+            self._tables.update(tables)
             self._indexes.update(found)
 
     def _needs(self, pieces: list[tuple[int, int, int, int]]) -> Iterator[_Need]:
@@ -162,6 +169,9 @@ class RemoteRows(RowReader):
                     raise ValueError(
                         f"chunk {need.chunk} has the crc32c {found:08x}, expected {expected:08x}"
                     )
+                table = self._tables[need.shard]
+                if table is not None:
+                    check_bound(need.chunk, found, table)
                 verified = need.chunk
             flat[need.place : need.place + need.size] = chunk[need.inside : need.inside + need.size]
 

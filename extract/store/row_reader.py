@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
+from hada.extract.store import digests
 from hada.extract.store.chunks import OpenFile, RawShard
 from hada.extract.store.formats import ArraySource
 
@@ -25,11 +26,12 @@ class RowReader:
     """Rows of one array. Threads may share it; it pickles without its open files.
 
     shape, dtype: of the array on disk. Every byte that it returns has been verified, chunk by
-    chunk, the first time it was read from its file.
+    chunk, the first time it was read from its file. `crcs` are those of each shard's chunks as
+    its marker counts them, packed; None where nobody counted.
     """
 
-    def __init__(self, source: ArraySource) -> None:
-        self._source = source
+    def __init__(self, source: ArraySource, crcs: Sequence[str | None] | None = None) -> None:
+        self._source, self._crcs = source, crcs
         self.shape, self.dtype = source.shape, source.dtype
         self._step = source.shard_rows
         self._reset()
@@ -40,10 +42,10 @@ class RowReader:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_source": self._source}
+        return {"_source": self._source, "_crcs": self._crcs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_source"])  # type: ignore[misc]
+        self.__init__(state["_source"], state["_crcs"])  # type: ignore[misc]
 
     def slice(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Rows start..stop-1."""
@@ -128,14 +130,14 @@ class RowReader:
             self._open.move_to_end(shard)
             return self._shards[shard], file
         if shard not in self._shards:
-            self._shards[shard] = self._source.raw(shard)
+            self._shards[shard] = self._raw(shard)
         raw = self._shards[shard]
         if raw is None:
             return None, None
         file = OpenFile(raw.path)
         if file.identity != raw.identity:
             # Somebody mended the shard since its index was read: nothing known of it holds.
-            raw = self._source.raw(shard)
+            raw = self._raw(shard)
             self._shards[shard] = raw
             if raw is None or raw.identity != file.identity:
                 raise OSError("the file is being replaced by another process")
@@ -143,6 +145,18 @@ class RowReader:
         while len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)
         return raw, file
+
+    def _raw(self, shard: int) -> RawShard | None:
+        raw, crcs = self._source.raw(shard), self._bound(shard)
+        if crcs is not None:
+            if raw is None:
+                raise ValueError("its chunks are not as HADA writes them")
+            raw.bind(crcs)
+        return raw
+
+    def _bound(self, shard: int) -> NDArray[np.uint32] | None:
+        table = None if self._crcs is None else self._crcs[shard]
+        return None if table is None else digests.unpack_crcs(table)
 
     def _forget(self, shard: int) -> None:
         """Whoever mends a damaged shard replaces its file: the next read looks again."""

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from hada.extract.common import remote
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, dtypes, formats
+from hada.extract.store import commit, digests, dtypes, formats, seal
 from hada.extract.store.create import check_same, create, plan_arrays
-from hada.extract.store.formats import Format
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
+from hada.extract.store.record import Record
 
 # Between two looks at what another process is writing.
 WAIT_S = 0.2
@@ -43,14 +43,15 @@ class Block:
 class StoreWriter:
     """A store that is being filled. Make one with `StoreWriter.open`."""
 
-    def __init__(
-        self, folder: Path, spec: StoreSpec, index: StoreIndex, form: Format, features: Path
-    ) -> None:
-        self.folder, self.spec, self.index = folder, spec, index
-        self.format = form.name
-        self._form, self._features = form, features
-        self._digest = spec.digest()
-        self._plans = plan_arrays(spec, index)
+    def __init__(self, record: Record, index: StoreIndex) -> None:
+        self.folder, self.spec, self.index = record.folder, record.spec, index
+        self.format = record.form.name
+        self._form, self._features = record.form, record.features
+        self._frame = commit.Frame.of(record)
+        self._plans = plan_arrays(record.spec, index)
+        # A store that was sealed is being mended, where anything of it is written.
+        self._sealed = bool(record.root) and seal.read(record.folder) is not None
+        self._mine: set[tuple[SideName, int]] = set()
 
     @classmethod
     def open(
@@ -80,8 +81,7 @@ class StoreWriter:
         folder = remote.place(path)
         if (formats.find(folder) is None) if remote.is_remote(folder) else not folder.exists():
             create(folder, spec, index, format or formats.DEFAULT)
-        stored, form, features = check_same(folder, spec, index, format, allow_mismatch)
-        return cls(folder, stored, index, form, features)
+        return cls(check_same(folder, spec, index, format, allow_mismatch), index)
 
     def shards(self, side: SideName) -> int:
         """How many shards a side has."""
@@ -93,20 +93,26 @@ class StoreWriter:
 
     def pending(self, side: SideName) -> list[int]:
         """The shards that are not committed, or whose files do not match their marker."""
-        markers = commit.read_markers(self.folder, [(side, k) for k in range(self.shards(side))])
-        sizes = commit.listed_sizes(self._features)
-        return [k for (_, k), marker in markers.items() if not self._is_whole(marker, sizes)]
+        return self._unfinished([(side, k) for k in range(self.shards(side))], listed=True)
 
     def is_done(self, side: SideName, shard: int) -> bool:
         """Whether a shard is committed and its files have the recorded sizes."""
-        return self._is_whole(commit.read_markers(self.folder, [(side, shard)])[side, shard])
+        return not self._unfinished([(side, shard)])
 
-    def _is_whole(
-        self, marker: commit.Marker | StoreError | None, sizes: Mapping[str, int] | None = None
-    ) -> bool:
-        if marker is None or isinstance(marker, StoreError):
-            return False
-        return commit.damage(self._features, marker, self._digest, sizes=sizes) is None
+    def _unfinished(self, shards: list[tuple[SideName, int]], *, listed: bool = False) -> list[int]:
+        markers = commit.read_markers(self.folder, shards)
+        sizes = commit.listed_sizes(self._features) if listed else None
+        strange: Collection[tuple[SideName, int]] = ()
+        if self._sealed:
+            root = self._frame.record.root
+            strange = seal.faults(self.folder, root, markers)[1].keys() - self._mine
+        return [
+            key[1]
+            for key, marker in markers.items()
+            if not isinstance(marker, commit.Marker)
+            or key in strange
+            or commit.damage(marker, self._frame, sizes=sizes) is not None
+        ]
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
@@ -163,21 +169,38 @@ class StoreWriter:
         if block.embeddings is not None:
             values, _ = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
             arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
+        written = self._form.write_shard(self._features, side, shard, arrays)
+        if self._sealed:
+            seal.open_shard(self.folder, side, shard)
+        self._mine.add((side, shard))
         commit.write_marker(
             self.folder,
             commit.Marker(
                 side=side,
                 shard=shard,
-                spec_digest=self._digest,
-                files=self._form.write_shard(self._features, side, shard, arrays),
+                spec_digest=self._frame.spec_digest,
+                files=dict(written.files),
                 failed=dict(block.failed),
                 provenance=dict(block.provenance),
+                root=self._frame.record.root,
+                crcs={name: digests.pack_crcs(table) for name, table in written.crcs.items()},
             ),
         )
 
     def finish(self) -> None:
-        """Clear away what killed writers left of shards that are finished."""
+        """Seal the store if it is complete, and clear away what killed writers left of it.
+
+        May be called by any number of processes, whenever one has written its last shard.
+        Raises `StoreError` where the seal is damaged.
+        """
         commit.remove_stale_locks(self.folder)
+        shards = [(side, shard) for side in SIDES for shard in range(self.shards(side))]
+        seal.write(
+            self.folder,
+            self._frame.record.root,
+            lambda: commit.read_markers(self.folder, shards),
+            self._mine,
+        )
 
     def failures(self, side: SideName) -> dict[int, str]:
         """All items without features so far: row -> reason."""

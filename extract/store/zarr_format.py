@@ -8,7 +8,7 @@ and to read what other writers or other codecs wrote. Shards are written and rea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UnreachableError
-from hada.extract.store import zarr_shard
+from hada.extract.store import zarr_check, zarr_shard
 from hada.extract.store.chunks import RawShard
-from hada.extract.store.formats import SHARDED, ArrayPlan
+from hada.extract.store.formats import SHARDED, ArrayPlan, Written
 from hada.extract.store.remote_row_reader import row_reader
 
 _META = "zarr.json"
@@ -72,8 +72,8 @@ class ZarrFormat:
         side: str,
         shard: int,
         arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]],
-    ) -> dict[str, tuple[int, int]]:
-        written = {}
+    ) -> Written:
+        files, crcs = {}, {}
         for name, (plan, values) in arrays.items():
             layout = zarr_shard.Layout(
                 shape=plan.shape,
@@ -85,8 +85,28 @@ class ZarrFormat:
             )
             relative = f"{name}/{layout.key(shard)}"
             with atomic.writing(features / relative, tidy=False) as sink:
-                written[relative] = zarr_shard.write_file(sink, layout, values)
-        return written
+                size, digest, crcs[name] = zarr_shard.write_file(sink, layout, values)
+            files[relative] = size, digest
+        return Written(files=files, crcs=crcs)
+
+    def read_shard(
+        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+    ) -> Written:
+        files, crcs = {}, {}
+        for name, described in metadata.items():
+            layout = zarr_shard.parse_layout(described)
+            if layout is None:
+                raise ValueError(f"{name} is not divided as HADA does it")
+            relative = f"{name}/{layout.key(shard)}"
+            try:
+                size, digest, crcs[name] = zarr_check.read_file(features / relative, layout)
+            except ValueError as error:
+                raise ValueError(f"{relative}: {error}") from error
+            files[relative] = size, digest
+        return Written(files=files, crcs=crcs)
+
+    def shard_files(self, side: str, shard: int, arrays: Mapping[str, int]) -> set[str]:
+        return {f"{name}/{zarr_shard.chunk_key(shard, axes)}" for name, axes in arrays.items()}
 
     def attributes(self, features: Path) -> dict[str, Any]:
         try:
@@ -98,28 +118,68 @@ class ZarrFormat:
 
     def set_attributes(self, features: Path, attributes: Mapping[str, Any]) -> None:
         group = _read_group(features) | {"attributes": dict(attributes)}
-        atomic.write_bytes(features / _META, json.dumps(group, indent=2).encode())
+        atomic.write_bytes(features / _META, json.dumps(group, indent=2, sort_keys=True).encode())
 
-    def has(self, features: Path, name: str) -> bool:
-        with remote.reaching(features):
-            return (features / name / _META).exists()
+    def arrays(self, features: Path) -> set[str]:
+        found = {
+            name.removesuffix(f"/{_META}")
+            for name in remote.file_sizes(features)
+            if name.endswith(f"/{_META}")
+        }
+        # A folder of arrays may be called a group of its own, as zarr-python does.
+        return {name for name in found if not self._is_group(features / name)}
 
-    def whole(self, features: Path, name: str) -> NDArray[Any]:
+    @staticmethod
+    def _is_group(folder: Path) -> bool:
         try:
-            source = ZarrSource(features / name) if remote.is_remote(features) else None
-            if source is not None and source.remote() is not None:
-                return row_reader(source).slice(0, source.shape[0])
-            return np.asarray(_library_array(features / name)[...])
-        except UnreachableError:
-            raise
-        except (*_ZARR_ERRORS, RuntimeError, StoreError) as error:
-            raise StoreError(
-                f"{features / name}: cannot be read ({error}). What a store knows before its "
-                "first feature cannot be mended: start it again with --fresh."
-            ) from error
+            _read_group(folder)
+        except (OSError, ValueError):
+            return False
+        return True
 
-    def source(self, features: Path, name: str) -> ZarrSource:
-        return ZarrSource(features / name)
+    def metadata(self, features: Path, names: Collection[str]) -> dict[str, Any]:
+        # zarr-python describes the folders between, too; it reads a store without that as well.
+        groups = {name.rpartition("/")[0] for name in names}
+        ordered = [*sorted({*names, *groups}), ""]
+        raw = remote.read_many(features, [f"{name}/{_META}".lstrip("/") for name in ordered])
+        found: dict[str, Any] = {}
+        for name, data in zip(ordered, raw, strict=True):
+            if isinstance(data, FileNotFoundError) and name in groups:
+                found[name] = None
+                continue
+            if isinstance(data, Exception):
+                raise _unreadable(features / name, data)
+            try:
+                found[name] = json.loads(data)
+            except (ValueError, RecursionError) as error:
+                raise _unreadable(features / name, error) from error
+            if not isinstance(found[name], dict):
+                raise _unreadable(features / name, ValueError(f"its {_META} is no mapping"))
+        # The attributes have a digest of their own, and a consolidated copy is nobody's source.
+        for key in ("attributes", "consolidated_metadata"):
+            found[""].pop(key, None)
+        return found
+
+    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        found = {}
+        for name in names:
+            try:
+                source = ZarrSource(features / name)
+                found[name] = row_reader(source).slice(0, source.shape[0])
+            except UnreachableError:
+                raise
+            except (*_ZARR_ERRORS, RuntimeError, StoreError) as error:
+                raise _unreadable(features / name, error) from error
+        return found
+
+    def index_files(self, features: Path, names: Mapping[str, int]) -> set[str]:
+        found = {_META} | {f"{name}/{_META}" for name in names}
+        found |= {f"{name.rpartition('/')[0]}/{_META}" for name in names}
+        small = {name: axes for name, axes in names.items() if name.split("/")[-1] not in SHARDED}
+        return found | self.shard_files("", 0, small)
+
+    def source(self, features: Path, name: str, metadata: Any = None) -> ZarrSource:
+        return ZarrSource(features / name, metadata)
 
     def files(self, features: Path, side: str, shard: int) -> list[Path]:
         # Not every array of a side: ids and spans lie there too, and belong to no shard.
@@ -134,9 +194,12 @@ class ZarrFormat:
 class ZarrSource:
     """See `formats.ArraySource`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
         self.name, self._folder = str(folder), folder
-        self._layout = zarr_shard.read_layout(folder)
+        known = metadata is not None
+        self._layout = (
+            zarr_shard.parse_layout(metadata or {}) if known else zarr_shard.read_layout(folder)
+        )
         self.fill: float
         if self._layout is None:
             array = _library_array(folder)
@@ -162,6 +225,14 @@ class ZarrSource:
         array = _library_array(self._folder)
         with np.errstate(all="ignore"):
             return np.asarray(array[start:stop])
+
+
+def _unreadable(place: Path, error: Exception) -> StoreError:
+    why = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+    return StoreError(
+        f"{place}: cannot be read ({why}). What a store knows before its "
+        "first feature cannot be mended: start it again with --fresh."
+    )
 
 
 def _create_array(group: Any, name: str, plan: ArrayPlan) -> Any:

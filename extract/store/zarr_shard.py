@@ -18,12 +18,13 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from hada.extract.common import atomic, remote
 from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
 
-_CRC = 4
+CRC_BYTES = 4
 _NO_CHUNK = 2**64 - 1
 _PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _BYTE = [{"name": "bytes"}, {"name": "crc32c"}]
@@ -51,7 +52,16 @@ class Layout:
 
     def key(self, shard: int) -> str:
         """Path of a shard's file below the array's folder."""
-        return "/".join(("c", str(shard), *("0",) * (len(self.shape) - 1)))
+        return chunk_key(shard, len(self.shape))
+
+
+def chunk_key(shard: int, axes: int) -> str:
+    """Path of a file below the folder of an array of so many axes, divided along the first.
+
+    >>> chunk_key(3, 2)
+    'c/3/0'
+    """
+    return "/".join(("c", str(shard), *("0",) * (axes - 1)))
 
 
 def parse_layout(metadata: dict[str, Any]) -> Layout | None:
@@ -123,11 +133,13 @@ def open_shard(path: Path, layout: Layout) -> RawShard | None:
         status = os.fstat(file.fileno())
         if layout.sharded:
             chunks = layout.shard_rows // layout.chunk_rows
-            offsets = _read_index(file.fileno(), status.st_size, chunks, chunk_bytes + _CRC)
+            offsets = _read_index(file.fileno(), status.st_size, chunks, chunk_bytes + CRC_BYTES)
             if offsets is None:
                 return None
-        elif status.st_size != chunk_bytes + _CRC:
-            raise ValueError(f"the file has {status.st_size} bytes, expected {chunk_bytes + _CRC}")
+        elif status.st_size != chunk_bytes + CRC_BYTES:
+            raise ValueError(
+                f"the file has {status.st_size} bytes, expected {chunk_bytes + CRC_BYTES}"
+            )
         else:
             offsets = np.zeros(1, np.int64)
     return RawShard(
@@ -154,7 +166,7 @@ def _read_index(
 
 def index_bytes(chunks: int) -> int:
     """Length of the index of so many chunks, its checksum included."""
-    return 16 * chunks + _CRC
+    return 16 * chunks + CRC_BYTES
 
 
 def parse_index(
@@ -165,7 +177,7 @@ def parse_index(
     Raises ValueError where the index is damaged.
     """
     size = 16 * chunks
-    if len(raw) != size + _CRC:
+    if len(raw) != size + CRC_BYTES:
         raise ValueError(f"the file has {file_bytes} bytes, too few for its index")
     if google_crc32c.value(raw[:size]) != int.from_bytes(raw[size:], "little"):
         raise ValueError("the index at the end of the file has a wrong crc32c")
@@ -173,36 +185,41 @@ def parse_index(
     missing = (table == np.uint64(_NO_CHUNK)).all(axis=1)
     there = table[~missing]
     inside = (there[:, 0] < file_bytes) & (there[:, 1] <= file_bytes)
-    if not (inside & (there.sum(axis=1) <= file_bytes - size - _CRC)).all():
+    if not (inside & (there.sum(axis=1) <= file_bytes - size - CRC_BYTES)).all():
         raise ValueError("the index names bytes outside the file")
     if (there[:, 1] != stored_bytes).any():
         return None
     return np.where(missing, np.int64(MISSING), table[:, 0].view(np.int64))
 
 
-def write_file(sink: atomic.Sink, layout: Layout, values: NDArray[Any]) -> tuple[int, int]:
-    """Write the first `len(values)` rows of one file; returns its size and crc32c.
+def write_file(
+    sink: atomic.Sink, layout: Layout, values: NDArray[Any]
+) -> tuple[int, str, NDArray[np.uint32]]:
+    """Write the first `len(values)` rows of one file; returns its size, digest and chunks' crc32c.
 
     Chunks beyond the rows are left out; a chunk that the rows fill in part is filled up.
     """
     flat = np.ascontiguousarray(values, layout.dtype).reshape(-1).view(np.uint8)
     size = layout.chunk_rows * layout.row_bytes
-    chunks = layout.shard_rows // layout.chunk_rows
-    table = np.full((chunks, 2), _NO_CHUNK, "<u8")
-    offset = crc = 0
+    table = np.full((layout.shard_rows // layout.chunk_rows, 2), _NO_CHUNK, "<u8")
+    offset, crcs, digest = 0, [], xxhash.xxh3_128()
     for chunk, start in enumerate(range(0, len(flat), size)):
         part = flat[start : start + size]
         if len(part) < size:
             fill = fill_bytes(layout.fill, layout.dtype)
             part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
-        check = google_crc32c.value(part).to_bytes(_CRC, "little")
+        crcs.append(google_crc32c.value(part))
+        check = crcs[-1].to_bytes(CRC_BYTES, "little")
+        # While the chunk lies in the processor's cache.
+        digest.update(part.data)
+        digest.update(check)
         sink.write_all([part, check])
-        table[chunk] = offset, size + _CRC
-        offset += size + _CRC
-        crc = google_crc32c.extend(google_crc32c.extend(crc, part), check)
+        table[chunk] = offset, size + CRC_BYTES
+        offset += size + CRC_BYTES
     if layout.sharded:
         index = table.tobytes()
-        index += google_crc32c.value(index).to_bytes(_CRC, "little")
+        index += google_crc32c.value(index).to_bytes(CRC_BYTES, "little")
+        digest.update(index)
         sink.write_all([index])
-        offset, crc = offset + len(index), google_crc32c.extend(crc, index)
-    return offset, crc
+        offset += len(index)
+    return offset, digest.hexdigest(), np.array(crcs, np.uint32)

@@ -35,7 +35,7 @@ class State:
 
     done, total: shards of a store; 0 or 1 of 1 for a training or an evaluation.
     pending: per side the shards that are to be written, the `damaged` ones among them.
-    unfinished: all shards are there, but not what follows the last one.
+    unfinished: all shards are there, but not what follows the last one (the seal, say).
     other: what is there belongs to another request; why.
     failed: pictures that could not be decoded.
     """
@@ -128,10 +128,11 @@ def _compare(
     state: State, job: ExtractJob, data: CaptionDataset, folder: Path, features: Path
 ) -> None:
     from hada.extract.engine.extraction import ERRORS
-    from hada.extract.store import commit
-    from hada.extract.store.reader import read_spec
+    from hada.extract.store import commit, seal
+    from hada.extract.store.record import read_record
 
-    spec = state.spec = read_spec(folder)
+    record = read_record(folder)
+    spec = state.spec = record.spec
     state.other = _difference(spec, job, data)
     shards = [
         (side, shard)
@@ -143,12 +144,13 @@ def _compare(
     sizes = {k.removeprefix(inside): v for k, v in listed.items() if k.startswith(inside)}
     marked = {k.rpartition("/")[2] for k in listed if k.startswith(f"{commit.COMMIT}/")}
     there = [key for key in shards if commit.marker_name(*key) in marked]
-    digest = spec.digest()
-    whole = set()
-    for key, marker in commit.read_markers(folder, there).items():
+    frame, whole = commit.Frame.of(record), set()
+    markers = commit.read_markers(folder, there)
+    sealed, strange = seal.faults(folder, record.root, markers) if record.root else (True, {})
+    for key, marker in markers.items():
         if marker is None or isinstance(marker, StoreError):
             state.damaged += marker is not None
-        elif commit.damage(features, marker, digest, sizes=sizes) is not None:
+        elif key in strange or commit.damage(marker, frame, sizes=sizes) is not None:
             state.damaged += 1
         else:
             whole.add(key)
@@ -161,7 +163,7 @@ def _compare(
     if state.done == state.total:
         left = any(name.endswith(".lock") for name in marked)
         untold = bool(state.failed) != (ERRORS in listed)
-        state.unfinished = left or untold or state.failed > job.max_errors
+        state.unfinished = left or untold or not sealed or state.failed > job.max_errors
 
 
 def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:

@@ -23,9 +23,19 @@ import atheris
 with atheris.instrument_imports(include=["hada.extract.store", "hada.extract.spec"]):
     from hada.extract.common.errors import StoreError
     from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
-    from hada.extract.store import commit, zarr_shard
+    from hada.extract.store import commit, formats, zarr_shard
     from hada.extract.store.hdf5_format import _read_plan
+    from hada.extract.store.record import Record
 
+MODEL = ModelSpec(
+    name="m",
+    family="f",
+    weights_digest="0",
+    embedding_width=4,
+    normalized=True,
+    image=None,
+    caption=TokenSpec(width=5, count=None),
+)
 _WATCHED: list[Path] = []
 _CHUNKS, _STORED, _FILE = 4, 100, 500
 
@@ -42,9 +52,10 @@ def marker(data: bytes) -> None:
     """Parse a marker and look at the files that it names."""
     root = STORE
     found = commit.parse_marker(data, root / "marker.json", "image", 0)
+    frame = commit.Frame(RECORD, found.spec_digest)
     _WATCHED.append(root)
     try:
-        commit.damage(root, found, found.spec_digest, deep=True)
+        commit.damage(found, frame, metadata={"image/embeddings": {}})
     finally:
         _WATCHED.clear()
 
@@ -98,20 +109,16 @@ def one_input(data: bytes) -> None:
 def examples() -> list[bytes]:
     """One real input for each parser, in their order."""
     model = ModelSpec(
-        name="m",
-        family="f",
-        weights_digest="0",
-        embedding_width=4,
-        normalized=True,
-        image=TokenSpec(width=6, count=3, pooled=3),
-        caption=TokenSpec(width=5, count=None),
+        **(vars(MODEL) | {"image": TokenSpec(width=6, count=3, pooled=3)}),
     )
     crc32c = {"name": "crc32c"}
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, crc32c]
     values: list[Any] = [
         {
+            "side": "image",
+            "shard": 0,
             "spec": "0",
-            "files": {"x": [3, 1], "../y": [1, 1]},
+            "files": {"image/embeddings/c/0/0": [3, 1]},
             "failed": {"1": "r"},
             "provenance": {},
         },
@@ -141,7 +148,17 @@ def examples() -> list[bytes]:
 
 if __name__ == "__main__":
     STORE = Path(tempfile.mkdtemp(prefix="hada-fuzz-")).resolve()
-    (STORE / "x").write_bytes(b"abc")
+    file = STORE / "image" / "embeddings" / "c" / "0" / "0"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"abc")
+    RECORD = Record(
+        folder=STORE,
+        form=formats.get("zarr"),
+        features=STORE,
+        spec=StoreSpec(model=MODEL, dataset="d", split="s", dataset_digest="0"),
+        attributes={},
+        parts={},
+    )
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
     if not any(corpus.iterdir()):

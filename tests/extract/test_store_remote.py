@@ -17,7 +17,7 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import Content, files_of
+from contracts_store import Content, files_of, signed
 
 from hada.extract.cli import extract
 from hada.extract.common import remote
@@ -32,6 +32,7 @@ from hada.extract.spec import SIDES, TokenSpec
 from hada.extract.store import commit, open_store, remote_row_reader
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store.reader import shard_status
+from hada.extract.store.record import read_contents, read_record
 from hada.extract.store_cli import store
 
 Url = Callable[[], str]
@@ -217,8 +218,8 @@ def test_damage_is_named_removed_and_mended(root: str, harm: str) -> None:
         remote.put_bytes(marker, b"{")
     else:
         value = json.loads(remote.read_bytes(marker))
-        value["files"] = {"../../../x": [1, 2], "/etc/passwd": [1, 2]}
-        remote.put_bytes(marker, json.dumps(value).encode())
+        value["files"] = {"../../../x": [1, "2"], "/etc/passwd": [1, "2"]}
+        remote.put_bytes(marker, json.dumps(signed(value)).encode())
     code, output = call(store, "verify", "--deep", url)
     assert code == 1
     assert "image shard 1" in output
@@ -432,20 +433,19 @@ def test_a_network_failure_is_no_damage(going: CountingServer) -> None:
     Content(makers.make_spec()).write(url)
     cold, warm = open_store(url), open_store(url)
     whole = warm.image.tokens(slice(None))
-    place, spec = remote.place(url), warm.spec
+    place = remote.place(url)
+    record = read_record(place)
+    frame, metadata = commit.Frame.of(record), read_contents(record).metadata
+    sizes = commit.listed_sizes(record.features)
+    marker = commit.read_marker(place, "image", 0)
+    assert marker is not None
     gone(going)
     for ask in (
         lambda: cold.image.tokens(slice(1, 3)),
         lambda: warm.image.tokens(slice(None)),  # the shards' indexes are known already
         lambda: warm.image.embeddings(),
         lambda: commit.read_markers(place, [("image", 0)]),
-        lambda: commit.damage(
-            place / "features.zarr",
-            commit.Marker("image", 0, spec.digest(), {"image/tokens/c/0/0/0": (9, 0)}, {}, {}),
-            spec.digest(),
-            deep=True,
-            sizes={"image/tokens/c/0/0/0": 9},
-        ),
+        lambda: commit.damage(marker, frame, metadata=metadata, sizes=sizes),
         lambda: repair(place),
     ):
         with pytest.raises(UnreachableError, match=UNREACHABLE) as told:
