@@ -187,27 +187,39 @@ def fill(job: Any) -> None:
     from hada.extract.backbones import load_backbone
     from hada.extract.backbones.base import BackboneRequest
     from hada.extract.engine.extraction import Extraction
-    from hada.extract.store import commit
+    from hada.extract.store import commit, digests
+    from hada.extract.store.record import read_record, shard_names
     from hada.pipelines.study.datasets import dataset_of
 
     request = BackboneRequest(name="one", family="fake", weights="a", options={})
     writer = Extraction.open(
         load_backbone(request), dataset_of(job), job.store, rows_per_shard=job.rows
     ).writer
-    features = writer.folder / "features.zarr"
-    digest = writer.spec.digest()
+    record = read_record(writer.folder)
+    features, digest = record.features, writer.spec.digest()
     for side in ("image", "caption"):
         for shard in range(writer.shards(side)):
-            files = {}
-            for array in ("tokens", "embeddings"):
-                file = features / side / array / "c" / f"{shard}"
-                file.parent.mkdir(exist_ok=True)
-                file.write_bytes(b"x")
-                files[str(file.relative_to(features))] = [1, 0]
-            marker = {"side": side, "shard": shard, "spec": digest, "files": files}
-            commit.marker_path(writer.folder, side, shard).write_text(
-                json.dumps({**marker, "failed": {}, "provenance": {"batch_size": 32}})
+            files: dict[str, tuple[int, str | int]] = {}
+            arrays = shard_names(writer.spec, side)
+            for name in record.form.shard_files(side, shard, arrays):
+                (features / name).parent.mkdir(parents=True, exist_ok=True)
+                (features / name).write_bytes(b"x")
+                files[name] = 1, "0"
+            body = commit.marker_body(
+                commit.Marker(
+                    side=side,
+                    shard=shard,
+                    spec_digest=digest,
+                    files=files,
+                    failed={},
+                    provenance={"batch_size": 32},
+                    root=record.root,
+                    crcs=dict.fromkeys(arrays, "AAAAAA=="),
+                )
             )
+            marker = json.dumps(body | {"digest": digests.of_json(body)})
+            commit.marker_path(writer.folder, side, shard).write_text(marker)
+    writer.finish()
 
 
 def main() -> None:

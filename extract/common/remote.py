@@ -214,6 +214,12 @@ def file_sizes(folder: Path) -> dict[str, int]:
     return {name.removeprefix(root).lstrip("/"): int(info["size"]) for name, info in found.items()}
 
 
+def file_size(path: Path) -> int:
+    """Bytes of one file. Raises `UnreachableError`, or FileNotFoundError."""
+    with reaching(path):
+        return path.stat().st_size
+
+
 def remove_folder(folder: Path) -> None:
     """Delete everything below a remote place."""
     system, name = _of(folder)

@@ -275,7 +275,7 @@ def checksum(path: Path) -> int:
     """crc32c of a whole file, as the first schema has it."""
     crc = 0
     if remote.is_remote(path):
-        for data in remote.blocks(path, path.stat().st_size):
+        for data in remote.blocks(path, remote.file_size(path)):
             crc = google_crc32c.extend(crc, data)
         return crc
     with path.open("rb") as file:

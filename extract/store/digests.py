@@ -48,7 +48,7 @@ def of_file(path: Path) -> str:
     """Digest of a local or remote file's bytes."""
     state = xxhash.xxh3_128()
     if remote.is_remote(path):
-        for data in remote.blocks(path, path.stat().st_size):
+        for data in remote.blocks(path, remote.file_size(path)):
             state.update(data)
     else:
         with path.open("rb") as file:

@@ -151,8 +151,10 @@ class Format(Protocol):
         """
         ...
 
-    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Small arrays, verified. Raises `StoreError` where one is missing or damaged."""
+    def whole(
+        self, features: Path, names: Collection[str], metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Small arrays, verified; `metadata` is what `metadata` said. Raises `StoreError` where one is missing or damaged."""
         ...
 
     def source(self, features: Path, name: str, metadata: Any = None) -> ArraySource:

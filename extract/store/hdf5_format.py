@@ -135,7 +135,9 @@ class Hdf5Format:
                     found[name] = {"shape": list(shape), "dtype": dtype.newbyteorder("<").str}
         return found
 
-    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    def whole(
+        self, features: Path, names: Collection[str], metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
         with _open(features / _INDEX) as file:
             return {name: np.asarray(file[name][...]) for name in names}
 

@@ -91,13 +91,6 @@ def binding(record: Record, status: Mapping[SideName, Mapping[int, object]]) -> 
     return "bound and sealed" if sealed else "bound, not sealed yet"
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Files of killed writers that no shard's marker counts: `*.tmp-*` anywhere in the store."""
-    if remote.is_remote(folder):
-        return []
-    return sorted(path for path in folder.rglob(f"*{atomic.TEMPORARY}*") if path.is_file())
-
-
 def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
     """Remove damaged and half-written shards, so that extracting again writes them anew.
 

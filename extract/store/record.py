@@ -180,10 +180,8 @@ def all_names(spec: StoreSpec) -> dict[str, int]:
 
 def read_parts(form: Format, features: Path, spec: StoreSpec) -> Contents:
     """Metadata and small arrays. Raises `StoreError` where one is missing or damaged."""
-    return Contents(
-        metadata=form.metadata(features, all_names(spec)),
-        index=form.whole(features, index_names(spec)),
-    )
+    metadata = form.metadata(features, all_names(spec))
+    return Contents(metadata=metadata, index=form.whole(features, index_names(spec), metadata))
 
 
 def part_digests(form: Format, spec: Mapping[str, Any], contents: Contents) -> dict[str, str]:

@@ -22,7 +22,7 @@ def read_file(path: Path, layout: Layout) -> tuple[int, str, NDArray[np.uint32]]
     """
     size = layout.chunk_rows * layout.row_bytes
     tail = index_bytes(layout.shard_rows // layout.chunk_rows) if layout.sharded else 0
-    file_bytes = path.stat().st_size
+    file_bytes = remote.file_size(path)
     chunks, rest = divmod(file_bytes - tail, size + CRC_BYTES)
     if rest or chunks < 0 or chunks * layout.chunk_rows > layout.shard_rows:
         raise ValueError(f"its {file_bytes} bytes are no whole number of chunks")

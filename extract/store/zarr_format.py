@@ -160,11 +160,13 @@ class ZarrFormat:
             found[""].pop(key, None)
         return found
 
-    def whole(self, features: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    def whole(
+        self, features: Path, names: Collection[str], metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
         found = {}
         for name in names:
             try:
-                source = ZarrSource(features / name)
+                source = ZarrSource(features / name, metadata and metadata[name])
                 found[name] = row_reader(source).slice(0, source.shape[0])
             except UnreachableError:
                 raise
