@@ -252,7 +252,13 @@ def _difference(marker: Marker, frame: Frame, metadata: Mapping[str, Any]) -> Fa
         for name, (_, check) in marker.files.items():
             if isinstance(check, int) and checksum(record.features / name) != check:
                 return Fault(f"{name} has another checksum than when it was written")
-        written = record.form.read_shard(record.features, marker.side, marker.shard, mine)
+        written = record.form.read_shard(
+            record.features,
+            marker.side,
+            marker.shard,
+            mine,
+            {name: n_bytes for name, (n_bytes, _) in marker.files.items()},
+        )
     except (OSError, ValueError, RuntimeError) as error:
         return Fault(
             f"it has another checksum than when it was written, or cannot be read: {error}"

@@ -119,11 +119,17 @@ class Format(Protocol):
         ...
 
     def read_shard(
-        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+        self,
+        features: Path,
+        side: str,
+        shard: int,
+        metadata: Mapping[str, Any],
+        sizes: Mapping[str, int] | None = None,
     ) -> Written:
         """What `write_shard` returned, from the bytes on disk: each is read, each chunk verified.
 
-        `metadata` are those of the side's arrays. Raises OSError or ValueError where a file is
+        `metadata` are those of the side's arrays, `sizes` those of files where they are known.
+        Raises OSError or ValueError where a file is
         missing, damaged or not divided as `write_shard` does it.
         """
         ...
@@ -154,7 +160,10 @@ class Format(Protocol):
     def whole(
         self, features: Path, names: Collection[str], metadata: Mapping[str, Any] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Small arrays, verified; `metadata` is what `metadata` said. Raises `StoreError` where one is missing or damaged."""
+        """Small arrays, verified; `metadata` is what the method of that name said.
+
+        Raises `StoreError` where one is missing or damaged.
+        """
         ...
 
     def source(self, features: Path, name: str, metadata: Any = None) -> ArraySource:

@@ -88,7 +88,12 @@ class Hdf5Format:
         return Written(files={str(path.relative_to(features)): written}, crcs=tables)
 
     def read_shard(
-        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+        self,
+        features: Path,
+        side: str,
+        shard: int,
+        metadata: Mapping[str, Any],
+        sizes: Mapping[str, int] | None = None,
     ) -> Written:
         path, crcs = _part(features, side, shard), {}
         written = path.stat().st_size, digests.of_file(path)

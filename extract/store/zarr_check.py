@@ -15,14 +15,16 @@ from hada.extract.store.chunks import MISSING
 from hada.extract.store.zarr_shard import CRC_BYTES, Layout, index_bytes, parse_index
 
 
-def read_file(path: Path, layout: Layout) -> tuple[int, str, NDArray[np.uint32]]:
+def read_file(
+    path: Path, layout: Layout, known_bytes: int | None = None
+) -> tuple[int, str, NDArray[np.uint32]]:
     """What `zarr_shard.write_file` returned, from the file's bytes, every chunk verified.
 
     Raises ValueError where the file is damaged or divided otherwise, OSError where it is missing.
     """
     size = layout.chunk_rows * layout.row_bytes
     tail = index_bytes(layout.shard_rows // layout.chunk_rows) if layout.sharded else 0
-    file_bytes = remote.file_size(path)
+    file_bytes = remote.file_size(path) if known_bytes is None else known_bytes
     chunks, rest = divmod(file_bytes - tail, size + CRC_BYTES)
     if rest or chunks < 0 or chunks * layout.chunk_rows > layout.shard_rows:
         raise ValueError(f"its {file_bytes} bytes are no whole number of chunks")

@@ -90,7 +90,12 @@ class ZarrFormat:
         return Written(files=files, crcs=crcs)
 
     def read_shard(
-        self, features: Path, side: str, shard: int, metadata: Mapping[str, Any]
+        self,
+        features: Path,
+        side: str,
+        shard: int,
+        metadata: Mapping[str, Any],
+        sizes: Mapping[str, int] | None = None,
     ) -> Written:
         files, crcs = {}, {}
         for name, described in metadata.items():
@@ -99,7 +104,8 @@ class ZarrFormat:
                 raise ValueError(f"{name} is not divided as HADA does it")
             relative = f"{name}/{layout.key(shard)}"
             try:
-                size, digest, crcs[name] = zarr_check.read_file(features / relative, layout)
+                known = (sizes or {}).get(relative)
+                size, digest, crcs[name] = zarr_check.read_file(features / relative, layout, known)
             except ValueError as error:
                 raise ValueError(f"{relative}: {error}") from error
             files[relative] = size, digest
@@ -166,7 +172,7 @@ class ZarrFormat:
         found = {}
         for name in names:
             try:
-                source = ZarrSource(features / name, metadata and metadata[name])
+                source = ZarrSource(features / name, metadata[name] if metadata else None)
                 found[name] = row_reader(source).slice(0, source.shape[0])
             except UnreachableError:
                 raise

@@ -333,8 +333,8 @@ def test_the_number_of_requests(s3: tuple[CountingServer, str]) -> None:
     far = open_store(url)
     paths = [path for _, path in server.seen]
     kinds = server.count()
-    # One for each marker, one for their seal. The rest does not grow with the store, but for its listing, a request
-    # for every 1,000 files.
+    # One for each marker, one for their seal. The rest does not grow with the store, but for its
+    # listing, a request for every 1,000 files.
     assert sum("/commit/" in path for path in paths) == 6 + 1
     assert not any("/tokens/c/" in path or "/embeddings/c/" in path for path in paths)
     assert kinds == {"GET": 6 + 17, "HEAD": 2, "LIST": 2}
