@@ -28,7 +28,7 @@ def canonical(value: Any) -> bytes:
     r"""A JSON value as the bytes that are hashed: keys sorted, no spaces, ASCII.
 
     >>> canonical({"b": [1, "é"], "a": None})
-    b'{"a":null,"b":[1,"\\\\u00e9"]}'
+    b'{"a":null,"b":[1,"\\u00e9"]}'
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
