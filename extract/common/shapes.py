@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from hada.extract.common.errors import HadaError, UsageError
@@ -47,6 +47,10 @@ def conform(
     except (msgspec.ValidationError, RecursionError) as failure:
         tail = f". {remedy}" if remedy else ""
         raise error(f"{where}: {_in_words(str(failure), value, at)}{tail}") from failure
+    except UnicodeEncodeError as failure:
+        raise error(
+            f"{where}: {at or 'a key'}: half of a surrogate pair, which is no character"
+        ) from failure
     return value  # type: ignore[no-any-return]
 
 
@@ -61,6 +65,17 @@ def shown(value: Any, most: int = 60) -> str:
     except (ValueError, RecursionError):  # a number of more digits than Python prints, inside
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(names: Iterable[Any], most: int = 8) -> str:
+    r"""The first names of a file's parts for a message, each shown, and how many more there are.
+
+    >>> listed(["a", "b\n"]), listed("abc", 2), listed([])
+    ("'a', 'b\\n'", "'a', 'b' and 1 more", 'nothing')
+    """
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return ", ".join(map(shown, found[:most])) + more if found else "nothing"
 
 
 def _in_words(message: str, value: Any, at: str) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common.documents import LARGE_BYTES, read_json
 from hada.extract.common.errors import DatasetError
-from hada.extract.common.shapes import conform, shown
+from hada.extract.common.shapes import conform, listed, shown
 from hada.extract.manifest import DatasetEntry, SplitEntry
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -112,10 +112,10 @@ def _karpathy(entry: DatasetEntry, split: str, wanted: SplitEntry) -> Iterable[_
     known = {record.get("split") for record in records}
     for source in wanted.sources:
         if source not in known:
-            names = ", ".join(sorted(name for name in known if name))
+            names = listed(sorted(name for name in known if name))
             raise DatasetError(
                 f"{file}: split {split!r} needs images marked {source!r}, and there are none. "
-                f"The file's splits: {names or 'none'}."
+                f"The file's splits: {names}."
             )
     for number, record in enumerate(records):
         if record.get("split") in wanted.sources:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common import array_files
 from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.common.shapes import listed
 
 # Tried in this order where no pattern is given: HADA's, COCO's and Flickr30k's names.
 DEFAULT_NAMES = ("{stem}.npz", "{lower}.npz", "{dataset}_{number:012d}.npz")
@@ -190,7 +191,7 @@ def order_by_confidence(arrays: Arrays, rules: RegionRules) -> NDArray[np.intp]:
 def unknown_layout(label: str, keys: Sequence[str] | Arrays) -> RegionError:
     """The error for a file whose keys are those of no layout."""
     known = "; or ".join(", ".join(layout) for layout in LAYOUTS)
-    return RegionError(f"regions {label}: its keys are {', '.join(keys)}; expected {known}")
+    return RegionError(f"regions {label}: its keys are {listed(keys)}; expected {known}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hada.extract.common.array_files import map_npy, reason
 from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_bytes
 from hada.extract.common.errors import DatasetError, UsageError
-from hada.extract.common.shapes import conform
+from hada.extract.common.shapes import conform, listed
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SIDES, SideName
@@ -90,7 +90,7 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
     for side in SIDES:
         if f"{side}_embeddings" not in arrays:
             raise DatasetError(
-                f"{files[0]}: no tensor '{side}_embeddings'; it holds {', '.join(sorted(arrays))}"
+                f"{files[0]}: no tensor '{side}_embeddings'; it holds {listed(sorted(arrays))}"
             )
         found[side] = _matrix(arrays[f"{side}_embeddings"], f"{files[0]}: {side}_embeddings")
         file_of_ids = request.image_ids if side == "image" else request.caption_ids
@@ -165,8 +165,8 @@ def _pairs(table: Path) -> Iterator[tuple[str, str]]:
         names = "image_path" if "image_path" in read.column_names else "key"
         for column in (names, "caption"):
             if column not in read.column_names:
-                listed = ", ".join(read.column_names)
-                raise DatasetError(f"{table}: no column {column!r}; its columns are {listed}")
+                there = listed(read.column_names)
+                raise DatasetError(f"{table}: no column {column!r}; its columns are {there}")
         columns = [read.column(name).to_pylist() for name in (names, "caption")]
     except FileNotFoundError as error:
         raise DatasetError(f"{table}: no such file") from error

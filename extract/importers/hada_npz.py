@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common.array_files import PickledError, opened
 from hada.extract.common.errors import DatasetError, UsageError
+from hada.extract.common.shapes import listed
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SideName
@@ -117,7 +118,7 @@ class HadaFolders:
                 missing = [key for key in keys if key not in archive]
                 if missing:
                     raise DatasetError(
-                        f"{file}: no array {missing[0]!r}; it holds {', '.join(archive.names)}"
+                        f"{file}: no array {missing[0]!r}; it holds {listed(archive.names)}"
                     )
                 allow = self._request.allow_pickle
                 return {key: archive.read(key, allow_pickle=allow) for key in keys}
@@ -151,7 +152,7 @@ def _shape(file: Path, key: str) -> tuple[int, ...]:
     """The shape of a two-dimensional array in an npz, without reading it."""
     with opened(file, str(file), DatasetError) as archive:
         if key not in archive:
-            raise DatasetError(f"{file}: no array {key!r}; it holds {', '.join(archive.names)}")
+            raise DatasetError(f"{file}: no array {key!r}; it holds {listed(archive.names)}")
         shape = archive.shape(key)
     if len(shape) != 2 or not shape[0]:
         raise DatasetError(f"{file}: {key!r} has shape {shape}, expected (tokens, width)")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hada.extract.common.errors import CheckpointError
+from hada.extract.common.shapes import listed, shown
 from hada.extract.common.tensor_files import read_torch
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
@@ -57,14 +58,14 @@ def read_official(path: Path) -> Official:
     if missing:
         raise CheckpointError(
             f"{path} is no checkpoint of HADA: {', '.join(missing)} not among its keys "
-            f"({', '.join(map(str, list(loaded)[:8]))})"
+            f"({listed(loaded)})"
         )
     raw = {side: _tensors(loaded[key], f"{path}: {key}") for side, key in SIDES.items()}
     prefix = "disc."
     disc = _tensors(loaded.get("discriminator", {}), f"{path}: discriminator")
     norm = _norm_of(raw["image"])
     weights = tuple(
-        float(torch.as_tensor(loaded[name]).detach())
+        float(_number(loaded[name], f"{path}: {name}"))
         for name in ("weight_albef", "weight_0", "weight_1", "weight_2")
         if name in loaded
     )
@@ -78,7 +79,7 @@ def read_official(path: Path) -> Official:
             for k, v in disc.items()
             if norm == "batch" or ".norm." not in k
         },
-        temperature=torch.as_tensor(loaded["temp_para"]).detach().float(),
+        temperature=_number(loaded["temp_para"], f"{path}: temp_para"),
         weights=weights,
         recipe=_recipe_of(raw["image"], norm, weights),
     )
@@ -113,7 +114,7 @@ def our_names(encoder: Mapping[str, Any]) -> dict[str, str]:
 
 def _renamed(key: str, named: Sequence[str], dense: bool, batch: bool) -> str | None:
     """One tensor's name with us; None for a LayerNorm behind a last layer, which never acts."""
-    found = re.fullmatch(r"gcn\.gcn\.(conv|conv_lin|norm)\.(\d+)\.(.+)", key)
+    found = re.fullmatch(r"gcn\.gcn\.(conv|conv_lin|norm)\.(\d{1,4})\.(.+)", key)
     if found:
         part, layer, rest = found.groups()
         where = "graph." if dense else f"graph.layers.{layer}."
@@ -122,11 +123,12 @@ def _renamed(key: str, named: Sequence[str], dense: bool, batch: bool) -> str | 
         if part == "norm":
             return where + "norm." + rest
         return where + "mix." + re.sub(r"\.0\.", ".", rest, count=1)
-    found = re.fullmatch(r"(gcn\.trans_(\d+)\.|lin\.|)(linear|norm)\.(\d+)\.(.+)", key)
+    found = re.fullmatch(r"(gcn\.trans_(\d{1,4})\.|lin\.|)(linear|norm)\.(\d{1,4})\.(.+)", key)
     if found is None:
         return key  # refused later as unexpected, by its own name
     stack, model, part, number, rest = found.groups()
-    last = max(int(k.split(".")[-2]) for k in named if k.startswith(f"{stack}linear."))
+    layer = re.compile(rf"{re.escape(stack)}linear\.(\d{{1,4}})\.[^.]+")
+    last = max((int(match[1]) for k in named if (match := layer.fullmatch(k))), default=0)
     where = "head." if model is None else f"project.{int(model) - 1}."
     if int(number) < last:
         return f"{where}before.{number}.{part}.{rest}"
@@ -142,10 +144,12 @@ def _norm_of(encoder: Mapping[str, Tensor]) -> str:
 
 def _recipe_of(encoder: Mapping[str, Tensor], norm: str, weights: tuple[float, ...]) -> Recipe:
     """The recipe that made a checkpoint, as far as its tensors tell."""
-    width = {k: int(v.shape[0]) for k, v in encoder.items() if k.endswith("weight")}
+    width = {k: int(v.shape[0]) for k, v in encoder.items() if k.endswith("weight") and v.ndim}
     head = "enc.lin.linear." if norm != "layer" else "enc.linear."
     heads = _stack(width, head)
     name = {"batch": "hada", "none": "hada-extend", "layer": "concat"}[norm]
+    if not heads:
+        raise CheckpointError("the encoder is none of HADA's: it has no last linear layer")
     changes: dict[str, Any] = {"out_width": heads[-1], "head_hidden": heads[:-1]}
     if norm != "layer":
         nodes = _stack(width, "enc.gcn.trans_1.linear.")
@@ -153,7 +157,7 @@ def _recipe_of(encoder: Mapping[str, Tensor], norm: str, weights: tuple[float, .
             width, "enc.gcn.gcn.conv.", ".lin.weight"
         )
         att = encoder.get("enc.gcn.gcn.conv.0.att")
-        if not (nodes and graph):
+        if not (nodes and graph) or (att is not None and att.ndim != 3):
             raise CheckpointError("the encoder is no HADA graph: its layers are not recognised")
         kind = "gatv2" if att is not None else "transformer"
         if "enc.gcn.gcn.conv.0.lin.weight" in encoder:
@@ -211,6 +215,17 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a checkpoint")
     return loaded
+
+
+def _number(value: Any, what: str) -> Tensor:
+    """A learned number, as a tensor without dimensions."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (plain or (isinstance(value, Tensor) and value.numel() == 1)):
+        raise CheckpointError(f"{what}: expected one number, got {shown(value)}")
+    tensor = torch.as_tensor(value).detach().float().reshape(())
+    if not tensor.isfinite():
+        raise CheckpointError(f"{what}: expected a finite number, got {shown(value)}")
+    return tensor
 
 
 def _tensors(values: Any, what: str) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def test_flickr8k_has_its_counts(shared: Path) -> None:
     manifest = load_manifest(roots={"flickr8k": str(shared / "flickr8k")})
     data = read_dataset(manifest.dataset("flickr8k"), "val")
     assert (len(data.image_ids), len(data.captions)) == (1000, 5000)
-    with pytest.raises(DatasetError, match=r"marked 'test', and there are none.*train, val"):
+    with pytest.raises(DatasetError, match=r"marked 'test', and there are none.*'train', 'val'"):
         read_dataset(manifest.dataset("flickr8k"), "test")
 
 
