@@ -285,7 +285,9 @@ def imports(folder: Path) -> Made:
 
     from hada.extract.datasets.read import read_dataset
     from hada.extract.importers.arrays import _pairs, map_npy
-    from hada.extract.importers.write import ImportRequest, _checked, open_source
+    from hada.extract.importers.open import open_source
+    from hada.extract.importers.source import ImportRequest
+    from hada.extract.importers.write import _checked
     from hada.extract.manifest import load_manifest
     from hada.extract.spec import SIDES
 

@@ -61,7 +61,7 @@ def shown(value: Any, most: int = 60) -> str:
     if isinstance(value, str | bytes):
         value = value[:most]
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # a number of more digits than Python prints, inside
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
