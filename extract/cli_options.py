@@ -18,8 +18,8 @@ def number_or_auto(_context: click.Context, _parameter: click.Parameter, value: 
     """Callback of an option: a whole number from 1, or `auto`, which becomes None."""
     if value == "auto":
         return None
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a whole number from 1 nor 'auto'")
+    if not value.isascii() or not value.isdigit() or not 1 <= len(value) < 10 or int(value) < 1:
+        raise click.BadParameter(f"{value[:40]!r} is neither a whole number from 1 nor 'auto'")
     return int(value)
 
 

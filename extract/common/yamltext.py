@@ -8,6 +8,7 @@ has with every alias written out. Of the tags only YAML's own plain ones are kno
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from hada.extract.common.shapes import shown
 MOST_BYTES = 512 * 1024
 DEPTH, VALUES = 32, 50_000
 _LIMIT = 2**63
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 _CORE = "tag:yaml.org,2002:"
 _PLAIN = frozenset(
     _CORE + name
@@ -132,6 +134,8 @@ def _mapping(node: yaml.MappingNode, name: str) -> dict[str, Any]:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _RefusedError(key_node.start_mark, f"{name!r}: keys must be plain words")
         key = key_node.value
+        if _UNFIT.search(key):
+            raise _RefusedError(key_node.start_mark, f"{name!r}: a key holds what no text has")
         if key_node.tag == f"{_CORE}merge":
             _merge(merged, value, name)
             continue
@@ -152,12 +156,14 @@ def _merge(merged: dict[str, Any], value: yaml.Node, name: str) -> None:
 
 def _scalar(node: yaml.ScalarNode, name: str) -> Any:
     kind = node.tag.removeprefix(_CORE)
-    if kind in ("str", "timestamp", "merge", "value"):
-        return node.value
 
     def refuse(what: str) -> NoReturn:
         raise _RefusedError(node.start_mark, f"{name!r}: {what}")
 
+    if _UNFIT.search(node.value):
+        refuse(f"{shown(node.value)} holds a NUL or half of a surrogate pair, which no text has")
+    if kind in ("str", "timestamp", "merge", "value"):
+        return node.value
     try:
         value = yaml.constructor.SafeConstructor().construct_object(node)
     except (yaml.YAMLError, ValueError, KeyError, IndexError, OverflowError, AttributeError):

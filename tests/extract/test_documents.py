@@ -134,6 +134,8 @@ BROKEN_YAML = {
     "a list as key": ("a: {[1]: 2}", "line 1: 'a': keys must be plain words"),
     "control": ("a: 1\nb: \x07", "line 2: not YAML: a control character (U+0007)"),
     "an escape of no character": ('a: "\\UFFFFFFFF"', "not YAML"),
+    "NUL by an escape": ('a: ["x\\0"]', "line 1: 'a[0]': 'x\\x00' holds a NUL"),
+    "half a character": ('a: "\\uD83D"', "line 1: 'a': '\\ud83d' holds a NUL or half"),
     "two documents": ("a: 1\n---\nb: 2", "line 2: not YAML"),
     "an alias to nothing": ("a: *x", "line 1: not YAML"),
 }
