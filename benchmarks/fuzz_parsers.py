@@ -281,8 +281,10 @@ def imports(folder: Path) -> Made:
     """HADA's folders of npz, plain arrays, safetensors and parquet, as `hada-store import`."""
     import makers
     import safetensors.numpy
+    import torch  # here, so that importing it is not the time of an input
     from pyarrow import Table, parquet
 
+    del torch
     from hada.extract.datasets.read import read_dataset
     from hada.extract.importers.arrays import _pairs, map_npy
     from hada.extract.importers.open import open_source
