@@ -115,20 +115,18 @@ def captions(folder: Path) -> Made:
 
 def result(folder: Path) -> Made:
     """A result, for compare and table in every format."""
-    from hada.evaluate.methods.gallery import Gallery, Rung
-    from hada.evaluate.results.compare import choose_rung, compare, sentences
+    from hada.evaluate.results.compare import choose_method, compare, sentences
     from hada.evaluate.results.export import FORMATS, as_table
     from hada.evaluate.results.packing import pack, pack_ranks
     from hada.evaluate.results.read import read_result
     from hada.fuse.ranking.ranks import rank_positives, recalls
 
-    del Gallery, Rung
     owner = np.array([0, 0, 1, 1, 2, 3])
     rng = np.random.default_rng(0)
-    rungs = []
+    methods = []
     for name, kind in (("clip", "model"), ("HADA x", "hada")):
         ranks = rank_positives(rng.standard_normal((4, 3)), rng.standard_normal((6, 3)), owner)
-        rungs.append(
+        methods.append(
             {
                 "name": name,
                 "kind": kind,
@@ -141,8 +139,8 @@ def result(folder: Path) -> Made:
             }
         )
     protocol = {"dataset": "d", "split": "val", "images": 4, "captions": 6, "folds": 1}
-    whole = {"schema": 2, "protocol": protocol, "rungs": rungs}
-    whole["items"] = {"digest": "0", "owner": pack(owner)}
+    whole = {"schema": 3, "protocol": protocol, "methods": methods}
+    whole["items"] = {"digest": "0", "caption_to_image": pack(owner)}
     file, other = folder / "a.json", folder / "b.json"
     other.write_text(json.dumps(whole))
     fixed = read_result(other)
@@ -150,10 +148,10 @@ def result(folder: Path) -> Made:
     def one(data: bytes) -> None:
         file.write_bytes(data)
         found = read_result(file)
-        rung = choose_rung(found, None, file)
+        rung = choose_method(found, None, file)
         for form in FORMATS:
             as_table([found], form)
-        sides = (found, rung), (fixed, choose_rung(fixed, None, other))
+        sides = (found, rung), (fixed, choose_method(fixed, None, other))
         compared = compare(*sides, resamples=100)
         sentences(compared)
         json.dumps(compared)

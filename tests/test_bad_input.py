@@ -132,7 +132,7 @@ RESULT_CASES = {
     '{"schema": 2, "protocol": {}, "rungs": []}': "protocol: 'dataset' is missing",
     '{"schema": 2, "protocol": 3, "items": {"digest": "", "owner": ""}, "rungs": []}': "protocol: "
     "expected a mapping, got a whole number",
-    '{"schema": [2], "protocol": {}, "rungs": []}': "schema: expected 2, got [2]",
+    '{"schema": [2], "protocol": {}, "rungs": []}': "schema: expected 3 or 2, got [2]",
     '{"schema": NaN': "broken JSON at line 1, column 12: NaN is no number",
 }
 
