@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hada.evaluate.methods import build
-from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.measure import measure as measure_methods
 from hada.extract.common import atomic
 from hada.extract.common.host import reuse_freed_memory
 from hada.extract.manifest import Manifest, load_manifest
@@ -86,7 +86,7 @@ def measure(
         val_split=val,
         quick=True,
     )
-    result = evaluate(*build.build(manifest, request))
+    result = measure_methods(*build.build(manifest, request))
     rsums = {
         method["name"]: method["metrics"]["rsum"]
         for method in result["methods"]

@@ -1,4 +1,4 @@
-"""`hada-evaluate`: what the fusion gained, measured from stores and runs alone.
+"""`hada-evaluate`: the figures of frozen models and their fusions, from stores and runs alone.
 
 Nothing heavy is imported until a command runs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -58,19 +58,19 @@ def evaluate() -> None:
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Mean over so many galleries of consecutive images; 5 on COCO's test is COCO 1K.",
+    help="Number of galleries of consecutive images, averaged; 5 on COCO's test is COCO 1K.",
 )
 @click.option(
     "--rerank",
     metavar="K",
     default=0,
     type=click.IntRange(min=0),
-    help="Also order the first K places of each run anew by its match head, shown apart.",
+    help="Also reorder the first K results of each run by its match head, as methods of their own.",
 )
 @click.option(
     "--rerank-with",
     metavar="MODEL",
-    help="With --rerank: by this frozen model's match head; its own method is re-ranked too.",
+    help="With --rerank: use this frozen model's match head, and re-rank the model itself too.",
 )
 @click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
@@ -91,7 +91,7 @@ def evaluate() -> None:
     metavar="[IxT]",
     is_flag=False,
     flag_value="stores",
-    help="Only say what it would cost: of the stores, or of I images and T captions.",
+    help="Only print the cost: for the stores, or for I images and T captions.",
 )
 @manifest_options
 def recall(
@@ -124,53 +124,44 @@ def recall(
       hada-evaluate recall --split val --run runs/scenes/blip+clip-fast-s0 --quick
       hada-evaluate recall --quick --plan 1000000x5000000
     """
-    from hada.evaluate.methods.build import Request, build, finished_runs
-    from hada.evaluate.results import eccv as judgements
-    from hada.evaluate.results.recall import evaluate as measure
+    from hada.evaluate.results.recall import make_request
+    from hada.evaluate.results.recall import recall as measure_recall
     from hada.evaluate.results.text import render
     from hada.extract.common import atomic
     from hada.extract.common.device import choose_device
-    from hada.extract.common.errors import UsageError
 
-    entry = manifest.dataset(dataset)
-    entry.split(split)
-    request = Request(
-        dataset=entry.name,
-        split=split,
-        runs=runs or finished_runs(Path(manifest.runs) / entry.name),
-        models=models,
-        train_split=train_split,
-        val_split=val_split,
-        quick=quick,
-        device=device,
-        rerank=rerank,
-        rerank_with=rerank_with,
-    )
-    if rerank_with and not rerank:
-        raise UsageError("--rerank-with needs --rerank K: how many places to order anew")
+    asked: dict[str, Any] = {
+        "dataset": dataset,
+        "split": split,
+        "runs": runs or None,
+        "models": models,
+        "train_split": train_split,
+        "val_split": val_split,
+        "quick": quick,
+        "device": device,
+        "rerank": rerank,
+        "rerank_with": rerank_with,
+    }
     if plan is not None:
-        from hada.evaluate.results import cost as planning
+        from hada.evaluate.results import cost
 
-        where = choose_device(device)
-        sizes = planning.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
-        tell(planning.as_text(sizes, planning.seconds(sizes, where), where), lines=True)
+        request = make_request(manifest, **asked)
+        planned = cost.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
+        ranked_on = choose_device(device)
+        tell(cost.as_text(planned, cost.seconds(planned, ranked_on), ranked_on), lines=True)
         return
-    if eccv:
-        judgements.metrics()  # missing? Say so before the work
-    gallery, methods = build(manifest, request)
-    result = measure(
-        gallery,
-        methods,
+    result = measure_recall(
+        manifest,
+        **asked,
+        folds=folds,
+        eccv=eccv,
         resamples=resamples,
         seed=seed,
-        folds=folds,
-        device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
-    if eccv:
-        judgements.add(result, methods, gallery)
     suffix = f"-{folds}folds" if folds > 1 else ""
-    target = output or Path(manifest.runs) / entry.name / f"recall-{split}{suffix}.json"
+    name = manifest.dataset(dataset).name
+    target = output or Path(manifest.runs) / name / f"recall-{split}{suffix}.json"
     atomic.write_json(target, result)
     tell(json.dumps(result, indent=2) if as_json else render(result), lines=True)
     say(f"written to {target}")
@@ -180,9 +171,9 @@ def recall(
 @click.argument("first", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
-    "--method", metavar="NAME", help="Of the first. [default: its last fusion, or its best]"
+    "--method", metavar="NAME", help="Method of FIRST. [default: its last fusion, else its best]"
 )
-@click.option("--with-method", metavar="NAME", help="Of the second. [default: likewise]")
+@click.option("--with-method", metavar="NAME", help="Method of SECOND. [default: as for FIRST]")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @p_values_option
@@ -197,7 +188,7 @@ def compare(
     p_values_anyway: bool,
     as_json: bool,
 ) -> None:
-    r"""Whether SECOND is better than FIRST, or than chance would have it.
+    r"""Compare two results: is SECOND better than FIRST, or is the difference noise?
 
     \b
     Examples:
@@ -213,7 +204,7 @@ def compare(
         choose_method(result, name, path)
         for result, name, path in zip(results, (method, with_method), paths, strict=True)
     ]
-    found = compare(
+    difference = compare(
         (results[0], methods[0]),
         (results[1], methods[1]),
         resamples=resamples,
@@ -227,9 +218,9 @@ def compare(
                 "--method and --with-method name one beforehand"
             )
     if as_json:
-        tell(json.dumps(found, indent=2), lines=True)
+        tell(json.dumps(difference, indent=2), lines=True)
         return
-    for line in sentences(found):
+    for line in sentences(difference):
         tell(line)
 
 

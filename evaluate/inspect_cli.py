@@ -1,4 +1,4 @@
-"""`hada-evaluate report`, `search` and `zeroshot`: a run to look at, to ask, and crops weighed.
+"""`hada-evaluate report`, `search` and `zeroshot`.
 
 Nothing heavy is imported until a command runs.
 """
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 p_values_option = click.option(
     "--p-values-anyway",
     is_flag=True,
-    help="Also where a method's parameters saw images of the split, which makes them too small.",
+    help="Give p-values also where a method's parameters saw images of the split; those are too "
+    "small.",
 )
 
 
 @click.command(cls=HadaCommand)
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--split", "-s", default="test", show_default=True, help="Split to look at.")
+@click.option("--split", "-s", default="test", show_default=True, help="Split to evaluate.")
 @click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
@@ -50,14 +51,14 @@ def report(
     device: str,
     output: Path | None,
 ) -> None:
-    r"""A run to look at: one HTML file with figures, curves, wins, losses and attention.
+    r"""Write one HTML page about a run: figures, curves, gains, losses and attention.
 
     \b
     Examples:
       hada-evaluate report runs/scenes/blip+clip-fast-s0
       hada-evaluate report runs/flickr8k/mine --split val -o mine.html
     """
-    from hada.evaluate.pages.report import write_report
+    from hada.evaluate.pages.report import report as write_report
 
     target = write_report(
         manifest,
@@ -75,7 +76,9 @@ def report(
 
 @click.command(cls=HadaCommand)
 @click.argument("text", required=False)
-@click.option("--image", type=click.Path(path_type=Path, dir_okay=False), help="Ask by picture.")
+@click.option(
+    "--image", type=click.Path(path_type=Path, dir_okay=False), help="The query is this image."
+)
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
 @click.option("--split", "-s", default="test", show_default=True, help="Split to search.")
 @click.option(
@@ -88,10 +91,14 @@ def report(
 @click.option(
     "--find",
     type=click.Choice(["images", "captions"]),
-    help="What to look for. [default: images for a text, captions for a picture]",
+    help="What to find. [default: images for a text, captions for an image]",
 )
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--faiss", is_flag=True, help="Approximately, and say how it compares to exactly.")
+@click.option(
+    "--faiss",
+    is_flag=True,
+    help="Search approximately, and print how many exact results were found.",
+)
 @click.option("--jsonl", is_flag=True, help="One JSON object a result.")
 @click.option(
     "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also as an HTML page."
@@ -99,7 +106,7 @@ def report(
 @device_option
 @manifest_options
 def search(manifest: Manifest, **request: Any) -> None:
-    r"""The pictures for a sentence, or the captions for a picture.
+    r"""Find the images for a sentence, or the captions for an image.
 
     \b
     Examples:
@@ -129,7 +136,7 @@ def search(manifest: Manifest, **request: Any) -> None:
 @click.option(
     "--whole",
     type=click.FloatRange(0, 1),
-    help="Share of the whole picture beside its crops. [default: 0 to classify, as published; "
+    help="Share of the whole image beside its crops. [default: 0 to classify, as published; "
     "0.5 for retrieval]",
 )
 @click.option("--keep", default=0.5, show_default=True, type=click.FloatRange(0, 1, min_open=True))
@@ -146,7 +153,7 @@ def search(manifest: Manifest, **request: Any) -> None:
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False))
 @manifest_options
 def zeroshot(manifest: Manifest, **request: Any) -> None:
-    r"""WCA and LGCA beside the plain model: random crops, weighed, selected and expanded.
+    r"""Compare WCA and LGCA with the plain model: weighted, selected and expanded random crops.
 
     \b
     Examples:

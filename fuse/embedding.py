@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError
 from hada.extract.spec import ModelSpec, SideName, StoreSpec
@@ -146,8 +147,7 @@ def _own(split: Split, side: SideName, model: int) -> NDArray[np.float32]:
     assert values is not None
     rows = split.image_rows if side == "image" else split.caption_rows
     x = values[rows].astype(np.float32)
-    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return np.asarray(x / length, dtype=np.float32)
+    return np.asarray(unit_rows(x), np.float32)
 
 
 def write_embedded(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError
 from hada.extract.common.terminal import console
@@ -42,8 +43,7 @@ class Scored:
     def of(cls, name: str, scores_IT: NDArray[np.float32], owner: NDArray[np.int64]) -> Scored:
         """Rank a model's scores."""
         centred = scores_IT - scores_IT.mean(axis=1, keepdims=True)
-        centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-        return cls(name, scores_IT, rank_matrix(scores_IT, owner), centred)
+        return cls(name, scores_IT, rank_matrix(scores_IT, owner), unit_rows(centred))
 
     @property
     def rsum(self) -> float:
@@ -78,7 +78,8 @@ def look(
         if image is None or caption is None or image.shape[1] != caption.shape[1]:
             say(f"{name}: no joint space, so no cosine of its own to look at")
             continue
-        a, b = _unit(image[part.image_rows[kept]]), _unit(caption[part.caption_rows[captions]])
+        a = unit_rows(image[part.image_rows[kept]].astype(np.float32))
+        b = unit_rows(caption[part.caption_rows[captions]].astype(np.float32))
         scored.append(Scored.of(name, a @ b.T, owner))
     if not scored:
         raise StoreError(f"{dataset}/{split}: none of {', '.join(names)} has a joint space")
@@ -150,9 +151,3 @@ def render(found: dict[str, Any]) -> str:
     text = io.StringIO()
     console(file=text, width=100).print(table)
     return text.getvalue().rstrip()
-
-
-def _unit(x: NDArray[Any]) -> NDArray[np.float32]:
-    wide = x.astype(np.float32)
-    length = np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-    return np.asarray(wide / length, np.float32)

@@ -42,7 +42,7 @@ class Demo:
 
 
 def run_demo(demo: Demo) -> dict[str, Any]:
-    """All stages; returns the evaluation's result (see `hada.evaluate.results.recall.evaluate`)."""
+    """All stages; returns the evaluation's result (see `hada.evaluate.results.measure.measure`)."""
     from hada.extract.common.host import reuse_freed_memory
 
     reuse_freed_memory()
@@ -123,8 +123,8 @@ def _plan(demo: Demo) -> Plan:
 def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
     """All methods on test as JSON, and the run's page; returns the result and the page's path."""
     from hada.evaluate.methods import build
-    from hada.evaluate.pages.report import write_report
-    from hada.evaluate.results.recall import evaluate as measure
+    from hada.evaluate.pages.report import report as write_report
+    from hada.evaluate.results.measure import measure
     from hada.extract.common import atomic
 
     folder = Path(demo.manifest.runs) / DATASET

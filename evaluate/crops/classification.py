@@ -20,6 +20,7 @@ from hada.evaluate.crops.weighting import CLIP, Rules
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.results.significance import interval
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.documents import read_json
 from hada.extract.common.errors import UsageError
 from hada.extract.common.shapes import conform
@@ -54,13 +55,15 @@ def classification(
     `truth` holds the classes of each image; naming any of them is right. Of classes with equal
     scores one is predicted at random, and the expectation is reported: a constant gets chance.
     """
-    places = {name: number for number, name in reversed(list(enumerate(text.names)))}
-    unknown = sorted({name for names in truth for name in names} - set(places))
+    column_of = {name: number for number, name in reversed(list(enumerate(text.names)))}
+    unknown = sorted({name for names in truth for name in names} - set(column_of))
     if unknown:
-        raise UsageError(f"--labels: class {unknown[0]!r} is not among the {len(places)} classes")
+        raise UsageError(
+            f"--labels: class {unknown[0]!r} is not among the {len(column_of)} classes"
+        )
     right_IC = np.zeros((len(truth), len(text.names)), bool)
     for row, names in enumerate(truth):
-        right_IC[row, [places[name] for name in names]] = True
+        right_IC[row, [column_of[name] for name in names]] = True
     crops = next(iter(rules.values()))[0]
     plain = text.label_CE[:, None], np.ones((len(text.names), 1), bool)
     scores = {
@@ -121,14 +124,14 @@ def read_classes(path: Path) -> dict[str, list[str]]:
     what = f"--classes {path}"
     kind = Annotated[dict[str, Annotated[list[str], Meta(min_length=1)]], Meta(min_length=1)]
     remedy = "A mapping of class name to a list of one description or more"
-    found: dict[str, list[str]] = conform(value, kind, what, remedy=remedy)
-    return found
+    classes: dict[str, list[str]] = conform(value, kind, what, remedy=remedy)
+    return classes
 
 
 def read_labels(path: Path, gallery: Gallery) -> list[list[str]]:
     """The class names of every image of the gallery; raises `UsageError` where one has none."""
     value = read_json(path, absent="--labels takes a JSON file: image id -> class name")
-    found: dict[str, Any] = conform(
+    labels_of: dict[str, Any] = conform(
         value,
         dict[str, str | int | list[str | int] | None],
         f"--labels {path}",
@@ -136,12 +139,14 @@ def read_labels(path: Path, gallery: Gallery) -> list[list[str]]:
     )
     store = gallery.stores[0]
     ids = [store.image.ids[row] for row in gallery.image_rows]
-    missing = [id_ for id_ in ids if not found.get(id_)]
+    missing = [id_ for id_ in ids if not labels_of.get(id_)]
     if missing:
         raise UsageError(
             f"{path}: {len(missing)} images have no label, the first is {missing[0]!r}"
         )
-    labels = [found[id_] if isinstance(found[id_], list) else [found[id_]] for id_ in ids]
+    labels = [
+        labels_of[id_] if isinstance(labels_of[id_], list) else [labels_of[id_]] for id_ in ids
+    ]
     return [[str(name) for name in names] for names in labels]
 
 
@@ -159,9 +164,9 @@ def encode_classes(
         backbone.encode_captions(everything[start : start + BATCH]).embeddings
         for start in range(0, len(everything), BATCH)
     ]
-    found = weighting.unit(np.concatenate(parts)).astype(np.float32)
+    features = unit_rows(np.concatenate(parts)).astype(np.float32)
     counts = [len(texts) for texts in classes.values()]
     mask = np.arange(max(counts)) < np.array(counts)[:, None]
-    descriptions = np.zeros((*mask.shape, found.shape[1]), np.float32)
-    descriptions[mask] = found[len(prompts) :]
-    return ClassTexts(list(classes), found[: len(prompts)], descriptions, mask)
+    descriptions = np.zeros((*mask.shape, features.shape[1]), np.float32)
+    descriptions[mask] = features[len(prompts) :]
+    return ClassTexts(list(classes), features[: len(prompts)], descriptions, mask)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.crops import weighting
 from hada.evaluate.methods.gallery import Gallery
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import StoreMismatchError
 from hada.extract.store import open_store
 
@@ -25,30 +25,30 @@ class Crops:
     crops_IRNE: NDArray[np.float32]
 
 
-def open_crops(place: str, gallery: Gallery) -> Crops:
+def open_crops(path: str, gallery: Gallery) -> Crops:
     """The crops of a gallery's images.
 
     Raises:
-        StoreMismatchError: They are of other pictures or another model.
+        StoreMismatchError: They are of other images or another model.
     """
-    store = open_store(place)
+    store = open_store(path)
     own, spec = gallery.stores[0], store.spec.model
     settings = spec.preprocessing.get("crops")
     if not isinstance(settings, dict):
-        raise StoreMismatchError(f"{place}: no store of crops; extract it with --crops")
+        raise StoreMismatchError(f"{path}: no store of crops; extract it with --crops")
     if spec.weights_digest != own.spec.model.weights_digest or list(store.image.ids) != list(
         own.image.ids
     ):
         raise StoreMismatchError(
-            f"{place}: crops of another model or of other pictures than {own.path}; extract again"
+            f"{path}: crops of another model or of other images than {own.path}; extract again"
         )
     rows = gallery.image_rows
     failed = int(store.image.failed[rows].sum())
     if failed:
-        raise StoreMismatchError(f"{place}: {failed} pictures failed there that {own.path} has")
+        raise StoreMismatchError(f"{path}: {failed} images failed there that {own.path} has")
     rounds, count = settings["rounds"] + 1, settings["count"]
     tokens = store.image.tokens(rows).reshape(len(rows), 1 + rounds * count, -1)
-    values = weighting.unit(tokens.astype(np.float32)).astype(np.float32)
+    values = unit_rows(tokens.astype(np.float32)).astype(np.float32)
     return Crops(
         settings["name"], values[:, 0], values[:, 1:].reshape(len(rows), rounds, count, -1)
     )

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import UsageError
 
 Normalize = Literal["official", "none"]
@@ -74,7 +75,7 @@ def describe(
     likeness_CD = np.einsum("ce,cde->cd", label_CE, descriptions_CDE, dtype=np.float64)
     weight_CD = softmax(np.where(mask_CD, rules.text_scale * likeness_CD, -np.inf))
     sums_CE = np.einsum("cd,cde->ce", weight_CD, descriptions_CDE)
-    return unit(sums_CE) if rules.normalize == "official" else sums_CE
+    return unit_rows(sums_CE) if rules.normalize == "official" else sums_CE
 
 
 def look(image_IE: Floats, crops_IRNE: Floats | None, rules: Rules) -> NDArray[np.float64]:
@@ -103,7 +104,7 @@ def look(image_IE: Floats, crops_IRNE: Floats | None, rules: Rules) -> NDArray[n
         likeness_IK = np.einsum("ie,ike->ik", image_IE, crops_IKE, dtype=np.float64)
         weight_IK = softmax(rules.crop_scale * likeness_IK)
         sums_IE = np.einsum("ik,ike->ie", weight_IK, crops_IKE)
-        total_IE += weight * (unit(sums_IE) if rules.normalize == "official" else sums_IE)
+        total_IE += weight * (unit_rows(sums_IE) if rules.normalize == "official" else sums_IE)
     return total_IE
 
 
@@ -128,8 +129,3 @@ def softmax(values: Floats) -> NDArray[np.float64]:
     """Over the last axis; minus infinity is left out."""
     shifted = np.exp(values - values.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float64)
-
-
-def unit(values: Floats) -> NDArray[np.float64]:
-    """The same directions at length 1."""
-    return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True), np.float64)

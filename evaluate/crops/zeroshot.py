@@ -19,9 +19,10 @@ from hada.evaluate.crops.weighting import Normalize, Rules
 from hada.evaluate.methods.build import open_gallery
 from hada.evaluate.methods.combinations import single_models
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
-from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.measure import measure
 from hada.evaluate.results.text import render
 from hada.extract.common import atomic
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say, tell
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import StoreError, UsageError
@@ -56,13 +57,13 @@ def zeroshot(
     if (classes is None) != (labels is None):
         raise UsageError("--classes and --labels belong together: give both or neither")
     gallery = open_gallery(manifest, entry.name, split, [model])
-    found = [
-        open_crops(place, gallery)
+    stored = [
+        open_crops(path, gallery)
         for name in ("wca", "lgca")
-        for place in [f"{manifest.store_path(entry.name, split, model)}@crops-{name}"]
-        if Path(place).exists()
+        for path in [f"{manifest.store_path(entry.name, split, model)}@crops-{name}"]
+        if Path(path).exists()
     ]
-    if not found:
+    if not stored:
         raise StoreError(
             f"no crops of {model!r} on {entry.name}/{split}. Make them first: "
             f"hada-extract --dataset {entry.name} --model {model} --split {split} --crops lgca"
@@ -73,7 +74,7 @@ def zeroshot(
             crops,
             Rules(rounds=rounds, keep=keep, whole=share, normalize=normalize),
         )
-        for crops in found
+        for crops in stored
         for rounds in range(crops.crops_IRNE.shape[1])
     }
     target = output or Path(manifest.runs) / entry.name / f"zeroshot-{model}-{split}.json"
@@ -86,11 +87,11 @@ def zeroshot(
         result = classification(gallery, rules, text, truth, resamples=resamples, seed=seed)
         for line in result["methods"]:
             spread, gain = line["interval"], line["gain_interval"]
-            told = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+            gain_text = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
             tell(
                 f"{line['name']:34} top-1 {line['top1']:5.1f} %  "
                 f"[{spread['low']:.1f}, {spread['high']:.1f}]  "
-                f"{told if gain['low'] != gain['high'] else ''}".rstrip()
+                f"{gain_text if gain['low'] != gain['high'] else ''}".rstrip()
             )
         tell("[95 % interval], then the gain over CLIP: paired bootstrap by image")
     atomic.write_json(target, result)
@@ -125,13 +126,13 @@ def retrieval(
             name,
             "crops",
             (
-                weighting.unit(weighting.look(c.image_IE, c.crops_IRNE, r)).astype(np.float32),
+                unit_rows(weighting.look(c.image_IE, c.crops_IRNE, r)).astype(np.float32),
                 caption,
             ),
-            f"whole picture {r.whole:.2f}, {c.crops_IRNE.shape[2]} crops, {r.normalize}",
+            f"whole image {r.whole:.2f}, {c.crops_IRNE.shape[2]} crops, {r.normalize}",
         )
         for name, (c, r) in rules.items()
     ]
-    return evaluate(
+    return measure(
         gallery, [*alone, *methods], resamples=resamples, seed=seed, device=choose_device(device)
     )

@@ -20,10 +20,20 @@ from hada.fuse.run_folder import BEST, CONFIG, RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to compare. `quick` leaves out the methods that sort, or need the train and val stores.
+    """What to compare.
 
-    `rerank` adds a two-stage method to every run, which orders so many first places anew, by the
-    run's head or by that of the model `rerank_with`, whose own method then gets one too.
+    Attributes:
+        dataset: Name of the data set.
+        split: The split to evaluate.
+        runs: Folders of trained runs.
+        models: Models beside those of the runs; the manifest's where there is neither.
+        train_split: Trains "concatenation + linear".
+        val_split: Tunes "weighted sum" and stops "concatenation + linear".
+        quick: Leave out the methods that sort, or that need the stores of the other splits.
+        device: Where runs are applied: `auto`, `cpu`, `cuda` or `cuda:N`.
+        rerank: Add a two-stage method for every run, which reorders this many first results by
+            the run's match head; 0 adds none.
+        rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
     """
 
     dataset: str
@@ -39,7 +49,14 @@ class Request:
 
 
 def finished_runs(folder: Path) -> list[Path]:
-    """Runs in a folder that have weights, by name."""
+    """The trained runs of a folder.
+
+    Args:
+        folder: Holds one folder for each run, as `RUNS/DATASET` does.
+
+    Returns:
+        Folders of runs that have weights, sorted by name; hidden ones are left out.
+    """
     return sorted(
         path.parent
         for path in folder.glob(f"*/{CONFIG}")
@@ -50,7 +67,12 @@ def finished_runs(folder: Path) -> list[Path]:
 def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
     """Open the stores and make every method that they allow; the others are named on stderr.
 
-    Models are those of the runs and those asked for, or the manifest's where there are neither.
+    Args:
+        manifest: Where stores are.
+        request: What to compare.
+
+    Returns:
+        The images and captions, and the methods: single models, combinations, runs, re-ranked.
 
     Raises:
         StoreError: A store is missing or damaged, or nothing has a score.
@@ -95,16 +117,16 @@ def _trained(
 ) -> list[EmbeddingMethod]:
     """The methods that are tuned or trained, as far as their stores are there."""
     models = [store.spec.model.name for store in gallery.stores]
-    found = []
+    methods = []
     try:
         val = open_gallery(manifest, request.dataset, request.val_split, models)
-        found.append(make.tuned_sum(singles, val))
+        methods.append(make.tuned_sum(singles, val))
         train = open_gallery(manifest, request.dataset, request.train_split, models)
         say("training concatenation + linear")
-        found.append(concatenation_linear(gallery, train, val))
+        methods.append(concatenation_linear(gallery, train, val))
     except StoreError as error:
         say(f"left out what needs more stores: {error}")
-    return found
+    return methods
 
 
 def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
@@ -112,7 +134,7 @@ def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[
 
     Raises:
         StoreError: A store is missing or damaged.
-        StoreMismatchError: It holds another dataset or split than its place says.
+        StoreMismatchError: It holds another dataset or split than its path says.
     """
     return Gallery.of(open_stores(manifest, dataset, split, models))
 

@@ -57,7 +57,12 @@ def mean_of_cosines(models: Sequence[EmbeddingMethod]) -> EmbeddingMethod:
 
 
 def tuned_sum(models: Sequence[EmbeddingMethod], tuning: Gallery) -> EmbeddingMethod:
-    """The weighted sum of cosines with the best RSum on another split, by exhaustive search."""
+    """The weighted sum of cosines with the best RSum on another split, by exhaustive search.
+
+    Args:
+        models: Single models on the evaluated split.
+        tuning: The same models on the split that chooses the shares.
+    """
     others = {method.name: method for method in single_models(tuning)}
     chosen = [others[method.name] for method in models]
     shares = max(_share_grid(len(models)), key=lambda s: _rsum(weighted_sum(chosen, s), tuning))
@@ -73,9 +78,15 @@ def tuned_sum(models: Sequence[EmbeddingMethod], tuning: Gallery) -> EmbeddingMe
 
 
 def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
-    """A trained run, applied to the gallery's stores; its score is what it was trained to give.
+    """A trained run, applied to the gallery's stores.
 
-    Raises `RunError` where the run does not fit the stores.
+    Args:
+        run: The run's folder.
+        gallery: Has a store of every model of the run.
+        device: Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        RunError: The run does not fit the stores.
     """
     from hada.fuse.embedding import embed_split
     from hada.fuse.run_folder import RunFolder
@@ -84,18 +95,18 @@ def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
     config = folder.config()
     names = config["models"]
     stores = [store for store in gallery.stores if store.spec.model.name in names]
-    found = embed_split(folder, stores, device=device)
+    embedded = embed_split(folder, stores, device=device)
     # Another gallery model may have failed on more items than the run's own models did.
-    images = np.searchsorted(found.image_rows, gallery.image_rows)
-    captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
-    image, caption = found
-    own = f" + own cosines {1 - found.shares[0]:.2f}" if found.shares[0] < 1 else ""
+    images = np.searchsorted(embedded.image_rows, gallery.image_rows)
+    captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
+    image, caption = embedded
+    own = f" + own cosines {1 - embedded.shares[0]:.2f}" if embedded.shares[0] < 1 else ""
     return EmbeddingMethod(
         f"HADA {folder.name}",
         "hada",
         (image[images], caption[captions]),
-        f"fused {found.shares[0]:.2f}{own}",
-        {"run": str(run), "shares": list(found.shares)},
+        f"fused {embedded.shares[0]:.2f}{own}",
+        {"run": str(run), "shares": list(embedded.shares)},
         (*of_run(config), *(entry for store in stores for entry in of_store(store))),
     )
 

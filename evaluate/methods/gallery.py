@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.seen import Fitted
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.store import StoreReader
 from hada.fuse.ranking.ranks import Ranks, rank_positives
@@ -44,7 +45,15 @@ class Gallery:
 
     @classmethod
     def of(cls, stores: Sequence[StoreReader]) -> Gallery:
-        """Raises `StoreMismatchError` where the stores are not of the same items."""
+        """The items that every store has, without those that failed in any of them.
+
+        Args:
+            stores: One store per model.
+
+        Raises:
+            StoreMismatchError: The stores are not of the same items.
+            StoreError: An id appears twice, or no image with a caption is left.
+        """
         check_together(stores)
         first = stores[0]
         for side in (first.image, first.caption):
@@ -68,7 +77,17 @@ class Gallery:
         )
 
     def own(self, store: StoreReader) -> Pair | None:
-        """A model's own embeddings at unit length; None where it has no joint space."""
+        """A model's own embeddings.
+
+        Args:
+            store: One of the gallery's stores.
+
+        Returns:
+            (I, E) and (T, E) float32 at unit length; None where the model has no joint space.
+
+        Raises:
+            NonFiniteError: A row is zero, NaN or infinite.
+        """
         image, caption = store.image.embeddings(), store.caption.embeddings()
         if image is None or caption is None:
             return None
@@ -107,9 +126,15 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingMethod:
-    """One way of scoring: `image_IE @ caption_TE.T`. `note` says how it was made.
+    """A method whose score is an inner product of embeddings: `image_IE @ caption_TE.T`.
 
-    `fitted` is all data that its parameters come from, its models' included.
+    Attributes:
+        name: Its name in results; unique within a comparison.
+        kind: `model`, `mean`, `weighted`, `linear`, `crops` or `hada`.
+        pair: (I, E) image and (T, E) caption embeddings, float32.
+        note: How it was made, for people.
+        details: More keys for its entry in the result.
+        fitted: All data that its parameters come from, its models' included.
     """
 
     name: str
@@ -139,4 +164,4 @@ def _unit(values: NDArray[Any], what: str) -> NDArray[np.float32]:
     bad = np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))
     if bad.size:
         raise NonFiniteError(f"{what}: {bad.size} rows are zero or not finite; extract them again")
-    return np.asarray(wide / length, np.float32)
+    return np.asarray(unit_rows(wide), np.float32)

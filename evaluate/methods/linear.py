@@ -1,8 +1,8 @@
 """Concatenation + linear: the fusion without a graph, as a method.
 
 One linear layer per side over all models' embeddings side by side, trained with the symmetric
-contrastive loss on image-major batches (every image once, with all its captions). It is what HADA
-has to beat to have earned its graph; the paper calls a like baseline "Baseline_m".
+contrastive loss on image-major batches (every image once, with all its captions). HADA's graph
+is worth its cost only if it beats this; the paper calls a similar baseline "Baseline_m".
 
 Shape letters: I images, T captions, B images of a batch, C captions of a batch, E widths.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hada.evaluate.methods.combinations import single_models
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of
 from hada.evaluate.methods.seen import Fitted
+from hada.extract.common.arrays import group_by_image
 from hada.fuse.ranking.ranks import rank_positives, recalls
 
 
@@ -39,7 +40,14 @@ class LinearConfig:
 def concatenation_linear(
     gallery: Gallery, train: Gallery, val: Gallery, config: LinearConfig | None = None
 ) -> EmbeddingMethod:
-    """Train on `train`, stop by `val`, score `gallery`."""
+    """Train the two layers and score a gallery with them.
+
+    Args:
+        gallery: What is scored.
+        train: The same models on the split that trains the layers.
+        val: The same models on the split that chooses the epoch, by RSum.
+        config: How they are trained; None for the defaults.
+    """
     config = config or LinearConfig()
     parts = {name: _concatenated(part) for name, part in (("train", train), ("val", val))}
     torch.manual_seed(config.seed)
@@ -90,8 +98,7 @@ def _epoch(
     epoch: int,
 ) -> None:
     heads.train()
-    by_image = np.argsort(caption_to_image, kind="stable")
-    bounds = np.searchsorted(caption_to_image[by_image], np.arange(len(data[0]) + 1))
+    by_image, bounds = group_by_image(caption_to_image, len(data[0]))
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data[0]))
     for start in range(0, len(order), config.batch_size):
         images = order[start : start + config.batch_size]

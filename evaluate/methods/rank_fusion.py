@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, fitted_of
 from hada.evaluate.methods.seen import Fitted
+from hada.extract.common.arrays import group_by_image
 from hada.fuse.ranking.ranks import Ranks
 
 RRF_CONSTANT = 60.0
@@ -35,8 +36,7 @@ def fused_ranks(
         constant: What is added to a rank (from 1) before its reciprocal is taken.
     """
     images, captions = len(pairs[0][0]), len(caption_to_image)
-    by_image = np.argsort(caption_to_image, kind="stable")
-    bounds = np.searchsorted(caption_to_image[by_image], np.arange(images + 1))
+    by_image, bounds = group_by_image(caption_to_image, images)
     positives = [by_image[bounds[i] : bounds[i + 1]] for i in range(images)]
     i2t = _one_way([(image, caption) for image, caption in pairs], positives, constant)
     back = [np.array([i]) for i in caption_to_image]
@@ -55,9 +55,9 @@ def places(scores_QG: NDArray[np.float32]) -> NDArray[np.int64]:
     sorted_QG = np.take_along_axis(scores_QG, order, axis=1)
     new = np.ones(scores_QG.shape, bool)
     new[:, 1:] = sorted_QG[:, 1:] != sorted_QG[:, :-1]
-    place = np.maximum.accumulate(np.where(new, np.arange(1, scores_QG.shape[1] + 1), 0), axis=1)
-    result = np.empty_like(place)
-    np.put_along_axis(result, order, place, axis=1)
+    rank_of = np.maximum.accumulate(np.where(new, np.arange(1, scores_QG.shape[1] + 1), 0), axis=1)
+    result = np.empty_like(rank_of)
+    np.put_along_axis(result, order, rank_of, axis=1)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Two stages: the first places by cosine, then those alone in the order of a matching head.
+"""Two stages: rank by cosine, then reorder the first results by a match head.
 
 The head is a run's own, on its fused embeddings, or a frozen model's, on its stored image tokens
 and the captions themselves.
@@ -93,7 +93,7 @@ class RunHead:
 
 @dataclass(frozen=True)
 class ModelHead:
-    """A frozen model's head, which looks at every pair anew: slow, so for few places.
+    """A frozen model's head, which encodes every pair again: slow, so for few results.
 
     `own` are its embeddings; `image_rows` lead to rows of the store; `ids` are the captions as
     the model's tokens.
@@ -128,13 +128,13 @@ class ModelHead:
         # Captions of like length go together, so little is padded.
         order = np.argsort([len(self.ids[t]) for t in captions_P], kind="stable")
         for start in range(0, len(order), PAIRS_OF_A_MODEL):
-            some = order[start : start + PAIRS_OF_A_MODEL]
-            rows, place = np.unique(self.image_rows[images_P[some]], return_inverse=True)
+            batch = order[start : start + PAIRS_OF_A_MODEL]
+            rows, row_of = np.unique(self.image_rows[images_P[batch]], return_inverse=True)
             tokens = self.store.image.tokens(rows).reshape(len(rows), -1, self._width)
             pair = self.backbone.match_tokens(
-                tokens.astype(np.float32)[place], [self.ids[t] for t in captions_P[some]]
+                tokens.astype(np.float32)[row_of], [self.ids[t] for t in captions_P[batch]]
             )
-            result[some] = pair[:, 1]
+            result[batch] = pair[:, 1]
         # The official evaluation adds the cosine to the logit of "match".
         return result + pair_scores(*self.own, images_P, captions_P).astype(np.float32)
 
@@ -158,10 +158,10 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
         UsageError: It has no such head, or its store does not hold the tokens as they were.
         DatasetError: The captions are not on this machine.
     """
-    found = [store for store in gallery.stores if store.spec.model.name == name]
-    if not found:
+    stores = [store for store in gallery.stores if store.spec.model.name == name]
+    if not stores:
         raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
-    store = found[0]
+    store = stores[0]
     backbone = load_frozen_model(manifest, store, device)
     if not hasattr(backbone, "match_tokens"):
         raise UsageError(
@@ -184,7 +184,7 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
 
 @dataclass(frozen=True)
 class Reranked:
-    """A method whose first `depth` places are ordered anew; the rest stays where it was."""
+    """A method whose first `depth` results are reordered; the rest stays where it was."""
 
     first: EmbeddingMethod
     head: Head
@@ -281,11 +281,11 @@ def reranked(
     stores: list[StoreReader] = [
         store for store in gallery.stores if store.spec.model.name in config["models"]
     ]
-    found = embed_split(folder, stores, device=device)
-    images = np.searchsorted(found.image_rows, gallery.image_rows)
-    captions = np.searchsorted(found.caption_rows, gallery.caption_rows)
+    embedded = embed_split(folder, stores, device=device)
+    images = np.searchsorted(embedded.image_rows, gallery.image_rows)
+    captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
     fused = (
-        torch.from_numpy(found.fused_image[images]),
-        torch.from_numpy(found.fused_caption[captions]),
+        torch.from_numpy(embedded.fused_image[images]),
+        torch.from_numpy(embedded.fused_caption[captions]),
     )
     return Reranked(first, RunHead(fused, head.eval(), fitted=of_run(config)), depth)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import StoreError
 from hada.extract.store import StoreReader, open_store
 from hada.fuse.fitted import UNRECORDED, fitted_on
 
-# The same picture through the same model: more than views or rounding take away.
+# The same image through the same model: more than views or rounding take away.
 SAME_COSINE = 0.995
 
 
@@ -28,7 +29,7 @@ class Fitted:
     """Data that parameters were fitted on, and how: "trained on", "tuned on", "stopped by".
 
     `dataset`, `split` and `digest` are None where they are not recorded; `stores` is empty where
-    they are not at hand.
+    they cannot be opened.
     """
 
     how: str
@@ -86,20 +87,26 @@ def _entry(entry: Mapping[str, Any], paths: Sequence[str]) -> Fitted:
 def saw(
     fitted: Sequence[Fitted], stores: Sequence[StoreReader], image_rows: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """Of `fitted`, what has images that are evaluated: `how`, `dataset`, `split` and `images`.
+    """The part of `fitted` that has evaluated images.
 
-    Those that are evaluated are `image_rows` of `stores`. `images` is how many of them, None where
-    only the split's name tells.
+    Args:
+        fitted: The data that a method's parameters come from.
+        stores: The stores that are evaluated.
+        image_rows: (I,) rows of the evaluated images in them.
+
+    Returns:
+        `how`, `dataset`, `split` and `images` for each. `images` is the number of evaluated images
+        among them, None if only the name of the split shows that they are the same.
     """
-    found: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
     for entry in fitted:
         shared = _shared_images(entry, stores, image_rows)
         if shared != 0:
             plain = {key: entry.plain()[key] for key in ("how", "dataset", "split")}
             line = {**plain, "images": shared}
-            if line not in found:
-                found.append(line)
-    return found
+            if line not in seen:
+                seen.append(line)
+    return seen
 
 
 def _shared_images(
@@ -115,14 +122,14 @@ def _shared_images(
     rows = [(row, theirs[ids[row]]) for row in image_rows.tolist() if ids[row] in theirs]
     if not rows:
         return 0
-    alike = _alike(stores, entry.stores, np.array(rows))
-    return alike if alike is not None else len(rows) if entry.dataset == spec.dataset else 0
+    same = _same_images(stores, entry.stores, np.array(rows))
+    return same if same is not None else len(rows) if entry.dataset == spec.dataset else 0
 
 
-def _alike(
+def _same_images(
     stores: Sequence[StoreReader], others: Sequence[StoreReader], rows_N2: NDArray[np.int64]
 ) -> int | None:
-    """How many pairs of rows hold the same picture, by the first model that both sides have.
+    """How many pairs of rows hold the same image, by the first model that both sides have.
 
     None where no model can tell.
     """
@@ -138,6 +145,5 @@ def _alike(
         if one is None or two is None:
             continue
         a, b = one.astype(np.float64), two.astype(np.float64)
-        length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        return int(((a * b).sum(axis=1) > SAME_COSINE * length).sum())
+        return int(((unit_rows(a) * unit_rows(b)).sum(axis=1) > SAME_COSINE).sum())
     return None

@@ -39,7 +39,7 @@ def attention(
     alpha = branch.graph.attention.attend(branch.nodes(features), features.layouts)[0]
     mean_BX = alpha.double().mean(dim=(1, 2)).numpy()
     models = len(features.layouts)
-    found: list[list[NDArray[np.float64]]] = [[] for _ in items]
+    by_item: list[list[NDArray[np.float64]]] = [[] for _ in items]
     start = models
     for model, layout in enumerate(features.layouts):
         lengths = layout.lengths_B.numpy()
@@ -51,9 +51,9 @@ def attention(
                 weights = mean_BX[item, start : start + length].copy()
             # The first M weights are those on the global nodes, whose own place holds 0.
             weights[np.flatnonzero(~tokens_BL[item, :length])[0]] = mean_BX[item, model]
-            found[item].append(weights)
+            by_item[item].append(weights)
         start += longest if longest > 1 else 0
-    return found
+    return by_item
 
 
 def grid(weights: NDArray[np.float64], *, global_last: bool) -> NDArray[np.float64] | None:
@@ -79,8 +79,8 @@ def by_word(
     if sum(pieces) + marks + extra != len(weights) or marks not in (1, 2):
         return None
     start = 1 + extra
-    found = []
+    weighted = []
     for word, count in zip(words, pieces, strict=True):
-        found.append((word, float(weights[start : start + count].sum())))
+        weighted.append((word, float(weights[start : start + count].sum())))
         start += count
-    return found
+    return weighted

@@ -27,10 +27,10 @@ CASES = 6
 
 @dataclass(frozen=True)
 class Heat:
-    """A model's patches on a picture: two data URIs to lay one over the other."""
+    """A model's patches on an image: two data URIs to lay one over the other."""
 
     model: str
-    picture: str
+    image: str
     overlay: str
 
 
@@ -40,7 +40,7 @@ class Case:
 
     caption: str
     ranks: dict[str, int]
-    picture: str
+    image: str
     first: list[tuple[str, str, bool]]
     heats: list[Heat] = field(default_factory=list)
     words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
     """Everything that is shown of some caption queries.
 
     Raises:
-        ImageError: A picture cannot be read.
+        ImageError: A image cannot be read.
     """
     if not captions:  # nothing was won, or nothing lost
         return []
@@ -99,7 +99,7 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
                     name: round(float(ranks.t2i[caption])) + 1
                     for name, ranks in material.ranks.items()
                 },
-                picture=thumbnails.thumbnail(_path(material, int(images[number]))),
+                image=thumbnails.thumbnail(_path(material, int(images[number]))),
                 first=first,
                 heats=heats,
                 words=words,
@@ -143,13 +143,13 @@ def _attention(
             patches = attention.grid(on_images[number][model], global_last=last)
             if patches is not None:
                 square = any(word in str(spec.preprocessing) for word in ("shortest", "crop"))
-                picture = thumbnails.thumbnail(path, square=square)
-                heats.append(Heat(name, picture, thumbnails.heat_map(patches)))
+                image = thumbnails.thumbnail(path, square=square)
+                heats.append(Heat(name, image, thumbnails.heat_map(patches)))
             if name in material.tokenizers:
                 tokenizer = material.tokenizers[name]
-                found = attention.by_word(text, on_captions[number][model], tokenizer)
-                if found is not None:
-                    words[name] = found
+                weighted = attention.by_word(text, on_captions[number][model], tokenizer)
+                if weighted is not None:
+                    words[name] = weighted
         return heats, words
 
     return look

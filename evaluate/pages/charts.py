@@ -57,8 +57,8 @@ def line_chart(
         parts.append(
             f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
-    places = _powers(x_low, x_high) if log_x else ticks(x_low, x_high, whole=True)
-    for value in places:
+    x_ticks = _powers(x_low, x_high) if log_x else ticks(x_low, x_high, whole=True)
+    for value in x_ticks:
         x = across(value)
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" '
@@ -102,10 +102,10 @@ def share_bar(parts: Sequence[tuple[str, float, str]]) -> str:
             f"<title>{html.escape(name)}: {number:,.0f}</title></rect>"
         )
         left += wide
-    told = ", ".join(f"{name} {number:,.0f}" for name, number, _ in parts)
+    label = ", ".join(f"{name} {number:,.0f}" for name, number, _ in parts)
     return (
         '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" '
-        f'aria-label="{html.escape(told)}">{"".join(cells)}</svg>'
+        f'aria-label="{html.escape(label)}">{"".join(cells)}</svg>'
     )
 
 

@@ -113,13 +113,13 @@ def _table(result: dict[str, Any]) -> str:
     for method in result["methods"]:
         cells = "".join(f"<td>{method['metrics'][f'{way}_R@{k}']:.1f}</td>" for way, k in ways)
         gain = method["gain"]
-        told = "" if gain is None else f"{gain['rsum']:+.1f} ± {gain['half_width']:.1f}"
+        gain_text = "" if gain is None else f"{gain['rsum']:+.1f} ± {gain['half_width']:.1f}"
         rows.append(
             f'<tr class="{html.escape(method["kind"])}">'
             f"<td>{html.escape(marked(method, result['protocol']))}</td>{cells}"
             f"<td>{method['metrics']['rsum']:.1f} ± "
             f"{method['rsum_interval']['half_width']:.1f}</td>"
-            f"<td>{told}</td></tr>"
+            f"<td>{gain_text}</td></tr>"
         )
     return (
         f"<table><thead><tr><th></th>{head}<th>RSum</th><th>gain</th></tr>"

@@ -1,4 +1,4 @@
-"""One run looked at: figures, curves, what it won and lost, with pictures, as one HTML file."""
+"""One run looked at: figures, curves, what it won and lost, with images, as one HTML file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
 from hada.evaluate.pages.report_page import Sections, assemble
+from hada.evaluate.results.measure import measure
 from hada.evaluate.results.packing import unpack_ranks
-from hada.evaluate.results.recall import evaluate
 from hada.extract.common import atomic
 from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
@@ -30,9 +30,9 @@ from hada.fuse.run_folder import RunFolder
 MOST_K = 50
 
 
-def write_report(
+def report(
     manifest: Manifest,
-    run: Path,
+    run: Path | str,
     *,
     split: str = "test",
     device: str = "auto",
@@ -42,21 +42,43 @@ def write_report(
     p_values_anyway: bool = False,
     output: Path | None = None,
 ) -> Path:
-    """Evaluate a run on a split and write its page; returns where it is.
+    """Evaluate a trained run and write one HTML page about it.
 
-    The page has no pictures, and says why, where the data set is not on this machine.
+    This is the command `hada-evaluate report`. The page shows the comparison of all methods, recall
+    curves, training curves, rank changes against each model, and the captions that gained and lost
+    most. Where the data set's images or captions are not on this machine, the page says so and has
+    everything else.
+
+    Args:
+        manifest: Where data sets, stores and runs are (`hada.extract.manifest.load_manifest`).
+        run: The folder of a trained run; its configuration names the data set and the models.
+        split: The split to evaluate.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        quick: Leave out the methods that sort, or that need the stores of train and val.
+        resamples: Resamples of the bootstrap over images.
+        seed: Seed of the bootstrap.
+        p_values_anyway: Give p-values also where a method's parameters saw images of the split.
+        output: The file to write. None writes `report-SPLIT.html` into the run's folder.
+
+    Returns:
+        The path of the page.
 
     Raises:
+        UsageError: The manifest has no such data set or split.
         RunError: There is no trained run, or it does not fit the stores.
         StoreError: A store is missing or damaged.
+
+    An example that runs is in docs/evaluation.md, "In Python".
     """
     folder = RunFolder(run)
     dataset = folder.config()["dataset"]
     entry = manifest.dataset(dataset)
     entry.split(split)
-    request = Request(dataset=entry.name, split=split, runs=(run,), quick=quick, device=device)
+    request = Request(
+        dataset=entry.name, split=split, runs=(folder.path,), quick=quick, device=device
+    )
     gallery, methods = build(manifest, request)
-    result = evaluate(
+    result = measure(
         gallery,
         methods,
         resamples=resamples,
@@ -94,7 +116,7 @@ def write_report(
             won, lost = choose(ranks[fused.name], ranks[best.name])
             wins, losses = make_cases(material, won), make_cases(material, lost)
         except HadaError as error:
-            missing = f"No pictures: {error}"
+            missing = f"No images: {error}"
             say(missing)
     page = assemble(
         result,
@@ -139,12 +161,12 @@ def recall_curve(ranks: Ranks, way: str, ks: Sequence[int]) -> NDArray[np.float6
 
 
 def _recall_curves(methods: Sequence[Method], ranks: dict[str, Ranks]) -> list[str]:
-    drawn = [method for method in methods if method.kind in ("model", "mean", "hada")]
+    shown = [method for method in methods if method.kind in ("model", "mean", "hada")]
     titles = {"i2t": "Image query, captions ranked", "t2i": "Caption query, images ranked"}
-    found = []
+    curves = []
     for way, title in titles.items():
-        some = ranks[drawn[0].name]
-        gallery = len(some.t2i_lo) if way == "i2t" else len(some.i2t_lo)
+        first = ranks[shown[0].name]
+        gallery = len(first.t2i_lo) if way == "i2t" else len(first.i2t_lo)
         ks = list(range(1, min(MOST_K, gallery) + 1))
         lines = [
             charts.Line(
@@ -153,9 +175,9 @@ def _recall_curves(methods: Sequence[Method], ranks: dict[str, Ranks]) -> list[s
                 recall_curve(ranks[method.name], way, ks).tolist(),
                 "hada" if method.kind == "hada" else f"c{number % 6}",
             )
-            for number, method in enumerate(drawn)
+            for number, method in enumerate(shown)
         ]
-        found.append(
+        curves.append(
             charts.line_chart(
                 lines,
                 title=title,
@@ -164,7 +186,7 @@ def _recall_curves(methods: Sequence[Method], ranks: dict[str, Ranks]) -> list[s
                 log_x=True,
             )
         )
-    return found
+    return curves
 
 
 def _training_curves(folder: RunFolder) -> list[str]:
@@ -189,7 +211,7 @@ def _training_curves(folder: RunFolder) -> list[str]:
 
 
 def _data(manifest: Manifest, gallery: Gallery, dataset: str, split: str) -> CaptionDataset:
-    """The split's pictures and captions; raises `RunError` where they are not the stores'."""
+    """The split's images and captions; raises `RunError` where they are not the stores'."""
     data = read_dataset(manifest.dataset(dataset), split)
     store = gallery.stores[0]
     if store.spec.dataset_digest != data.digest() or len(data.captions) != len(store.caption.ids):

@@ -156,10 +156,10 @@ def _changes(sections: Sections) -> str:
         for way, counts in ways.items():
             names = ("better", "same", "worse")
             bar = share_bar([(name, counts[name], name) for name in names])
-            told = ", ".join(f"{counts[name]:,} {name}" for name in names)
+            counted = ", ".join(f"{counts[name]:,} {name}" for name in names)
             parts.append(
-                f"<b>{WAYS[way]}</b>{bar}<p class=changes>{told}; {counts['into_first']:,} came to "
-                f"the first place, {counts['out_of_first']:,} left it</p>"
+                f"<b>{WAYS[way]}</b>{bar}<p class=changes>{counted}; {counts['into_first']:,} came "
+                f"to the first place, {counts['out_of_first']:,} left it</p>"
             )
     return "".join(parts)
 
@@ -185,19 +185,19 @@ def _card(case: Case) -> str:
         for name, uri, right in case.first
     )
     heats = "".join(
-        f'<figure><div class=frame><img src="{heat.picture}" alt=""><img class=heat '
+        f'<figure><div class=frame><img src="{heat.image}" alt=""><img class=heat '
         f'src="{heat.overlay}" alt="Attention on the patches of {html.escape(heat.model)}"></div>'
         f"<figcaption>{html.escape(heat.model)}'s patches</figcaption></figure>"
         for heat in case.heats
     )
     words = "".join(
-        f"<p class=words>{html.escape(model)}: {_weighed(found)}</p>"
-        for model, found in case.words.items()
+        f"<p class=words>{html.escape(model)}: {_weighed(weighted)}</p>"
+        for model, weighted in case.words.items()
     )
     return (
-        f"<article class=card><h3>{html.escape(case.caption)}</h3><p>Rank of its picture: {ranks}"
-        f'</p><div class=strip><figure><div class="shot"><img src="{case.picture}" '
-        f'alt="The caption\'s own picture"></div><figcaption>its own picture</figcaption></figure>'
+        f"<article class=card><h3>{html.escape(case.caption)}</h3><p>Rank of its image: {ranks}"
+        f'</p><div class=strip><figure><div class="shot"><img src="{case.image}" '
+        f'alt="The caption\'s own image"></div><figcaption>its own image</figcaption></figure>'
         f"{heats}</div>{words}<p>Ranked first by</p><div class=strip>{first}</div></article>"
     )
 

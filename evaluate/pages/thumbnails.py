@@ -1,4 +1,4 @@
-"""Small pictures for a page that needs no other file: data URIs, and heat maps to lay over them."""
+"""Small images for a page that needs no other file: data URIs, and heat maps to lay over them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _HEAT = (255, 96, 0)
 
 
 def thumbnail(path: Path, *, square: bool = False) -> str:
-    """A picture as a small JPEG data URI; `square` cuts its middle out, as some models see it.
+    """A image as a small JPEG data URI; `square` cuts its middle out, as some models see it.
 
     Raises `ImageError` where the file cannot be read.
     """
-    picture = open_image(path)
+    image = open_image(path)
     if square:
-        side = min(picture.size)
-        picture = ImageOps.fit(picture, (min(side, THUMBNAIL),) * 2)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        side = min(image.size)
+        image = ImageOps.fit(image, (min(side, THUMBNAIL),) * 2)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=72)
+    image.save(data, "JPEG", quality=72)
     return _uri("jpeg", data)
 
 

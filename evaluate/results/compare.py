@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hada.evaluate.results.flattery import flattered
+from hada.evaluate.results.measure import plain, withheld
 from hada.evaluate.results.read import ranks_of
-from hada.evaluate.results.recall import plain, withheld
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
 from hada.evaluate.results.text import judged
 from hada.extract.common.errors import UsageError, unknown
@@ -40,6 +40,13 @@ def compare(
     p_values_anyway: bool = False,
 ) -> dict[str, Any]:
     """How two methods differ, each given with the result that it is from.
+
+    Args:
+        first: A result (`hada.evaluate.results.read.read_result`) and one of its methods.
+        second: Likewise; both may be of the same result.
+        resamples: Resamples of the bootstrap over images.
+        seed: Seed of the bootstrap.
+        p_values_anyway: Give p-values also where a method's parameters saw the split.
 
     Returns:
         `paired`, `differences` (second minus first; percent points) of every recall and of RSum,
@@ -92,25 +99,25 @@ def compare(
         "rsum": gap,
         "flattered": [flattered(method, result["protocol"]) for result, method in (first, second)],
         "intervals": [
-            {"low": found.low, "high": found.high} for found in (interval(one), interval(two))
+            {"low": spread.low, "high": spread.high} for spread in (interval(one), interval(two))
         ],
         "queries": _won_and_lost(ranks_a, ranks_b) if paired else None,
     }
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(comparison: dict[str, Any]) -> list[str]:
     """A comparison in words."""
-    gap, rsum = found["rsum"], found["differences"]["rsum"]
-    pairing = "paired by image" if found["paired"] else "not paired: the items differ"
-    sides = (found["first"], found["second"])
-    why = dict(zip(sides, found["flattered"], strict=True))
+    gap, rsum = comparison["rsum"], comparison["differences"]["rsum"]
+    pairing = "paired by image" if comparison["paired"] else "not paired: the items differ"
+    sides = (comparison["first"], comparison["second"])
+    why = dict(zip(sides, comparison["flattered"], strict=True))
     lines = [
         judged(sides[1], sides[0], {**gap, "rsum": rsum}, why, pairing),
-        ", ".join(f"{k} {v:+.1f}" for k, v in found["differences"].items() if k != "rsum"),
+        ", ".join(f"{k} {v:+.1f}" for k, v in comparison["differences"].items() if k != "rsum"),
     ]
     for way, what in (("i2t", "image"), ("t2i", "caption")):
-        if found["queries"]:
-            won, lost = (found["queries"][way][name] for name in ("better", "worse"))
+        if comparison["queries"]:
+            won, lost = (comparison["queries"][way][name] for name in ("better", "worse"))
             lines.append(f"{what} queries: {won:,} rank better, {lost:,} rank worse")
     return lines
 

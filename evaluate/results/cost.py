@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hada.evaluate.methods.build import Request, model_names, open_stores
 from hada.evaluate.methods.linear import LinearConfig
 from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, places
 from hada.evaluate.results.significance import BLOCK_COUNTS
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
@@ -105,10 +105,10 @@ def make_plan(
     stores = open_stores(manifest, request.dataset, request.split, model_names(manifest, request))
     images, captions = len(stores[0].image.ids), len(stores[0].caption.ids)
     if asked != "stores":
-        found = re.fullmatch(r"([\d_,]+)[xX]([\d_,]+)", asked.replace(" ", ""))
-        if found is None:
+        sizes = re.fullmatch(r"([\d_,]+)[xX]([\d_,]+)", asked.replace(" ", ""))
+        if sizes is None:
             raise UsageError(f"--plan {asked}: expected IMAGESxCAPTIONS, e.g. 1000000x5000000")
-        images, captions = (int(re.sub("[_,]", "", part)) for part in found.groups())
+        images, captions = (int(re.sub("[_,]", "", part)) for part in sizes.groups())
     if min(images, captions) < folds or captions < images:
         raise UsageError(f"--plan: {images:,} x {captions:,}: expected a caption or more an image")
     on_cpu = choose_device(request.device) == "cpu"
@@ -150,7 +150,7 @@ def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMet
 
 def seconds(plan: Plan, device: str) -> dict[str, float]:
     """How long each method and the bootstrap will take, from what a small piece takes here."""
-    found = {}
+    times = {}
     of_width: dict[int, float] = {}
     for method in plan.methods:
         if method.sorts:
@@ -159,13 +159,13 @@ def seconds(plan: Plan, device: str) -> dict[str, float]:
             scores = np.random.default_rng(0).random((rows, gallery), np.float32)
             one = _fastest(lambda scores=scores: places(scores)) / scores.size  # type: ignore[misc]
             product = of_width.get(method.width) or _per_pair(method.width, device)
-            found[method.name] = 2 * plan.pairs * (method.sorts * one + product)
+            times[method.name] = 2 * plan.pairs * (method.sorts * one + product)
             continue
         if method.width not in of_width:
             of_width[method.width] = _per_pair(method.width, device)
-        found[method.name] = plan.pairs * of_width[method.width]
-    found["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.methods))
-    return found
+        times[method.name] = plan.pairs * of_width[method.width]
+    times["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.methods))
+    return times
 
 
 def _per_pair(width: int, device: str) -> float:
@@ -173,10 +173,10 @@ def _per_pair(width: int, device: str) -> float:
     images, captions = SAMPLE
     random = np.random.default_rng(0)
     caption_to_image = np.arange(captions) % images
-    image = _unit(random.standard_normal((images, width), np.float32))
+    image = unit_rows(random.standard_normal((images, width), np.float32))
     # Captions near their images, as in a real set: few scores lie close to a threshold.
     caption = random.standard_normal((captions, width), np.float32)
-    caption = _unit(caption / np.float32(width**0.5) + 0.5 * image[caption_to_image])
+    caption = unit_rows(caption / np.float32(width**0.5) + 0.5 * image[caption_to_image])
     return _fastest(lambda: rank_positives(image, caption, caption_to_image, device=device)) / (
         images * captions
     )
@@ -190,10 +190,6 @@ def _per_draw(methods: int) -> float:
     values = np.random.default_rng(0).random((images, 3))
     hits = [Hits(values, values, np.ones(images))] * methods
     return _fastest(lambda: bootstrap_rsums(hits, resamples=resamples)) / SAMPLE_DRAWS
-
-
-def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
 
 
 def _fastest(work: Callable[[], Any]) -> float:

@@ -47,13 +47,13 @@ def coco_ids(gallery: Gallery) -> tuple[list[int], list[int]]:
     images = [first.image.ids[i] for i in gallery.image_rows]
     captions = [first.caption.ids[i] for i in gallery.caption_rows]
     numbers = [re.fullmatch(r"(?:COCO_\w+?_)?0*(\d+)(?:\.\w+)?", name) for name in images]
-    for name, found in zip(images, numbers, strict=True):
-        if found is None:
+    for name, number in zip(images, numbers, strict=True):
+        if number is None:
             raise UsageError(f"--eccv: image {name!r} has no COCO number; it is for COCO's test")
     for name in captions:
         if not name.isdigit():
             raise UsageError(f"--eccv: caption {name!r} has no COCO number; it is for COCO's test")
-    return [int(found[1]) for found in numbers if found], [int(name) for name in captions]
+    return [int(number[1]) for number in numbers if number], [int(name) for name in captions]
 
 
 def add(result: dict[str, Any], methods: Sequence[Method], gallery: Gallery) -> None:
@@ -87,14 +87,14 @@ def judge(method: EmbeddingMethod, gallery: Gallery, judge_: Any) -> dict[str, A
                 "of another gallery are not comparable. Extract that split whole"
             )
     image, caption = method.pair
-    found: dict[str, Any] = judge_.compute_all_metrics(
+    figures: dict[str, Any] = judge_.compute_all_metrics(
         retrieved(image, caption, image_ids, caption_ids),
         retrieved(caption, image, caption_ids, image_ids),
         target_metrics=METRICS,
         Ks=(1, 5, 10),
         verbose=False,
     )
-    return found
+    return figures
 
 
 def retrieved(
@@ -111,8 +111,8 @@ def retrieved(
     step = max(1, BLOCK_NUMBERS // len(names))
     for start in range(0, len(query), step):
         scores = query[start : start + step] @ gallery.T
-        some = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
-        best = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
-        order = np.take_along_axis(some, best, axis=1)
+        candidates = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        best = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
+        order = np.take_along_axis(candidates, best, axis=1)
         result.update(zip(query_ids[start : start + step], names[order].tolist(), strict=True))
     return result

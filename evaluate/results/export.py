@@ -17,9 +17,14 @@ _FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
 
 
 def as_table(results: Sequence[dict[str, Any]], form: str) -> str:
-    """One row a method, result after result. In CSV nothing is rounded and ranks are there too.
+    """One row per method, result after result.
 
-    A method that saw its split is marked, and a line below says what that means; CSV has a column.
+    Args:
+        results: As `hada.evaluate.results.read.read_result` returns them.
+        form: `md`, `csv` or `latex`. CSV is not rounded and has median and mean ranks too.
+
+    Returns:
+        The table. A method that saw its split is marked, with the reason below; CSV has a column.
     """
     rows = [(result["protocol"], method) for result in results for method in result["methods"]]
     return {"md": _markdown, "csv": _csv, "latex": _latex}[form](rows)
@@ -43,19 +48,19 @@ def _markdown(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         name = marked(method, protocol).replace("|", "\\|")
         bold = "**" if method["kind"] == "hada" else ""
         lines.append([_where(protocol), f"{bold}{name}{bold}", *_cells(method)])
-    told = ["", f"{MARK} {_reasons(rows)}"] if _reasons(rows) else []
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *told])
+    footer = ["", f"{MARK} {_reasons(rows)}"] if _reasons(rows) else []
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *footer])
 
 
 def _reasons(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     """The line below a table, "" where no method is marked."""
-    found = {
+    reasons = {
         f"{method['name']} on {_where(protocol)}: {why}"
         for protocol, method in rows
         for why in [flattered(method, protocol)]
         if why
     }
-    return in_line(f"{MEANING} ({'; '.join(sorted(found))})") if found else ""
+    return in_line(f"{MEANING} ({'; '.join(sorted(reasons))})") if reasons else ""
 
 
 def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
@@ -66,10 +71,10 @@ def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         ["dataset", "split", "images", "captions", "folds", "score", "kind", *names, "flattered"]
     )
     for protocol, method in rows:
-        place = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
+        data = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
         figures = (method["metrics"][n] for n in names)
         why = flattered(method, protocol)
-        writer.writerow([*place, method["name"], method["kind"], *figures, why])
+        writer.writerow([*data, method["name"], method["kind"], *figures, why])
     return text.getvalue().rstrip("\n")
 
 
@@ -92,8 +97,8 @@ def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     reasons = _escaped(_reasons(rows))
     # Inside the tabular, so that it goes where the table goes.
     cell = r"\multicolumn{9}{p{0.95\linewidth}}"
-    told = [rf"{cell}{{\footnotesize $^\dagger$ {reasons}}} \\"] if reasons else []
-    return "\n".join([*lines, r"\bottomrule", *told, r"\end{tabular}"])
+    footer = [rf"{cell}{{\footnotesize $^\dagger$ {reasons}}} \\"] if reasons else []
+    return "\n".join([*lines, r"\bottomrule", *footer, r"\end{tabular}"])
 
 
 def _escaped(text: str) -> str:

@@ -1,243 +1,130 @@
-"""Recall of every method on one split, with its protocol, as one plain result."""
+"""`recall`: every method that the stores and runs of a split allow, measured and compared."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hada.evaluate.methods.gallery import Gallery, Method
-from hada.evaluate.methods.seen import saw
-from hada.evaluate.results.flattery import flattered
-from hada.evaluate.results.packing import pack, pack_ranks
-from hada.evaluate.results.read import SCHEMA
-from hada.evaluate.results.significance import Hits, Interval, bootstrap_rsums, difference, interval
-from hada.extract import __version__
+from hada.evaluate.methods.build import Request, build, finished_runs
+from hada.evaluate.results import eccv as eccv_caption
+from hada.evaluate.results.measure import measure
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
-from hada.fuse.ranking.ranks import KS, Ranks, recalls
-
-# Kinds of methods that combine models without a graph.
-SIMPLE = ("mean", "weighted", "rrf", "linear")
-Part = tuple[NDArray[np.int64], NDArray[np.int64]]
-_CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recall"}
+from hada.extract.manifest import Manifest
 
 
-def evaluate(
-    gallery: Gallery,
-    methods: Sequence[Method],
+def recall(
+    manifest: Manifest,
     *,
+    dataset: str | None = None,
+    split: str = "test",
+    runs: Sequence[Path | str] | None = None,
+    models: Sequence[str] = (),
+    train_split: str = "train",
+    val_split: str = "val",
+    quick: bool = False,
+    folds: int = 1,
+    rerank: int = 0,
+    rerank_with: str | None = None,
+    eccv: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
-    folds: int = 1,
-    device: str = "cpu",
     p_values_anyway: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure all methods on one gallery.
+    """Recall of frozen models, simple combinations of them, and trained fusions.
 
-    `folds` cuts the images, in their order, into so many galleries and reports the mean of the
-    figures: five folds of COCO's 5,000 images are the field's "COCO 1K".
+    This is the command `hada-evaluate recall`, without its output: nothing is printed but progress
+    and notices on stderr, and nothing is written.
 
-    Where the parameters of either side of a gain saw images of this split, its p is None and
-    `withheld` says why, unless `p_values_anyway`.
+    Args:
+        manifest: Where data sets, stores and runs are (`hada.extract.manifest.load_manifest`).
+        dataset: A dataset of the manifest; None takes the manifest's default.
+        split: The split to evaluate; it is recorded in the result.
+        runs: Folders of trained runs. None takes all finished runs of the dataset, `()` none.
+        models: Models to compare beside those of the runs. Where there is no model at all, the
+            manifest's defaults are taken.
+        train_split: Trains the method "concatenation + linear".
+        val_split: Tunes "weighted sum" and stops the training of "concatenation + linear".
+        quick: Leave out the methods that sort, or that need the other two splits.
+        folds: Number of galleries of consecutive images; figures are means over them.
+        rerank: Reorder this many first results of every run by its match head; 0 for no re-ranking.
+        rerank_with: Re-rank by the match head of this frozen model instead; needs `rerank`.
+        eccv: Add ECCV Caption and CxC (COCO's test split and the extra `eccv` only).
+        resamples: Resamples of the bootstrap over images.
+        seed: Seed of the bootstrap.
+        p_values_anyway: Give p-values also where a method's parameters saw images of the split.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; ranks are the same on each.
 
     Returns:
-        Plain values, ready for JSON: `protocol` (dataset, split, sizes, score, tie rule),
-        `stores` (model -> spec digest), `items` (what `compare` needs to pair two results),
-        `methods` in the order given. Each method has `metrics` (percent; ranks count from 1),
-        CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
-        `gain` over the best single model and its `gain_over_simple`, over the best simple
-        combination: paired, by image. `fitted_on` is what its parameters come from, `saw_split`
-        those of them that have images of this split (see `hada.evaluate.methods.seen`).
+        Plain values, ready for JSON, as described in `hada.evaluate.results.measure.measure`.
+        `result["methods"]` has one entry for every method; its `metrics` are `i2t_R@1`, `i2t_R@5`,
+        `i2t_R@10`, `t2i_R@1` and so on in percent, `rsum` (their sum, 0 to 600) and the median and
+        mean ranks (`i2t_medr`, `i2t_meanr`; from 1).
 
     Raises:
-        UsageError: The images cannot be cut into so many folds of one size.
+        UsageError: An argument is wrong, or names no dataset, split or model.
+        StoreError: A store is missing or damaged, or no method can be made.
+        RunError: A run is missing, or does not fit the stores.
+
+    An example that runs is in docs/evaluation.md, "In Python".
     """
-    cut = parts_of(gallery.caption_to_image, folds)
-    ranks = [ranks_in_folds(method, gallery.caption_to_image, cut, device) for method in methods]
-    tables = [mean_table(rank, cut) for rank in ranks]
-    resampled = bootstrap_rsums(
-        [Hits.of(rank, gallery.caption_to_image, folds=folds) for rank in ranks],
+    if rerank_with and not rerank:
+        raise UsageError("--rerank-with needs --rerank K: the number of first results to reorder")
+    request = make_request(
+        manifest,
+        dataset=dataset,
+        split=split,
+        runs=runs,
+        models=tuple(models),
+        train_split=train_split,
+        val_split=val_split,
+        quick=quick,
+        device=device,
+        rerank=rerank,
+        rerank_with=rerank_with,
+    )
+    if eccv:
+        eccv_caption.metrics()  # refuses a missing package before the work
+    gallery, methods = build(manifest, request)
+    result = measure(
+        gallery,
+        methods,
         resamples=resamples,
         seed=seed,
+        folds=folds,
+        device=choose_device(device),
+        p_values_anyway=p_values_anyway,
     )
-    protocol = _protocol(gallery, cut)
-    past = [
-        {
-            "kind": method.kind,
-            "fitted_on": [entry.plain() for entry in method.fitted],
-            "saw_split": saw(method.fitted, gallery.stores, gallery.image_rows),
-        }
-        for method in methods
-    ]
-    why = [flattered(one, protocol) for one in past]
-    best = _best(methods, tables, ("model",))
-    simple = _best(methods, tables, SIMPLE)
-
-    def gain(number: int, other: int | None) -> dict[str, Any] | None:
-        if other is None or number == other:
-            return None
-        told = {methods[n].name: why[n] for n in (number, other)}
-        return {
-            "over": methods[other].name,
-            "rsum": tables[number]["rsum"] - tables[other]["rsum"],
-            **withheld(
-                plain(difference(resampled[number], resampled[other])),
-                {} if p_values_anyway else told,
-            ),
-        }
-
-    return {
-        "schema": SCHEMA,
-        "task": "image_text_retrieval",
-        "protocol": {
-            **protocol,
-            "intervals": f"95 %, paired bootstrap by image, {resamples} resamples",
-            "compared_with": methods[best].name if best is not None else None,
-            "p_values": "all, as asked for"
-            if p_values_anyway
-            else "withheld where either side saw images of this split",
-        },
-        "stores": {store.spec.model.name: store.spec.digest() for store in gallery.stores},
-        "items": {
-            "digest": items_digest(gallery),
-            "caption_to_image": pack(gallery.caption_to_image),
-        },
-        "seed": seed,
-        "environment": {
-            "hada": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
-        "methods": [
-            {
-                "name": method.name,
-                "note": method.note,
-                **past[number],
-                **method.details,
-                "metrics": tables[number],
-                "clip_benchmark": _clip_benchmark(tables[number]),
-                "ranks": pack_ranks(ranks[number]),
-                "rsum_interval": plain(interval(resampled[number]))
-                | ({"flattered": why[number]} if why[number] else {}),
-                "gain": gain(number, best),
-                "gain_over_simple": gain(number, simple) if method.kind == "hada" else None,
-            }
-            for number, method in enumerate(methods)
-        ],
-    }
+    if eccv:
+        eccv_caption.add(result, methods, gallery)
+    return result
 
 
-def parts_of(caption_to_image: NDArray[np.int64], folds: int) -> list[Part]:
-    """The rows of images and captions of each fold.
+def make_request(
+    manifest: Manifest,
+    *,
+    dataset: str | None,
+    split: str,
+    runs: Sequence[Path | str] | None,
+    **options: Any,
+) -> Request:
+    """What to compare, with the manifest's default data set and all of its finished runs.
 
-    >>> [(i.tolist(), t.tolist()) for i, t in parts_of(np.array([0, 0, 1]), 2)]
-    [([0], [0, 1]), ([1], [2])]
+    Args:
+        manifest: Where data sets, stores and runs are.
+        dataset: As in `recall`.
+        split: As in `recall`.
+        runs: As in `recall`.
+        options: The other fields of `Request`.
+
+    Raises:
+        UsageError: The manifest has no such dataset, or the dataset no such split.
     """
-    images = int(caption_to_image.max()) + 1
-    if folds < 1 or images % folds:
-        raise UsageError(
-            f"--folds {folds}: {images} images cannot be cut into {folds} equal parts; "
-            "the field's COCO 1K is 5,000 images in 5 folds"
-        )
-    of = caption_to_image // (images // folds)
-    rows = np.split(np.arange(images), folds)
-    return [(rows[fold], np.flatnonzero(of == fold)) for fold in range(folds)]
-
-
-def ranks_in_folds(
-    method: Method, caption_to_image: NDArray[np.int64], cut: Sequence[Part], device: str = "cpu"
-) -> Ranks:
-    """Each query's rank within the gallery of its own fold."""
-    if len(cut) == 1:
-        return method.ranks(caption_to_image, device=device)
-    columns: dict[str, NDArray[np.int64]] = {}
-    for images, captions in cut:
-        some = method.part(images, captions).ranks(
-            caption_to_image[captions] - images[0], device=device
-        )
-        for name, values in vars(some).items():
-            rows, total = (
-                (images, cut_size(cut, 0)) if name[0] == "i" else (captions, len(caption_to_image))
-            )
-            columns.setdefault(name, np.zeros(total, np.int64))[rows] = values
-    return Ranks(**columns)
-
-
-def cut_size(cut: Sequence[Part], side: int) -> int:
-    """How many images (side 0) or captions (side 1) all folds have together."""
-    return sum(len(part[side]) for part in cut)
-
-
-def items_digest(gallery: Gallery) -> str:
-    """A hash of the images and captions that were ranked, in their order."""
-    first = gallery.stores[0]
-    ids = [[first.image.ids[i] for i in gallery.image_rows]]
-    ids += [[first.caption.ids[i] for i in gallery.caption_rows]]
-    return hashlib.sha256(
-        json.dumps([ids, gallery.caption_to_image.tolist()]).encode()
-    ).hexdigest()[:16]
-
-
-def mean_table(ranks: Ranks, cut: Sequence[Part]) -> dict[str, float]:
-    """Mean of the folds' figures, given ranks within them."""
-    tables = []
-    for part in cut:
-        own = {k: v[part[0] if k[0] == "i" else part[1]] for k, v in vars(ranks).items()}
-        tables.append(recalls(Ranks(**own)))
-    return {name: float(np.mean([table[name] for table in tables])) for name in tables[0]}
-
-
-def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
-    spec = gallery.stores[0].spec
-    return {
-        "dataset": spec.dataset,
-        "split": spec.split,
-        "dataset_digest": spec.dataset_digest,
-        "images": len(gallery.image_rows),
-        "captions": len(gallery.caption_rows),
-        "left_out_images": len(gallery.stores[0].image.ids) - len(gallery.image_rows),
-        "left_out_captions": len(gallery.stores[0].caption.ids) - len(gallery.caption_rows),
-        "folds": len(cut),
-        "gallery": {
-            "i2t": [len(captions) for _, captions in cut] if cut[1:] else len(cut[0][1]),
-            "t2i": [len(images) for images, _ in cut] if cut[1:] else len(cut[0][0]),
-        },
-        "score": "cosine, single stage",
-        "ties": "expected recall over random orders",
-    }
-
-
-def _best(
-    methods: Sequence[Method], tables: Sequence[dict[str, float]], kinds: Sequence[str]
-) -> int | None:
-    some = [number for number, method in enumerate(methods) if method.kind in kinds]
-    return max(some, key=lambda number: tables[number]["rsum"], default=None)
-
-
-def _clip_benchmark(table: dict[str, float]) -> dict[str, float]:
-    return {
-        f"{name}@{k}": table[f"{way}_R@{k}"] / 100
-        for way, name in _CLIP_BENCHMARK.items()
-        for k in KS
-    }
-
-
-def plain(found: Interval) -> dict[str, Any]:
-    """An interval for JSON."""
-    values = {"low": found.low, "high": found.high, "half_width": found.half_width}
-    return values if found.p is None else values | {"p": found.p}
-
-
-def withheld(gain: dict[str, Any], why: Mapping[str, str]) -> dict[str, Any]:
-    """A gain without its p-value where one of its sides is flattered. `why`: name -> reason or "".
-
-    >>> withheld({"low": 1.0, "p": 0.02}, {"x": "tuned on val", "y": ""})
-    {'low': 1.0, 'p': None, 'withheld': 'x: tuned on val'}
-    """
-    told = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
-    return gain | {"p": None, "withheld": told} if told else gain
+    entry = manifest.dataset(dataset)
+    entry.split(split)
+    if runs is None:
+        runs = finished_runs(Path(manifest.runs) / entry.name)
+    folders = tuple(Path(run) for run in runs)
+    return Request(dataset=entry.name, split=split, runs=folders, **options)

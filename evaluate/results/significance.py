@@ -68,9 +68,9 @@ class Hits:
         i2t, t2i = self.i2t.sum(axis=1), self.t2i.sum(axis=1)
         total = np.zeros(len(counts))
         for part in np.split(np.arange(len(i2t)), self.folds):
-            some = counts[:, part[0] : part[-1] + 1]
-            total += (some @ i2t[part]) / some.sum(axis=1)
-            total += (some @ t2i[part]) / (some @ self.captions[part])
+            drawn = counts[:, part[0] : part[-1] + 1]
+            total += (drawn @ i2t[part]) / drawn.sum(axis=1)
+            total += (drawn @ t2i[part]) / (drawn @ self.captions[part])
         return np.asarray(100 * total / self.folds)
 
 
@@ -93,7 +93,13 @@ def bootstrap_rsums(
 ) -> list[NDArray[np.float64]]:
     """The RSum of every resample, for every method: the same draws for all.
 
-    All methods have the same images and folds.
+    Args:
+        hits: One for each method, all of the same images and folds.
+        resamples: R, the number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (R,) RSum in percent points for each method, in the order of `hits`.
     """
     parts: list[list[NDArray[np.float64]]] = [[] for _ in hits]
     for counts_RI in draws(len(hits[0].captions), hits[0].folds, resamples, seed):
@@ -103,19 +109,19 @@ def bootstrap_rsums(
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
-    """The middle 95 % of resampled figures."""
+    """The middle 95 % of (R,) resampled figures."""
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
 def difference(values: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
-    """Interval and p-value of `values - others`, drawn in pairs."""
+    """Interval and p-value of (R,) `values - others`, resampled with the same draws."""
     gap = values - others
-    found = interval(gap)
+    spread = interval(gap)
     tail = min(_share_to_zero(gap), _share_to_zero(-gap))
     # Had one more resample been drawn, it might have been beyond 0: p is never exactly 0.
     least = 2 / (len(gap) + 1)
-    return Interval(found.low, found.high, p=min(1.0, max(least, 2 * tail)))
+    return Interval(spread.low, spread.high, p=min(1.0, max(least, 2 * tail)))
 
 
 def _share_to_zero(values: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""A result for people: one row a method, both directions, what is within noise said in words."""
+"""A result as text: one row per method, both directions, and verdicts in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ MEANING = (
 
 
 def render(result: dict[str, Any], *, width: int | None = None, colour: bool = False) -> str:
-    """A result as text: its protocol and table, then the notes and verdicts."""
+    """A result as text: its protocol and table, then the notes and verdicts.
+
+    Args:
+        result: As `hada.evaluate.recall` returns it.
+        width: Columns of the table; None for 132.
+        colour: Keep the terminal's codes for bold rows.
+    """
     from rich.table import Table
 
     protocol = result["protocol"]
@@ -45,8 +51,8 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
         table.add_row(*_row(method, protocol), style="bold" if method["kind"] == "hada" else None)
     text = io.StringIO()
     console(file=text, width=width or 132, force_terminal=colour).print(table)
-    told = [*notes(result), *verdicts(result)]
-    return "\n".join([text.getvalue().rstrip(), *(f"  {in_line(line)}" for line in told)])
+    lines = [*notes(result), *verdicts(result)]
+    return "\n".join([text.getvalue().rstrip(), *(f"  {in_line(line)}" for line in lines)])
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -55,9 +61,9 @@ def notes(result: dict[str, Any]) -> list[str]:
     lines = []
     for method in result["methods"]:
         why = flattered(method, protocol)
-        told = [method["note"], f"{MARK} flattered here: {why}" if why else ""]
-        if any(told):
-            lines.append(f"{method['name']}: {'; '.join(part for part in told if part)}")
+        parts = [method["note"], f"{MARK} flattered here: {why}" if why else ""]
+        if any(parts):
+            lines.append(f"{method['name']}: {'; '.join(part for part in parts if part)}")
     # Results of before both were counted have only the images.
     left_out = {what: protocol.get(f"left_out_{what}", 0) for what in ("images", "captions")}
     lines += [
@@ -118,15 +124,15 @@ def judged(
         why: Name -> why that side is flattered, or "".
         more: What else belongs to the interval.
     """
-    told = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
     figures = f"{gap['rsum']:+.1f} RSum, 95 % interval {gap['low']:+.1f} to {gap['high']:+.1f}"
     end = f" ({more})" if more else ""
     if gap["p"] is None:
         return (
             f"{first} is not judged against {second}: {figures}, p withheld{end}. Flattered: "
-            f"{told}. Compare them on a split that neither saw"
+            f"{reasons}. Compare them on a split that neither saw"
         )
-    flattery = f". Flattered, so this says little: {told}" if told else ""
+    flattery = f". Flattered, so this says little: {reasons}" if reasons else ""
     return f"{first} is {standing(gap)} {second}: {figures}, p = {gap['p']:.2g}{end}{flattery}"
 
 

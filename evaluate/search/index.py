@@ -1,4 +1,4 @@
-"""Search a split by text or picture: an index made once, and a query encoded like the split was.
+"""Search a split by text or image: an index made once, and a query encoded like the split was.
 
 The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact;
 with the extra `faiss` an approximate one can stand in for it, and is then measured against it.
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.extract.backbones import RegionBackbone
 from hada.extract.common import atomic
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import open_image
@@ -88,8 +89,8 @@ def faiss_top(
     graph.hnsw.efSearch = max(64, 4 * count)
     scores, rows = graph.search(query_E[None].astype(np.float32), count)
     # Where fewer are found than asked for, faiss fills up with row -1.
-    found = zip(rows[0], scores[0], strict=True)
-    return [(int(row), float(score)) for row, score in found if row >= 0]
+    ranked = zip(rows[0], scores[0], strict=True)
+    return [(int(row), float(score)) for row, score in ranked if row >= 0]
 
 
 def hnsw(index: Index, path: Path | None) -> Any:
@@ -118,7 +119,7 @@ def hnsw(index: Index, path: Path | None) -> Any:
 class Encoder:
     """The frozen models, and the fusion where there is one, loaded once for any number of queries.
 
-    A query becomes a store of one picture and one caption, so that it passes through the very code
+    A query becomes a store of one image and one caption, so that it passes through the very code
     that the split passed through; the side that was not asked for is a stand-in nobody reads.
     """
 
@@ -129,7 +130,7 @@ class Encoder:
             if isinstance(backbone, RegionBackbone):
                 name = store.spec.model.name
                 raise UsageError(
-                    f"model {name!r} sees regions, not pictures: it cannot encode a query"
+                    f"model {name!r} sees regions, not images: it cannot encode a query"
                 )
         self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
 
@@ -155,15 +156,17 @@ class Encoder:
         return self._encode("caption", text, PIL.Image.new("RGB", (64, 64)))
 
     def image(self, path: Path) -> NDArray[np.float32]:
-        """(E,) embedding of a picture; raises `ImageError` where it cannot be read."""
+        """(E,) embedding of an image; raises `ImageError` where it cannot be read."""
         return self._encode("image", "a picture", open_image(path))
 
-    def _encode(self, side: SideName, text: str, picture: PIL.Image.Image) -> NDArray[np.float32]:
+    def _encode(
+        self, side: SideName, text: str, query_image: PIL.Image.Image
+    ) -> NDArray[np.float32]:
         with tempfile.TemporaryDirectory(prefix="hada-query-") as folder:
             stores = []
             for number, backbone in enumerate(self._backbones):
                 dtype = self._like[number].spec.dtype
-                stores.append(_store_one(backbone, f"{folder}/{number}", text, picture, dtype))
+                stores.append(_store_one(backbone, f"{folder}/{number}", text, query_image, dtype))
             if self._fuse is None:
                 return np.asarray(own_embeddings(stores[0], side)[0])
             image, caption = self._fuse(stores)
@@ -171,17 +174,17 @@ class Encoder:
 
 
 def _store_one(
-    backbone: Any, place: str, text: str, picture: PIL.Image.Image, dtype: str
+    backbone: Any, path: str, text: str, query_image: PIL.Image.Image, dtype: str
 ) -> StoreReader:
     encoded: dict[SideName, Any] = {
-        "image": backbone.encode_images(backbone.preprocess(picture)[None]),
+        "image": backbone.encode_images(backbone.preprocess(query_image)[None]),
         "caption": backbone.encode_captions(backbone.tokenize([text])),
     }
     spec = StoreSpec(
         model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype=dtype
     )
     write_store(
-        place,
+        path,
         spec,
         ids={"image": ["query"], "caption": ["query"]},
         caption_to_image=np.zeros(1, np.int64),
@@ -189,7 +192,7 @@ def _store_one(
         embeddings={s: e.embeddings for s, e in encoded.items() if e.embeddings is not None}
         or None,
     )
-    return open_store(place)
+    return open_store(path)
 
 
 def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
@@ -197,9 +200,7 @@ def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
     values = (store.image if side == "image" else store.caption).embeddings()
     if values is None:
         raise UsageError(f"model {store.spec.model.name!r} has no joint space to search in")
-    wide = np.nan_to_num(values.astype(np.float32))
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.asarray(wide / np.maximum(length, 1e-12), np.float32)
+    return np.asarray(unit_rows(np.nan_to_num(values.astype(np.float32))), np.float32)
 
 
 def build_index(
@@ -216,9 +217,9 @@ def build_index(
     if folder is None:
         index = Index(own_embeddings(stores[0], side), list(ids), key)
     else:
-        found = embed_split(folder, stores, device=device)
-        rows = found.image_rows if side == "image" else found.caption_rows
-        values = found.image_IE if side == "image" else found.caption_TE
+        embedded = embed_split(folder, stores, device=device)
+        rows = embedded.image_rows if side == "image" else embedded.caption_rows
+        values = embedded.image_IE if side == "image" else embedded.caption_TE
         index = Index(values, [ids[row] for row in rows], key)
     index.save(path)
     return index, False

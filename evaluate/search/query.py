@@ -43,7 +43,7 @@ def search(
     """Answer one query; the options are the command's.
 
     Raises:
-        UsageError: Neither a text nor a picture, or both, or a run and a model.
+        UsageError: Neither a text nor an image, or both, or a run and a model.
         RunError: There is no trained run.
     """
     if (text is None) == (image is None):
@@ -59,8 +59,8 @@ def search(
     side: SideName = (
         "caption" if (find or ("images" if text else "captions"))[0] == "c" else "image"
     )
-    place = folder.path if folder else Path(manifest.runs) / entry.name
-    file = place / f"index-{'' if folder else f'{model}-'}{split}-{side}.npz"
+    index_folder = folder.path if folder else Path(manifest.runs) / entry.name
+    file = index_folder / f"index-{'' if folder else f'{model}-'}{split}-{side}.npz"
     index, kept = build_index(gallery.stores, folder, side, device, file)
     if not kept:
         say(f"index of {len(index.ids):,} {side}s written to {file}")
@@ -69,22 +69,22 @@ def search(
         encoder.through(folder, device)
     query = encoder.text(text) if text is not None else encoder.image(Path(str(image)))
     exact = index.top(query, top)
-    found = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
+    ranked = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
     if faiss:
-        same = len({row for row, _ in found} & {row for row, _ in exact})
+        same = len({row for row, _ in ranked} & {row for row, _ in exact})
         say(f"faiss found {same} of the {len(exact)} that an exact search finds")
     data = _dataset(manifest, entry.name, split)
-    hits = describe(index, found, side, data)
+    hits = describe(index, ranked, side, data)
     for hit in hits:
         tell(json.dumps(hit) if jsonl else _line(hit))
     if page is not None:
-        title = text if text is not None else f"captions and pictures like {image}"
+        title = text if text is not None else f"captions and images like {image}"
         atomic.write_bytes(page, as_page(title, hits, side, data).encode())
         say(f"written to {page}")
 
 
 def describe(
-    index: Index, found: Sequence[tuple[int, float]], side: SideName, data: CaptionDataset | None
+    index: Index, ranked: Sequence[tuple[int, float]], side: SideName, data: CaptionDataset | None
 ) -> list[Hit]:
     """Place, score and id of each result, with its captions and file where the data set is here."""
     hits = []
@@ -92,12 +92,12 @@ def describe(
     if data is not None:
         ids = data.image_ids if side == "image" else data.caption_ids
         rows = {id_: row for row, id_ in enumerate(ids)}
-    for place, (row, score) in enumerate(found, start=1):
-        hit: Hit = {"place": place, "score": round(score, 6), "id": index.ids[row]}
+    for rank, (row, score) in enumerate(ranked, start=1):
+        hit: Hit = {"place": rank, "score": round(score, 6), "id": index.ids[row]}
         at = rows.get(index.ids[row])
         if data is not None and at is not None:
-            picture = at if side == "image" else int(data.caption_to_image[at])
-            hit["file"] = str(data.image_paths[picture])
+            image_row = at if side == "image" else int(data.caption_to_image[at])
+            hit["file"] = str(data.image_paths[image_row])
             hit["captions"] = (
                 [data.captions[at]]
                 if side == "caption"
@@ -111,11 +111,13 @@ def as_page(title: str, hits: Sequence[Hit], side: SideName, data: CaptionDatase
     """The results as a self-contained page."""
     cards = []
     for hit in hits:
-        picture = ""
+        image_tag = ""
         if data is not None and "file" in hit:
-            picture = f'<img src="{thumbnail(Path(hit["file"]))}" alt="Result {hit["place"]}"><br>'
+            image_tag = (
+                f'<img src="{thumbnail(Path(hit["file"]))}" alt="Result {hit["place"]}"><br>'
+            )
         said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
-        cards.append(f"<li>{picture}<b>{hit['score']:.3f}</b> {said}</li>")
+        cards.append(f"<li>{image_tag}<b>{hit['score']:.3f}</b> {said}</li>")
     style = (
         "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
         "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; }"
@@ -136,10 +138,12 @@ def _line(hit: Hit) -> str:
 def _run(manifest: Manifest, dataset: str | None, run: Path | None) -> RunFolder:
     if run is not None:
         return RunFolder(run)
-    place = Path(manifest.runs) / manifest.dataset(dataset).name
-    runs = finished_runs(place)
+    runs_folder = Path(manifest.runs) / manifest.dataset(dataset).name
+    runs = finished_runs(runs_folder)
     if not runs:
-        raise RunError(f"{place}: no trained run. Train one (hada-fuse train) or give --model NAME")
+        raise RunError(
+            f"{runs_folder}: no trained run. Train one (hada-fuse train) or give --model NAME"
+        )
     return RunFolder(max(runs, key=lambda path: (path / BEST).stat().st_mtime))
 
 

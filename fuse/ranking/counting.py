@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import group_by_image
+
 # Rows of a tile; counts down its columns then fit into a byte.
 MOST_ROWS = 250
 # Scores of a tile: 8 MiB of float32 on the CPU stay near its caches, a GPU wants large pieces.
@@ -97,8 +99,7 @@ class _Tiles:
         self.image, self.caption, self.found = image_IE, caption_TE, found
         self.i2t_better, self.i2t_level = _zeros(len(image_IE)), _zeros(len(image_IE))
         self.t2i_better, self.t2i_level = _zeros(len(caption_TE)), _zeros(len(caption_TE))
-        self._by_image = np.argsort(found.owner_T, kind="stable")
-        self._starts = np.searchsorted(found.owner_T[self._by_image], np.arange(len(image_IE) + 1))
+        self._by_image, self._starts = group_by_image(found.owner_T, len(image_IE))
         longest = [_longest(side) for side in (image_IE, caption_TE)]
         self._in_range = all(SHORTEST < length < LONGEST for length in longest)
         # Rounding the inputs, then a sum of E products in any order (Higham 2002, section 3.1).

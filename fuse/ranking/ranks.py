@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import group_by_image
 from hada.extract.common.errors import NonFiniteError, UsageError
 from hada.fuse.ranking.counting import Thresholds, count_better, own_scores
 
@@ -161,8 +162,7 @@ def _rank(
     best, tied = _best(positive, owner, images, 0.0)
     i2t_lo, i2t_tie = np.zeros(images, np.int64), np.zeros(images, np.int64)
     t2i_lo, t2i_tie = np.zeros(captions, np.int64), np.zeros(captions, np.int64)
-    by_image = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[by_image], np.arange(images + 1))
+    by_image, starts = group_by_image(owner, images)
     step = max(1, block_numbers // max(captions, 1))
     for first in range(0, images, step):
         rows = slice(first, min(first + step, images))

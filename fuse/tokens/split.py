@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hada.extract.common.arrays import group_by_image
 from hada.extract.common.errors import StoreError, StoreMismatchError
 from hada.extract.common.host import free_memory
 from hada.extract.spec import SIDES, SideName
@@ -102,8 +103,7 @@ class Split:
             )
         renumbered = np.cumsum(used) - 1
         self.owner = renumbered[image_of[self.caption_rows]]
-        self._by_image = np.argsort(self.owner, kind="stable")
-        self._bounds = np.searchsorted(self.owner[self._by_image], np.arange(self.images + 1))
+        self._by_image, self._bounds = group_by_image(self.owner, self.images)
 
     @property
     def resident(self) -> bool:

@@ -228,7 +228,7 @@ def _train(job: TrainJob, outcome: Outcome) -> None:
 def _evaluate(job: EvaluateJob) -> None:
     """The table of `hada-evaluate recall`, over this pipeline's runs."""
     from hada.evaluate.methods.build import Request, build
-    from hada.evaluate.results.recall import evaluate
+    from hada.evaluate.results.measure import measure
     from hada.extract.common import atomic
     from hada.extract.manifest import Defaults, Manifest
     from hada.pipelines.study.fingerprint import evaluation_inputs, inputs_file
@@ -252,7 +252,7 @@ def _evaluate(job: EvaluateJob) -> None:
         quick=job.quick,
         device=job.device,
     )
-    result = evaluate(*build(manifest, request))
+    result = measure(*build(manifest, request))
     atomic.write_json(Path(job.output), result)
     atomic.write_bytes(inputs_file(job), f"{inputs}\n".encode())
 

@@ -20,7 +20,7 @@ from hada.evaluate.methods.gallery import Gallery
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.seen import Fitted, saw
 from hada.evaluate.results.flattery import NO_RECORD, flattered
-from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.measure import measure
 from hada.extract.cli import extract
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader, open_store, write_store
@@ -276,7 +276,7 @@ def test_every_fitted_method_of_the_comparison_says_what_it_was_fitted_on() -> N
     models = single_models(val)
     linear = concatenation_linear(val, train, val)
     methods = [*models, mean_of_cosines(models), tuned_sum(models, val), linear]
-    result = evaluate(val, methods, resamples=100)
+    result = measure(val, methods, resamples=100)
     told = [[line["how"] for line in method["saw_split"]] for method in result["methods"]]
     assert told == [[], [], ["tuned on"], ["stopped by"]]
     assert flattered(result["methods"][-1], result["protocol"]) == "stopped by val"

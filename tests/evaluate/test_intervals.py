@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hada.evaluate.crops.classification import expected_hits
 from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.methods.rerank import Reranked
-from hada.evaluate.results.recall import mean_table, parts_of, ranks_in_folds
+from hada.evaluate.results.measure import mean_table, parts_of, ranks_in_folds
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, draws
 from hada.fuse.ranking.ranks import Ranks, rank_positives, recalls
 

@@ -15,7 +15,7 @@ from hada.evaluate.cli import evaluate as command
 from hada.evaluate.methods.build import Request, build
 from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.results import cost as planning
-from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.measure import measure
 from hada.extract.manifest import load_manifest
 from hada.extract.store import write_store
 
@@ -93,7 +93,7 @@ def test_the_memory_is_enough_and_not_far_more(tmp_path: Path) -> None:
     expected = sum(planned(request).memory().values())
     tracemalloc.start()
     gallery, methods = build(load_manifest(None), request)
-    evaluate(gallery, methods, resamples=1000)
+    measure(gallery, methods, resamples=1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.4 * expected < peak < expected

@@ -19,9 +19,9 @@ from hada.evaluate.methods.combinations import mean_of_cosines, single_models
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.methods.rank_fusion import RankFusion
 from hada.evaluate.results.compare import compare
+from hada.evaluate.results.measure import measure
 from hada.evaluate.results.packing import unpack_ranks
 from hada.evaluate.results.read import SCHEMA, read_result
-from hada.evaluate.results.recall import evaluate
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SideName
 from hada.extract.store import open_store, write_store
@@ -81,7 +81,7 @@ def run(*words: str) -> Any:
 
 def test_folds_are_galleries_of_their_own(gallery: Gallery) -> None:
     method = single_models(gallery)[0]
-    result = evaluate(gallery, [method], resamples=100, folds=5)
+    result = measure(gallery, [method], resamples=100, folds=5)
     tables = []
     for fold in range(5):
         images = np.arange(fold * 6, fold * 6 + 6)
@@ -92,7 +92,7 @@ def test_folds_are_galleries_of_their_own(gallery: Gallery) -> None:
         assert value == pytest.approx(np.mean([table[name] for table in tables]))
     assert result["protocol"]["gallery"]["t2i"] == [6] * 5
     with pytest.raises(UsageError, match="30 images cannot be cut into 4 equal parts"):
-        evaluate(gallery, [method], folds=4)
+        measure(gallery, [method], folds=4)
 
 
 def slow_reciprocal(gallery: Gallery) -> tuple[Any, Any]:
@@ -133,7 +133,7 @@ def test_constant_models_are_fused_to_chance() -> None:
 
 def test_packed_ranks_are_the_ranks(gallery: Gallery) -> None:
     method = single_models(gallery)[0]
-    result = json.loads(json.dumps(evaluate(gallery, [method], resamples=100)))
+    result = json.loads(json.dumps(measure(gallery, [method], resamples=100)))
     again = unpack_ranks(result["methods"][0]["ranks"])
     assert recalls(again) == pytest.approx(result["methods"][0]["metrics"])
     assert np.array_equal(again.t2i_lo, method.ranks(OWNER).t2i_lo)
@@ -141,7 +141,7 @@ def test_packed_ranks_are_the_ranks(gallery: Gallery) -> None:
 
 def test_compare_is_paired_where_the_items_are_the_same(gallery: Gallery) -> None:
     models = single_models(gallery)
-    result = evaluate(gallery, [*models, mean_of_cosines(models)], resamples=500)
+    result = measure(gallery, [*models, mean_of_cosines(models)], resamples=500)
     a, mean = result["methods"][0], result["methods"][2]
     found = compare((result, a), (result, mean), resamples=500)
     assert found["paired"]
@@ -166,7 +166,7 @@ def test_compare_is_paired_where_the_items_are_the_same(gallery: Gallery) -> Non
 
 def test_compare_resamples_the_mean_of_folds(gallery: Gallery) -> None:
     models = single_models(gallery)
-    result = evaluate(gallery, models, resamples=300, folds=5)
+    result = measure(gallery, models, resamples=300, folds=5)
     methods = result["methods"]
     found = compare((result, methods[0]), (result, methods[1]), resamples=300)
     gap = methods[1]["metrics"]["rsum"] - methods[0]["metrics"]["rsum"]

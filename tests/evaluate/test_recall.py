@@ -21,7 +21,7 @@ from hada.evaluate.methods.combinations import (
     weighted_sum,
 )
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
-from hada.evaluate.results.recall import evaluate
+from hada.evaluate.results.measure import measure
 from hada.evaluate.results.significance import Hits, bootstrap_rsums, difference, interval
 from hada.evaluate.results.text import render, standing, verdicts
 from hada.extract.common.errors import NonFiniteError, StoreMismatchError
@@ -73,7 +73,7 @@ def slow_recall(image: Any, caption: Any, k: int) -> tuple[float, float]:
 
 def test_figures_equal_a_slow_loop(gallery: Gallery) -> None:
     methods = single_models(gallery)
-    result = evaluate(gallery, [*methods, mean_of_cosines(methods)], resamples=200)
+    result = measure(gallery, [*methods, mean_of_cosines(methods)], resamples=200)
     for method, row in zip([*methods, mean_of_cosines(methods)], result["methods"], strict=True):
         for k in (1, 5, 10):
             expected = slow_recall(*method.pair, k)
@@ -199,7 +199,7 @@ def test_a_constant_scorer_gets_chance(gallery: Gallery) -> None:
     flat = EmbeddingMethod(
         "flat", "other", (np.ones((I, 2), np.float32), np.ones((T, 2), np.float32))
     )
-    row = evaluate(gallery, [flat], resamples=100)["methods"][0]
+    row = measure(gallery, [flat], resamples=100)["methods"][0]
     assert row["metrics"]["t2i_R@1"] == pytest.approx(100 / I)
     chance = 100 * float(
         np.mean([1 - math.comb(T - n, 5) / math.comb(T, 5) for n in np.bincount(OWNER)])
@@ -210,15 +210,15 @@ def test_a_constant_scorer_gets_chance(gallery: Gallery) -> None:
 def test_verdicts_name_what_is_within_noise(gallery: Gallery) -> None:
     models = single_models(gallery)
     fused = EmbeddingMethod("HADA x", "hada", models[0].pair)
-    result = evaluate(gallery, [*models, fused], resamples=200)
+    result = measure(gallery, [*models, fused], resamples=200)
     assert "within noise of the best single model" in verdicts(result)[-1]
     perfect = EmbeddingMethod(
         "HADA y", "hada", (np.eye(I, dtype="f4"), np.eye(I, dtype="f4")[OWNER])
     )
-    result = evaluate(gallery, [*models, perfect], resamples=200)
+    result = measure(gallery, [*models, perfect], resamples=200)
     assert "HADA y is above the best single model" in verdicts(result)[-1]
     mean = mean_of_cosines(models)
-    said = verdicts(evaluate(gallery, [*models, mean, perfect], resamples=200))
+    said = verdicts(measure(gallery, [*models, mean, perfect], resamples=200))
     assert "HADA y is above the best single model" in said[-2]
     assert "HADA y is above the best simple combination, mean of cosines: +" in said[-1]
     text = render(result)

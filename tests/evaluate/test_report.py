@@ -60,7 +60,8 @@ def test_the_page_is_whole_and_needs_nothing_else(report_page: Path) -> None:
     assert len(set(reader.ids)) == len(reader.ids)
     assert reader.links
     assert all(link.startswith("data:image/") for link in reader.links)
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert {"comparison", "curves", "changes", "won", "lost"} <= set(reader.ids)
     assert "Training loss" in text
     assert len(text) < 2_000_000
@@ -75,7 +76,7 @@ def test_without_the_pictures_the_page_says_so(project: Path, tmp_path: Path) ->
     finally:
         (project / "data-gone").rename(project / "data")
     assert result.exit_code == 0, result.output
-    assert "No pictures: dataset &#x27;tiny&#x27;: its folder" in elsewhere.read_text()
+    assert "No images: dataset &#x27;tiny&#x27;: its folder" in elsewhere.read_text()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
