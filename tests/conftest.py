@@ -8,6 +8,11 @@ from pathlib import Path
 import golden_files
 import pytest
 
+# The contract suites lie in the package: their assertions shall explain themselves too.
+pytest.register_assert_rewrite(
+    "hada.extract.testing.backbone_contract", "hada.extract.testing.store_contract"
+)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

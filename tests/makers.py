@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
+from hada.extract.testing.store_contract import make_spec
+
+__all__ = ["COLOURS", "MANIFEST", "make_dataset", "make_project", "make_spec"]
 
 MANIFEST = """\
 schema: 1
@@ -77,23 +79,3 @@ def make_project(folder: Path, **options: Any) -> Path:
     path = folder / "data_manifest.yaml"
     path.write_text(MANIFEST)
     return path
-
-
-def make_spec(**changes: Any) -> StoreSpec:
-    """A small spec: 3 image tokens of width 6, ragged caption tokens of width 5, E = 4."""
-    model = ModelSpec(
-        name=changes.pop("name", "model"),
-        family="fake",
-        weights_digest=changes.pop("weights_digest", "0"),
-        embedding_width=changes.pop("embedding_width", 4),
-        normalized=False,
-        image=changes.pop("image", TokenSpec(width=6, count=3)),
-        caption=changes.pop("caption", TokenSpec(width=5, count=None)),
-    )
-    defaults: dict[str, Any] = {
-        "dataset": "tiny",
-        "split": "val",
-        "dataset_digest": "0",
-        "rows_per_shard": {"image": 2, "caption": 4},
-    }
-    return StoreSpec(model=model, **(defaults | changes))

@@ -18,12 +18,12 @@ from typing import Any
 import h5py
 import makers
 import numpy as np
-from contracts_store import Content, signed
 
 from hada.extract.common.errors import HadaError
 from hada.extract.spec import SIDES
 from hada.extract.store import open_store
 from hada.extract.store.check import check
+from hada.extract.testing.store_contract import Content, signed
 
 Edit = tuple[str, Callable[[Path], None]]
 OTHERS = ("split", "model", "dtype", "older")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts_backbone import CAPTIONS, BackboneContract
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.backbones.albef_official import map_key, resize_positions
 from hada.extract.backbones.salesforce import clean_albef, clean_caption
 from hada.extract.common.errors import CheckpointError, UsageError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
 OFFICIAL = ["flickr30k.pth", "checkpoint_best.pth", "ALBEF_pretrain.pth"]
 LAVIS = "albef_flickr_retrieval_lavis.pt"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts_backbone import CAPTIONS, BackboneContract
 from golden_files import at_hand
 from numpy.typing import NDArray
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
@@ -19,6 +18,7 @@ from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.backbones.blip_official import map_key
 from hada.extract.backbones.salesforce import TEXT_HEADS, choose_heads, clean_caption
 from hada.extract.common.errors import CheckpointError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "two", "people", "in", "red"]
 FILE = "model_base_retrieval_flickr.pth"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from contracts_backbone import CAPTIONS, BackboneContract, split
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UsageError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract, split
 
 
 def load(path: Path | str, **options: Any) -> Any:

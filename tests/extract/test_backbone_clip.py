@@ -10,12 +10,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from contracts_backbone import CAPTIONS, BackboneContract, split
 from numpy.typing import NDArray
 from PIL import Image
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError, UsageError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract, split
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
 # 49,408 words: CLIP's own tokenizer, which comes with open_clip.

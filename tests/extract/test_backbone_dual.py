@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from contracts_backbone import CAPTIONS, BackboneContract, pictures
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract, pictures
 
 SIZE = {
     "hidden_size": 32,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from contracts_backbone import CAPTIONS, BackboneContract
 from test_backbone_dual import (
     SIZE,
     TEXT,
@@ -21,6 +20,7 @@ from test_backbone_dual import (
 
 from hada.extract.backbones import Backbone
 from hada.extract.common.errors import CheckpointError
+from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
 SQUARE = {"height": 32, "width": 32}
 

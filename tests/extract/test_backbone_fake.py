@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contracts_backbone import BackboneContract
 from PIL import Image
 
 from hada.extract import backbones
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import UnknownNameError, UsageError
+from hada.extract.testing.backbone_contract import BackboneContract
 
 
 def request(family: str = "fake", **options: Any) -> BackboneRequest:

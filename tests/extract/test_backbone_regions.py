@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from contracts_backbone import CAPTIONS, ODD_CAPTIONS, split
 from numpy.typing import NDArray
 
 from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
@@ -22,6 +21,7 @@ from hada.extract.common.errors import CheckpointError, UsageError
 from hada.extract.datasets.region_sources import open_regions
 from hada.extract.datasets.regions import RegionRules, Regions
 from hada.extract.store import open_store
+from hada.extract.testing.backbone_contract import CAPTIONS, ODD_CAPTIONS, split
 
 IDS = [f"100009279{n}.jpg" for n in (5, 6, 7, 8)]
 FILES = [

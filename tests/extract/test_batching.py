@@ -10,7 +10,6 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
@@ -21,6 +20,7 @@ from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
+from hada.extract.testing.store_contract import files_of
 
 ROWS: dict[SideName, int] = {"image": 4, "caption": 8}
 

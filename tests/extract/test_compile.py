@@ -13,7 +13,6 @@ import pytest
 import test_backbone_clip
 import torch
 from click.testing import CliRunner
-from contracts_backbone import CAPTIONS, pictures
 from torch import nn
 
 from hada.extract.backbones import BackboneRequest, load_backbone
@@ -21,6 +20,7 @@ from hada.extract.backbones.torch_base import _stacks, encoded
 from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
 from hada.extract.store import open_store
+from hada.extract.testing.backbone_contract import CAPTIONS, pictures
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -29,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package in it, as pip installs it."""
     source, target = tmp_path_factory.mktemp("hada-colour"), tmp_path_factory.mktemp("site")
     files = example()
-    assert set(files) == {"pyproject.toml", "hada_colour.py"}
+    assert set(files) == {"pyproject.toml", "hada_colour.py", "test_colour.py"}
     for name, text in files.items():
         (source / name).write_text(text)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -57,6 +57,21 @@ def test_through_the_command(installed: Path, tmp_path: Path) -> None:
     assert store.spec.model.family == "colour"
     assert store.image.tokens(slice(None)).shape == (5 * 17, 3)
     assert np.isfinite(store.caption.tokens(slice(None))).all()
+
+
+def test_the_contract_suite_from_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_colour.py").write_text(example()["test_colour.py"])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_colour.py"],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= 8
 
 
 def test_by_module_and_attribute(installed: Path, tmp_path: Path) -> None:

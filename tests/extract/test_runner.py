@@ -14,7 +14,6 @@ from typing import Any
 import makers
 import numpy as np
 import pytest
-from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
@@ -25,6 +24,7 @@ from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
+from hada.extract.testing.store_contract import files_of
 
 ROWS: dict[SideName, int] = {"image": 2, "caption": 4}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import makers
 import pytest
 from click.testing import CliRunner
-from contracts_store import files_of
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
@@ -25,6 +24,7 @@ from hada.extract.spec import SideName
 from hada.extract.store import open_store
 from hada.extract.store.reader import read_spec, shard_status
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 ONE: dict[SideName, int] = {"image": 1, "caption": 1}

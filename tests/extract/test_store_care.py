@@ -11,7 +11,6 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import Content, files_of
 
 from hada.extract.cli import extract
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
@@ -19,6 +18,7 @@ from hada.extract.spec import SIDES
 from hada.extract.store import StoreWriter, commit, open_store
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 OTHER = {"zarr": "hdf5", "hdf5": "zarr"}

@@ -12,13 +12,13 @@ import makers
 import pytest
 import store_edits
 from click.testing import CliRunner
-from contracts_store import Content, files_of
 
 from hada.extract.common.errors import HadaError, StoreError
 from hada.extract.store import commit, open_store, record, seal
 from hada.extract.store.check import check
 from hada.extract.store.record import read_record
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 # Of several hundred edits; `benchmarks/store_edits.py` does them all.

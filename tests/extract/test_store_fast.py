@@ -15,12 +15,12 @@ import makers
 import numpy as np
 import pytest
 import zarr
-from contracts_store import Content
 
 from hada.extract.common.errors import StoreError
 from hada.extract.store import formats, open_store
 from hada.extract.store.reader import SideReader
 from hada.extract.store.row_reader import RowReader
+from hada.extract.testing.store_contract import Content
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 ARRAYS = ("image/tokens", "image/embeddings", "caption/tokens", "caption/embeddings")

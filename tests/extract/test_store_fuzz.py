@@ -15,7 +15,6 @@ import h5py
 import makers
 import numpy as np
 import pytest
-from contracts_store import Content
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from hada.extract.common.errors import HadaError
 from hada.extract.store import commit, open_store
 from hada.extract.store.maintain import describe, repair
 from hada.extract.store.reader import read_spec, shard_status
+from hada.extract.testing.store_contract import Content
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 # The same examples every time: a run of the tests must not fail by chance. `--hypothesis-seed`

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from contracts_store import Content, StoreContract
+
+from hada.extract.testing.store_contract import Content, StoreContract
 
 
 class TestHdf5Store(StoreContract):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from contracts_store import Content, files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -24,6 +23,7 @@ from hada.extract.store import dtypes, open_store
 from hada.extract.store.maintain import convert, describe
 from hada.extract.store.size_plan import plan_size
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 RAGGED = TokenSpec(width=6, count=None)

@@ -17,7 +17,6 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import Content, files_of, signed
 
 from hada.extract.cli import extract
 from hada.extract.common import remote
@@ -34,6 +33,7 @@ from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store.reader import shard_status
 from hada.extract.store.record import read_contents, read_record
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of, signed
 
 Url = Callable[[], str]
 

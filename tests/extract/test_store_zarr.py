@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from contracts_store import Content, StoreContract
+
+from hada.extract.testing.store_contract import Content, StoreContract
 
 
 class TestZarrStore(StoreContract):

@@ -10,7 +10,6 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import Content, files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from hada.extract.spec import StoreSpec, TokenSpec
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of
 from hada.extract.variants.reduced import groups, pool, pool_size, pooled_lengths, reduced_spec
 
 

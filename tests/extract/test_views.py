@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from contracts_store import files_of
 from PIL import Image
 
 from hada.extract.cli import extract
 from hada.extract.store import open_store
+from hada.extract.testing.store_contract import files_of
 from hada.extract.variants.views import View
 
 SIZE = (24, 24)

@@ -21,7 +21,6 @@ import psutil
 import pytest
 import test_backbone_clip
 import test_backbone_dual
-from contracts_store import files_of
 from deadly import Deadly, Homebound, Slow
 from PIL import Image
 
@@ -37,6 +36,7 @@ from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
 from hada.extract.store import open_store
+from hada.extract.testing.store_contract import files_of
 
 ROWS: dict[SideName, int] = {"image": 3, "caption": 4}
 

@@ -16,12 +16,12 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from contracts_store import files_of
 from jobs_fakes import PIPELINE, make_study
 
 from hada.evaluate.cli import evaluate as evaluate_command
 from hada.extract.cli import extract as extract_command
 from hada.extract.spec import SIDES
+from hada.extract.testing.store_contract import files_of
 from hada.fuse.cli import fuse as fuse_command
 from hada.pipelines.cli import pipeline as command
 from hada.pipelines.state import Folder

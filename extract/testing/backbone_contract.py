@@ -41,7 +41,12 @@ def split(encoded: Encoded) -> list[NDArray[np.float32]]:
 
 
 class BackboneContract:
-    """Inherit, and override `backbone` with a fixture of scope "class"."""
+    """Inherit, and override `backbone` with a fixture of scope "class".
+
+    modes: Modes of PIL beside RGB that `preprocess` takes. HADA itself gives it RGB alone.
+    """
+
+    modes: Sequence[str] = ("L", "RGBA")
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -153,7 +158,8 @@ class BackboneContract:
         np.testing.assert_array_equal(first.embeddings, second.embeddings)
 
     def test_preprocess_takes_any_shape_and_mode(self, backbone: Backbone, pixels: Any) -> None:
-        for picture in [*pictures(), pictures()[0].convert("L"), pictures()[0].convert("RGBA")]:
+        others = [pictures()[0].convert(mode) for mode in self.modes]
+        for picture in [*pictures(), *others]:
             values = backbone.preprocess(picture)
             assert values.shape == pixels.shape[1:]
             assert values.dtype == np.float32
@@ -175,8 +181,10 @@ class BackboneContract:
 
     def test_long_captions_keep_their_end_and_are_counted(self, backbone: Any) -> None:
         short, middle = backbone.tokenize(["a dog", "dog " * 300])
-        before = backbone.truncated
+        before = getattr(backbone, "truncated", 0)
         (longest,) = backbone.tokenize(["dog " * 1000])
+        if len(longest) >= 1000:
+            pytest.skip("this model takes captions of any length")
         assert backbone.truncated == before + 1
         assert backbone.tokenize(["a dog"]) == [short]
         assert backbone.truncated == before + 1

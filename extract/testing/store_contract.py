@@ -6,18 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-import makers
 import numpy as np
 import pytest
 import xxhash
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import NonFiniteError, StoreError, StoreMismatchError
-from hada.extract.spec import SIDES, SideName, StoreSpec, TokenSpec
+from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreWriter, commit, open_store, write_store
 from hada.extract.store.reader import shard_status
 
 Arrays = dict[SideName, NDArray[np.float64]]
+
+
+def make_spec(**changes: Any) -> StoreSpec:
+    """A small spec: 3 image tokens of width 6, ragged caption tokens of width 5, E = 4."""
+    model = ModelSpec(
+        name=changes.pop("name", "model"),
+        family="fake",
+        weights_digest=changes.pop("weights_digest", "0"),
+        embedding_width=changes.pop("embedding_width", 4),
+        normalized=False,
+        image=changes.pop("image", TokenSpec(width=6, count=3)),
+        caption=changes.pop("caption", TokenSpec(width=5, count=None)),
+    )
+    defaults: dict[str, Any] = {
+        "dataset": "tiny",
+        "split": "val",
+        "dataset_digest": "0",
+        "rows_per_shard": {"image": 2, "caption": 4},
+    }
+    return StoreSpec(model=model, **(defaults | changes))
 
 
 class Content:
@@ -112,7 +131,7 @@ class StoreContract:
         return self.make()
 
     def make(self, **changes: Any) -> Content:
-        return Content(makers.make_spec(**changes), format=self.format)
+        return Content(make_spec(**changes), format=self.format)
 
     @pytest.mark.parametrize("rows", [[9, 0, 3], [4, 5, 6], [], list(range(11)), [2, 2]])
     def test_rows_come_back_in_the_order_asked_for(
