@@ -71,7 +71,8 @@ def test_the_contract_suite_from_outside_the_checkout(installed: Path, tmp_path:
     )
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 8
+    assert passed
+    assert int(passed[1]) >= 8
 
 
 def test_by_module_and_attribute(installed: Path, tmp_path: Path) -> None:
