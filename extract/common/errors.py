@@ -7,6 +7,7 @@ Every room raises these. A command turns them into one line on stderr and an exi
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -58,6 +59,29 @@ class RunError(UsageError, ValueError):
 
 class NonFiniteError(HadaError, ArithmeticError):
     """NaN or infinity where finite numbers are needed."""
+
+
+# The machine's troubles, not a file's: another time the same file can be read.
+_TROUBLE = {
+    *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EINTR),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENXIO),
+}
+
+
+def trouble_behind(error: BaseException | None) -> OSError | None:
+    """The trouble of the machine that an error comes of, None where the file itself is to blame.
+
+    Whoever leaves out what cannot be read asks this first: a disk that fails once must not make a
+    picture one that has no features for ever.
+
+    >>> trouble_behind(OSError("broken data stream")) is None
+    True
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _TROUBLE:
+            return error
+        error = error.__cause__
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

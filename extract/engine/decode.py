@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.errors import DatasetError
+from hada.extract.common.errors import DatasetError, trouble_behind
 from hada.extract.common.host import cores
 from hada.extract.engine.decode_workers import Workers
 from hada.extract.engine.items import ImageItems, Inputs, PictureItems
@@ -88,6 +88,8 @@ class ThreadReader:
         try:
             return self._items.read(row)
         except DatasetError as error:
+            if trouble := trouble_behind(error):
+                raise trouble from error
             return str(error)
 
 

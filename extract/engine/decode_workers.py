@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.errors import DatasetError, HadaError
+from hada.extract.common.errors import DatasetError, HadaError, trouble_behind
 from hada.extract.engine.model_input import PictureReader
 
 # Slot of the shared memory, path of the file, image id.
@@ -163,7 +163,11 @@ class _Worker:
             self._connection.send(tasks)
         except OSError:
             self._bury()
-        answers: list[str | None] = self._answer(PICTURE_LIMIT_S * len(tasks))
+        answers: list[str | None] = []
+        for answer in self._answer(PICTURE_LIMIT_S * len(tasks)):
+            if isinstance(answer, OSError):
+                raise answer
+            answers.append(answer)
         return answers
 
     def stop(self) -> None:
@@ -254,12 +258,12 @@ def _serve(connection: Connection) -> None:
             return
 
 
-def _fill(reader: PictureReader, pixels: NDArray[np.float32], task: Task) -> str | None:
+def _fill(reader: PictureReader, pixels: NDArray[np.float32], task: Task) -> str | OSError | None:
     slot, path, image_id = task
     try:
         values = reader.read(path, image_id)
     except DatasetError as error:
-        return str(error)
+        return trouble_behind(error) or str(error)
     if values.shape != pixels.shape[1:]:
         return f"picture {path}: preprocessed to {values.shape}, expected {pixels.shape[1:]}"
     pixels[slot] = values

@@ -14,7 +14,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
-from hada.extract.common.errors import DatasetError
+from hada.extract.common.errors import DatasetError, trouble_behind
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.datasets.region_sources import open_regions
 from hada.extract.engine.model_input import PictureReader
@@ -91,6 +91,8 @@ class RegionItems:
             try:
                 self._counted[row] = self._source.count(image_id)
             except DatasetError as error:
+                if trouble := trouble_behind(error):
+                    raise trouble from error
                 self._unreadable[row] = error
         # One row beyond the regions: CLS, or the pooled vector that stands in for it.
         tokens = backbone.spec.image

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common import errors
 from hada.extract.common.array_files import PickledError, opened
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import listed
@@ -80,6 +81,8 @@ class HadaFolders:
             try:
                 shape = _shape(file, "feat")
             except DatasetError as error:  # told, with all others, when it is read
+                if trouble := errors.trouble_behind(error):
+                    raise trouble from error
                 reason = str(error)
                 continue
             lengths[row], width = shape[0], width or shape[1]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.errors import DatasetError, HadaError
+from hada.extract.common.errors import DatasetError, HadaError, trouble_behind
 from hada.extract.common.progress import progress
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.importers.source import FeatureSource, Item
@@ -78,6 +78,8 @@ def _block(source: FeatureSource, spec: StoreSpec, side: SideName, rows: range) 
         try:
             item = _checked(source.read(side, row), source, side, row, joint)
         except DatasetError as error:
+            if trouble := trouble_behind(error):
+                raise trouble from error
             if side == "caption":
                 raise
             failed[row] = str(error)
@@ -144,7 +146,9 @@ def _probe(source: FeatureSource, side: SideName) -> list[NDArray[Any]] | None:
     for row in range(len(source.lengths[side])):
         try:
             item = source.read(side, row)
-        except DatasetError:
+        except DatasetError as error:
+            if trouble := trouble_behind(error):
+                raise trouble from error
             continue
         if item.embedding is None:
             return None

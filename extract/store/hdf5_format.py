@@ -291,6 +291,18 @@ def _fill(
 
 def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
     """Read a new part back, as a reader would; raises `StoreError` where it is not as given."""
+    try:
+        damaged = _differing(path, arrays)
+    except _ERRORS as error:
+        damaged = f"it cannot be read ({error})"
+    if damaged:
+        raise StoreError(
+            f"{path}: read back otherwise than it was written: {damaged}. Is the disk in order? "
+            "Run the same command again, or choose another place for stores."
+        )
+
+
+def _differing(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> str:
     with h5py.File(path, "r", locking=False) as file, path.open("rb", buffering=0) as raw:
         size = os.fstat(raw.fileno()).st_size
         for name, (plan, values) in arrays.items():
@@ -306,10 +318,8 @@ def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -
                     done = 0 if offset == MISSING else os.preadv(raw.fileno(), [block], offset)
                     whole &= done == len(block) and google_crc32c.value(block) == crc
             if not whole:
-                raise StoreError(
-                    f"{path}: {name} was read back otherwise than it was written. Is the disk in "
-                    "order? Run the same command again, or choose another place for stores."
-                )
+                return f"{name} differs"
+    return ""
 
 
 @contextmanager
