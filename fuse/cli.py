@@ -13,7 +13,7 @@ import click
 
 from hada.extract.cli_options import device_option, manifest_options, parse_assignments
 from hada.extract.common.console import HadaGroup, say, tell
-from hada.extract.common.errors import UsageError
+from hada.extract.common.errors import HadaError, UsageError
 from hada.fuse.models_cli import export, import_official, suggest
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES
 from hada.fuse.recipes import recipe as named_recipe
@@ -203,12 +203,50 @@ def embed(
         ]
         found = embed_split(run, stores, device=device)
         path = output or manifest.store_path(config["dataset"], split, run.name)
-        write_embedded(path, run.name, run, found, stores[0])
+        write_embedded(path, run.name, run, found, stores, anew=output is None)
         say(
             f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "
             f"{config['dataset']}/{split} in {path}"
         )
         tell(str(path))
+
+
+@fuse.command()
+@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option("--bind", is_flag=True, help="Give the files of runs of before there were checksums "
+              "theirs, after a check of all that can be checked.")  # fmt: skip
+def verify(run_paths: tuple[Path, ...], bind: bool) -> None:
+    r"""Check that runs, or exported models, are whole. Exit code 1 where one is not.
+
+    \b
+    Every byte is looked at. What is not whole is
+      missing    a file that was there
+      damaged    not what was written
+      foreign    whole, but of another run or epoch
+      stale      a search's index of other weights; the next search makes it anew
+      unbound    of before there were checksums
+    \b
+    Examples:
+      hada-fuse verify runs/flickr8k/*
+      hada-fuse verify --bind runs/flickr8k/blip+clip-fast-s0
+    """
+    from hada.fuse.verify import bind as bind_run
+    from hada.fuse.verify import examine
+
+    bad = 0
+    for path in run_paths:
+        if bind:
+            changed = bind_run(path)
+            say(f"{path}: {', '.join(changed) or 'nothing'} bound")
+        faults = examine(path)
+        bad += bool(faults)
+        for fault in faults:
+            tell(str(fault))
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in faults))
+        tell(f"{path}: {f'not whole: {kinds}' if faults else 'whole'}")
+    if bad:
+        raise HadaError(f"{bad} of {len(run_paths)} not whole; the lines above say what to do")
 
 
 for command in (suggest, import_official, export):

@@ -5,8 +5,8 @@ Shape letters: I images, T captions, E embedding width, M models.
 
 from __future__ import annotations
 
-import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hada.extract.common import remote
 from hada.extract.common.arrays import unit_rows
+from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError
-from hada.extract.spec import ModelSpec, SideName, StoreSpec
-from hada.extract.store import StoreReader, write_store
+from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec
+from hada.extract.store import StoreReader, formats, write_store
+from hada.extract.store.commit import COMMIT, read_markers
+from hada.extract.store.reader import read_spec
 from hada.extract.variants.reduced import ALL, describe
 from hada.fuse.fitted import fitted_on
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
-from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.run_files.sealed import digest, digest_json
+from hada.fuse.run_folder import RunFolder, weights_digest
 from hada.fuse.tokens.prefetch import ahead, reading_threads
 from hada.fuse.tokens.split import Split
 
@@ -151,9 +156,28 @@ def _own(split: Split, side: SideName, model: int) -> NDArray[np.float32]:
 
 
 def write_embedded(
-    path: Path | str, name: str, run: RunFolder, embedded: Embedded, store: StoreReader
+    path: Path | str,
+    name: str,
+    run: RunFolder,
+    embedded: Embedded,
+    stores: Sequence[StoreReader],
+    *,
+    anew: bool = False,
 ) -> None:
-    """Write fused embeddings as a store like any other; its cosine is the run's score."""
+    """Write fused embeddings as a store like any other; its cosine is the run's score.
+
+    Args:
+        path: Where.
+        name: The model's name in it.
+        run: What made them.
+        embedded: What it made.
+        stores: What it made them of; the store says which, so a copy of others is told.
+        anew: Whether a store of this run there that is of other weights or stores is replaced.
+
+    Raises:
+        StoreMismatchError: Another store is there.
+    """
+    store = stores[0]
     config = run.config()
     images, captions = embedded
     ids = {
@@ -163,7 +187,7 @@ def write_embedded(
     model = ModelSpec(
         name=name,
         family="hada",
-        weights_digest=hashlib.sha256((run.path / BEST).read_bytes()).hexdigest(),
+        weights_digest=weights_digest(run.path),
         embedding_width=images.shape[1],
         normalized=True,
         image=None,
@@ -172,6 +196,7 @@ def write_embedded(
             "models": config["models"],
             "shares": list(embedded.shares),
             "fitted_on": fitted_on(config),
+            "stores": {s.spec.model.name: contents_of(s) for s in stores},
         },
         libraries={"torch": torch.__version__},
     )
@@ -182,6 +207,8 @@ def write_embedded(
         dataset_digest=store.spec.dataset_digest,
         dtype="float32",
     )
+    if anew:
+        _remove_stale(remote.place(path), spec)
     write_store(
         path,
         spec,
@@ -189,6 +216,25 @@ def write_embedded(
         caption_to_image=embedded.caption_to_image,
         embeddings={"image": images, "caption": captions},
     )
+
+
+def _remove_stale(folder: Path, spec: StoreSpec) -> None:
+    """Remove fused embeddings of the same run that other weights or stores gave, saying so."""
+    if not folder.exists():
+        return
+    there = read_spec(folder)
+    same = (there.model.family, there.model.name) == (spec.model.family, spec.model.name)
+    if same and there.digest() != spec.digest():
+        say(f"{folder}: stale: it is of other weights or stores. It is made anew")
+        for name in (COMMIT, *formats.folders()):  # markers first: without them nothing counts
+            if not (folder / name).exists():
+                continue
+            if remote.is_remote(folder):
+                remote.remove_folder(folder / name)
+            else:
+                shutil.rmtree(folder / name)
+        if not remote.is_remote(folder) and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def features_of(store: StoreReader) -> dict[str, Any]:
@@ -201,6 +247,33 @@ def features_of(store: StoreReader) -> dict[str, Any]:
         # Not for all of them: runs made before there was a choice said nothing.
         **({} if kept == ALL else {"tokens": kept}),
     }
+
+
+def contents_of(store: StoreReader) -> str:
+    """A digest of a store's spec and of what its markers say of every shard's contents.
+
+    A copy of what was made from the store is good as long as this stays the same.
+    """
+    readers = dict(zip(SIDES, (store.image, store.caption), strict=True))
+    places = [
+        (side, shard)
+        for side, reader in readers.items()
+        for shard in range(-(-len(reader.ids) // store.spec.rows_per_shard[side]))
+    ]
+    parts: list[Any] = [store.spec.digest()]
+    bound = True
+    for marker in read_markers(store.path, places).values():
+        if isinstance(marker, Exception):
+            raise marker
+        if marker is not None:
+            parts.append([marker.side, marker.shard, marker.files, marker.failed])
+            bound &= bool(getattr(marker, "digest", ""))
+    if not bound:
+        # Markers of before stores were bound say little of the contents.
+        for reader in readers.values():
+            values = reader.embeddings()
+            parts.append(None if values is None else digest(np.ascontiguousarray(values).data))
+    return digest_json(parts)
 
 
 def check_features(recorded: dict[str, Any], store: StoreReader, run: Path) -> None:

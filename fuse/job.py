@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hada.extract.common import remote
 from hada.extract.common.console import say
+from hada.extract.common.errors import RunError
 from hada.fuse.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -206,8 +207,13 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
     tables = []
     for run in runs:
         lines = run.metrics()
-        (best,) = (line["val"] for line in lines if line["epoch"] == lines[-1]["best_epoch"])
-        tables.append(best)
+        best = [line["val"] for line in lines if line["epoch"] == lines[-1]["best_epoch"]]
+        if len(best) != 1:
+            raise RunError(
+                f"{run.path}: metrics.jsonl has {len(best)} lines of the best epoch, expected one; "
+                "put the file back from a copy, or start over with --fresh"
+            )
+        tables += best
     found: dict[str, float] = {}
     for name in sorted(set.intersection(*(set(table) for table in tables))):
         values = [float(table[name]) for table in tables]

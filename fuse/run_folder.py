@@ -4,52 +4,77 @@
     metrics.jsonl      one line an epoch
     best.safetensors   the weights with the best validation RSum: all that retrieval needs
     last.pt            everything: weights, optimiser, queues, random states, position
+    previous.pt        the last.pt before it, for the day on which that one is damaged
 
-Every file is written beside and renamed. `metrics.jsonl` is appended to and cut back to the
-length that `last.pt` remembers, so a killed run leaves no line twice and none by halves.
+Every file is written beside and renamed, and carries a checksum (`run_files.sealed`); weights and
+checkpoints carry their configuration's, too, and a checkpoint those of the weights and of the
+metrics at its moment. `metrics.jsonl` is appended to and cut back to the length that the
+checkpoint remembers, so a killed run leaves no line twice and none by halves. Runs of before
+there were checksums open as they are; `hada-fuse verify --bind` gives them theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hada.extract.common import atomic
+from hada.extract.common.console import say
 from hada.extract.common.errors import RunError
-from hada.fuse.batch import ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
-from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
+from hada.fuse.run_files.checkpoint import FORMAT as STATE_FORMAT
+from hada.fuse.run_files.checkpoint import (
+    LAST,
+    PREVIOUS,
+    Point,
+    Position,
+    check_metrics,
+    head_of,
+    load_state,
+    peek,
+    read_lines,
+    read_point,
+    write_last,
+)
+from hada.fuse.run_files.config import (
+    CONFIG,
+    FORMAT,
+    branch_from_json,
+    branch_to_json,
+    completed,
+    differences,
+    identity,
+    read_config,
+)
+from hada.fuse.run_files.sealed import FaultError, seal_json
+from hada.fuse.run_files.weights import BEST, Best, begin_with, read_best, sealed_tensors
 from hada.fuse.training.objective import Objective
 
-CONFIG, METRICS, BEST, LAST = "config.json", "metrics.jsonl", "best.safetensors", "last.pt"
-FORMAT = 1
-# Fields of config.json that say how and where, not what: they may differ when a run goes on.
-FREE_FIELDS = ("environment", "paths", "init_fitted")
+__all__ = [
+    "BEST",
+    "CONFIG",
+    "FORMAT",
+    "LAST",
+    "METRICS",
+    "PREVIOUS",
+    "Position",
+    "RunFolder",
+    "branch_from_json",
+    "branch_to_json",
+    "differences",
+    "weights_digest",
+]
 
-
-@dataclass
-class Position:
-    """How far a training is: `step` steps of `epoch` are done."""
-
-    epoch: int = 0
-    step: int = 0
-    best_rsum: float = -1.0
-    best_loss: float = float("inf")
-    best_epoch: int = -1
-    stale: int = 0
-    finished: str = ""
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+METRICS = "metrics.jsonl"
 
 
 class RunFolder:
@@ -57,6 +82,8 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._owner: tuple[str, bool] | None = None
+        self._best: str | None = None
 
     @property
     def name(self) -> str:
@@ -64,23 +91,18 @@ class RunFolder:
         return self.path.resolve().name
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration; raises `RunError` where there is none."""
-        try:
-            values = json.loads((self.path / CONFIG).read_text())
-        except FileNotFoundError:
-            raise RunError(
-                f"{self.path}: no training run there ({CONFIG} is missing). "
-                f"Train one first: hada-fuse train --run {self.path}"
-            ) from None
-        except ValueError as error:
-            raise RunError(f"{self.path / CONFIG}: not valid JSON ({error})") from error
-        if values.get("format") != FORMAT:
-            raise RunError(
-                f"{self.path / CONFIG}: format: expected {FORMAT}, got {values.get('format')!r}; "
-                "train again with this version of HADA"
-            )
-        result: dict[str, Any] = values
-        return result
+        """The resolved configuration; raises `RunError` where there is none or a broken one."""
+        return read_config(self.path)[0]
+
+    def owner(self) -> tuple[str, bool]:
+        """The configuration's `identity`, and whether it has a checksum. Read once."""
+        if self._owner is None:
+            if (self.path / CONFIG).exists():
+                config, bound = read_config(self.path)
+                self._owner = identity(config), bound
+            else:  # a training without a plan
+                self._owner = "", False
+        return self._owner
 
     def window_shards(self) -> int | None:
         """Shards of the windows that a run shuffles, 0 for the whole split; None without a run."""
@@ -92,19 +114,23 @@ class RunFolder:
         Raises `RunError`, naming the first field that differs, where it belongs to another.
         """
         atomic.make_folder(self.path)
+        self._owner = self._best = None
         for leftover in self.path.glob(f"*{atomic.TEMPORARY}*"):
             if atomic.is_left_over(leftover):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
         if fresh:
-            for name in (LAST, BEST, METRICS, CONFIG):
+            # The older checkpoint first: alone it would be gone on with.
+            for name in (PREVIOUS, LAST, BEST, METRICS, CONFIG):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / CONFIG).exists():
-            if (self.path / LAST).exists():
-                raise RunError(f"{self.path}: {LAST} without {CONFIG}; use --fresh to start over")
-            atomic.write_json(self.path / CONFIG, config)
+            for name in (LAST, PREVIOUS):
+                if (self.path / name).exists():
+                    raise RunError(f"{self.path}: {name} without {CONFIG}; use --fresh")
+            atomic.write_json(self.path / CONFIG, seal_json(config))
             return
-        found = differences(self.config(), json.loads(json.dumps(config)))
+        # A run of before there were checksums, or a new setting, goes on as it is.
+        found = differences(completed(self.config()), json.loads(json.dumps(config)))
         if found:
             name, there, here = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -119,97 +145,131 @@ class RunFolder:
         atomic.append_line(self.path / METRICS, json.dumps(line, sort_keys=True))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics so far."""
-        path, lines = self.path / METRICS, []
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # half a line, of a killed process
-                lines.append(json.loads(line))
-        return lines
+        """The lines of metrics so far, checked against what the last checkpoint remembers.
+
+        A last line by halves, which a killed process leaves, is none. Raises `RunError`, naming
+        the line, where one is not what it must be.
+        """
+        path, point = self.path / METRICS, self.newest()
+        if point is not None:
+            check_metrics(path, point)
+        checked = point is not None and point.sealed
+        return read_lines(path, checked=checked) if path.exists() else []
 
     def save_last(
         self, objective: Objective, optimizer: torch.optim.Optimizer, position: Position
     ) -> None:
         """Write everything that a later process needs to go on as if nothing had happened."""
-        metrics = self.path / METRICS
+        file = self.path / METRICS
+        metrics = file.read_bytes() if file.exists() else b""
+        if self._best is None and (self.path / BEST).exists():
+            self._best = self.read_best(None).digest
         state = {
-            "format": FORMAT,
+            "format": STATE_FORMAT,
             "objective": objective.state_dict(),
             "optimizer": optimizer.state_dict(),
             "position": asdict(position),
-            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            "metrics_bytes": len(metrics),
             "rng": torch.get_rng_state(),
             "rng_devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic.write_bytes(self.path / LAST, buffer.getvalue())
+        write_last(self.path, state, head_of(position, self.owner()[0], metrics, self._best))
 
     def load_last(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, device: torch.device
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        report: Callable[[str], None] = say,
     ) -> Position:
-        """Put everything back where `save_last` left it; a new run starts at the beginning."""
+        """Put everything back where `save_last` left it; a new run starts at the beginning.
+
+        Where the last checkpoint is damaged the one before takes its place, and `report` is told.
+        Raises `RunError` where both are, or where the best weights are not the run's.
+        """
         metrics = self.path / METRICS
-        if not (self.path / LAST).exists():
+        point, faults = self._resume()
+        if point is None:
             metrics.unlink(missing_ok=True)
             return Position()
-        state = self._read_last(device)
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
-        if metrics.exists() and metrics.stat().st_size != state["metrics_bytes"]:
-            os.truncate(metrics, state["metrics_bytes"])
-        torch.set_rng_state(state["rng"].cpu())
-        if device.type == "cuda" and state["rng_devices"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_devices"]])
+        state = load_state(point.path, device)
+        try:
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"].cpu())
+            if device.type == "cuda" and state["rng_devices"]:
+                torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_devices"]])
+        except Exception as error:  # of one without checksum, with anything in it
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"{point.path}: does not fit this run ({reason}); use --fresh to start over"
+            ) from error
+        for fault in faults:
+            report(
+                f"{fault.file}: {fault.kind}: {fault.reason}. Training goes on from the "
+                f"checkpoint before: {point.position}"
+            )
+        if point.path.name == PREVIOUS:
+            os.replace(point.path, self.path / LAST)
+        if metrics.exists() and metrics.stat().st_size != point.metrics_bytes:
+            os.truncate(metrics, point.metrics_bytes)
         return Position(**state["position"])
 
     def position(self) -> Position:
-        """Where the run stopped."""
-        if not (self.path / LAST).exists():
-            return Position()
-        return Position(**self._read_last(torch.device("cpu"))["position"])
+        """Where the run stopped, or would go on; raises as `load_last` does."""
+        point = self._resume()[0]
+        return Position() if point is None else point.position
 
-    def _read_last(self, device: torch.device) -> dict[str, Any]:
-        try:
-            state = torch.load(self.path / LAST, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
+    def _resume(self) -> tuple[Point | None, list[FaultError]]:
+        """The newest good checkpoint, and what is wrong with the newer one."""
+        there = [name for name in (LAST, PREVIOUS) if (self.path / name).exists()]
+        faults: list[FaultError] = []
+        if there == [PREVIOUS]:
+            faults.append(FaultError("missing", self.path / LAST, "it was there", ""))
+        for name in there:
+            try:
+                point = read_point(self.path / name, self.owner()[0], bound=self.owner()[1])
+                check_metrics(self.path / METRICS, point)
+            except FaultError as fault:
+                faults.append(fault)
+                continue
+            if point.position.best_epoch >= 0 or (self.path / BEST).exists():
+                self._best = self.read_best(point).digest
+            return point, faults
+        if faults:
+            found = "; ".join(f"{f.file.name}: {f.kind}: {f.reason}" for f in faults)
             raise RunError(
-                f"{self.path / LAST}: damaged or not ours ({error}); use --fresh to start over"
-            ) from error
-        if state.get("format") != FORMAT:
-            raise RunError(f"{self.path / LAST}: format: expected {FORMAT}; use --fresh")
-        result: dict[str, Any] = state
-        return result
+                f"{self.path}: no checkpoint to go on from ({found}). Put one of the files back "
+                "from a copy, or start over with --fresh"
+            )
+        return None, []
 
-    def save_best(self, objective: Objective) -> None:
+    def newest(self) -> Point | None:
+        """The newest checkpoint whose head is whole."""
+        points = (peek(self.path / name, self.owner()[0]) for name in (LAST, PREVIOUS))
+        return next((point for point in points if point is not None), None)
+
+    def save_best(self, objective: Objective, epoch: int) -> None:
         """Write what retrieval needs, and what another training may start from, as safetensors."""
         parts = {"fuser": objective.fuser, "mix": objective.mix}
         if objective.discriminator is not None:
             parts["discriminator"] = objective.discriminator
         tensors = {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
-        self.save_tensors({**tensors, "temperature": objective.temperature.detach()})
+        self.save_tensors({**tensors, "temperature": objective.temperature.detach()}, epoch)
 
-    def save_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def save_tensors(self, tensors: dict[str, torch.Tensor], epoch: int = -1) -> None:
         """Write `best.safetensors`: names begin with fuser, mix, discriminator or temperature."""
-        from safetensors.torch import save
-
-        data = save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"format": str(FORMAT)})
+        data, self._best = sealed_tensors(tensors, self.owner()[0], epoch)
         atomic.write_bytes(self.path / BEST, data)
 
-    def load_tensors(self) -> dict[str, torch.Tensor]:
-        """What `save_tensors` wrote; raises `RunError` where it is not there or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    def read_best(self, point: Point | None) -> Best:
+        """The best weights' file, checked; `point` is the checkpoint that knows of it."""
+        owner, bound = self.owner()
+        return read_best(self.path / BEST, owner, bound=bound, point=point)
 
-        if not (self.path / BEST).exists():
-            raise RunError(
-                f"{self.path}: {BEST} is missing: no epoch is finished yet. "
-                f"Go on training: hada-fuse train --run {self.path}"
-            )
-        try:
-            tensors: dict[str, torch.Tensor] = load_file(self.path / BEST)
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"{self.path / BEST}: damaged ({error}); train again") from error
-        return tensors
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        """What `save_tensors` wrote; raises `RunError` where it is not there or not good."""
+        return self.read_best(self.newest()).tensors(self.path / BEST)
 
     def start_from(self, objective: Objective) -> None:
         """Give a fresh objective this run's encoders and matching head, slow encoders included.
@@ -217,24 +277,7 @@ class RunFolder:
         Temperature, score weights and queues begin anew, as in the published second step; there
         the slow encoders begin at random too, by a mistake that is not repeated.
         """
-        tensors = self.load_tensors()
-        parts: list[tuple[str, torch.nn.Module | None]] = [
-            ("fuser.", objective.fuser),
-            ("fuser.", objective.slow),
-            ("discriminator.", objective.discriminator),
-        ]
-        for prefix, part in parts:
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if part is None or not own:
-                continue
-            try:
-                part.load_state_dict(own)
-            except RuntimeError as error:
-                first = str(error).strip().splitlines()[1].strip()
-                raise RunError(
-                    f"{self.path}: its weights do not fit this recipe: {first} Use the same "
-                    "widths and norm as that run (the paper's two steps differ in norm)"
-                ) from error
+        begin_with(self.load_tensors(), objective, str(self.path))
 
     def load_best(self) -> tuple[Fuser, ScoreMix]:
         """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
@@ -262,30 +305,4 @@ def weights_digest(run: Path) -> str:
     """SHA-256 of a run's weights; raises `RunError` where there are none."""
     folder = RunFolder(run)
     folder.config()
-    if not (folder.path / BEST).exists():
-        raise RunError(f"{run}: {BEST} is missing: no epoch is finished yet")
-    return hashlib.sha256((folder.path / BEST).read_bytes()).hexdigest()
-
-
-def differences(own: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """The fields that differ, as (dotted name, own value, other value), free ones left out."""
-    if isinstance(own, dict) and isinstance(other, dict):
-        found = []
-        for key in sorted(own.keys() | other.keys()):
-            if path or key not in FREE_FIELDS:
-                name = f"{path}.{key}" if path else key
-                found += differences(own.get(key), other.get(key), name)
-        return found
-    return [] if own == other else [(path, own, other)]
-
-
-def branch_to_json(config: BranchConfig) -> dict[str, Any]:
-    """A branch's configuration as plain values."""
-    return asdict(config)
-
-
-def branch_from_json(values: dict[str, Any]) -> BranchConfig:
-    """Back from `branch_to_json`."""
-    models = tuple(ModelShape(**m) for m in values["models"])
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return BranchConfig(**{**plain, "models": models, "edges": EdgeWeights(**values["edges"])})
+    return hashlib.sha256(folder.read_best(folder.newest()).data).hexdigest()

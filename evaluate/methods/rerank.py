@@ -277,7 +277,12 @@ def reranked(
         )
     branch = branch_from_json(config["branches"]["image"])
     head = Discriminator(branch.out_width, branch.norm, 0.0)
-    head.load_state_dict(own)
+    try:
+        head.load_state_dict(own)
+    except RuntimeError as error:
+        raise RunError(
+            f"{folder.path}: its match head does not fit config.json; train again with --fresh"
+        ) from error
     stores: list[StoreReader] = [
         store for store in gallery.stores if store.spec.model.name in config["models"]
     ]

@@ -9,9 +9,9 @@ Shape letters: I images, E embedding width.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +26,20 @@ from hada.evaluate.frozen_model import load_frozen_model
 from hada.extract.backbones import RegionBackbone
 from hada.extract.common import atomic
 from hada.extract.common.arrays import unit_rows
+from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName, StoreSpec
 from hada.extract.store import StoreReader, open_store, write_store
-from hada.fuse.embedding import Embedded, check_features, embed, embed_split
-from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.embedding import Embedded, check_features, contents_of, embed, embed_split
+from hada.fuse.run_files.sealed import FaultError, check_sealed, write_sealed
+from hada.fuse.run_folder import RunFolder, weights_digest
 from hada.fuse.tokens.split import Split
 
-FORMAT = 1
+FORMAT = 2
+HOLDS, GRAPH = "index", "faiss graph"
 
 
 @dataclass(frozen=True)
@@ -57,24 +60,47 @@ class Index:
         order = np.argsort(-scores, kind="stable")[:count]
         return [(int(row), float(scores[row])) for row in order]
 
-    def save(self, path: Path) -> None:
-        """Write it as one file that NumPy opens."""
-        head = np.frombuffer(json.dumps({"format": FORMAT, "key": self.key}).encode(), np.uint8)
-        names = np.array(self.ids)
+    def save(self, path: Path, weights: str = "") -> None:
+        """Write it as one file that NumPy opens; `weights` is the digest of a run's weights."""
+        buffer = io.BytesIO()
+        np.savez(buffer, ids=np.array(self.ids), embeddings=self.embeddings)
+        head = {"holds": HOLDS, "format": FORMAT, "key": self.key, "weights": weights}
         with atomic.writing(path) as file:
-            np.savez(file, head=head, ids=names, embeddings=self.embeddings)
+            write_sealed(file, buffer.getbuffer(), head)
 
     @classmethod
     def load(cls, path: Path, key: str) -> Index | None:
-        """The saved index, or None where there is none or it is of other features."""
+        """The saved index, None where there is none.
+
+        Raises:
+            FaultError: It is damaged, or of other weights or features.
+        """
+        if not path.exists():
+            return None
+        check_copy(path, HOLDS, key)
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                head = json.loads(file["head"].tobytes())
-                if head != {"format": FORMAT, "key": key}:
-                    return None
-                return cls(file["embeddings"], file["ids"].tolist(), key)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
+                ids, embeddings = file["ids"], file["embeddings"]
+            if embeddings.ndim != 2 or ids.shape != embeddings.shape[:1] or ids.dtype.kind != "U":
+                raise ValueError("its arrays do not fit each other")
+        except Exception as error:  # a checksum of ours, and contents that are not
+            raise FaultError("damaged", path, str(error), "remove it") from error
+        return cls(embeddings, ids.tolist(), key)
+
+
+def check_copy(path: Path, holds: str, key: str) -> None:
+    """Raise `FaultError` where a file is not the whole copy that is asked for."""
+    remedy = "remove it: a search makes it anew"
+    try:
+        head = check_sealed(path)
+    except (OSError, ValueError) as error:
+        raise FaultError("damaged", path, str(error), remedy) from error
+    if head is None:
+        raise FaultError("unbound", path, "it has no checksum, or was cut short", remedy)
+    if head.get("holds") != holds or head.get("format") != FORMAT:
+        raise FaultError("foreign", path, f"it holds no {holds} of this version", remedy)
+    if head.get("key") != key:
+        raise FaultError("stale", path, "it is of other weights or stores", remedy)
 
 
 def faiss_top(
@@ -104,16 +130,26 @@ def hnsw(index: Index, path: Path | None) -> Any:
     kept = None if path is None else path.with_name(f"{path.stem}-{index.key}.faiss")
     if kept is not None and kept.exists():
         try:
+            check_copy(kept, GRAPH, index.key)
             return faiss.read_index(str(kept))
-        except RuntimeError:  # damaged: made again
-            kept.unlink()
+        except (FaultError, RuntimeError) as error:
+            say(f"{_first(error)}. It is made anew")
     graph = faiss.IndexHNSWFlat(index.embeddings.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     graph.add(index.embeddings)
     if kept is not None and path is not None:
         for old in path.parent.glob(f"{path.stem}-*.faiss"):
             old.unlink()
-        atomic.write_bytes(kept, faiss.serialize_index(graph).tobytes())
+        with atomic.writing(kept) as file:
+            head = {"holds": GRAPH, "format": FORMAT, "key": index.key}
+            write_sealed(file, faiss.serialize_index(graph).tobytes(), head)
     return graph
+
+
+def _first(error: Exception) -> str:
+    """What is wrong, without its remedy, which is about to be done."""
+    if isinstance(error, FaultError):
+        return f"{error.file}: {error.kind}: {error.reason}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Encoder:
@@ -207,12 +243,16 @@ def build_index(
     stores: Sequence[StoreReader], folder: RunFolder | None, side: SideName, device: str, path: Path
 ) -> tuple[Index, bool]:
     """The index of a split, and whether it was there already; made and saved where it was not."""
-    weights = b"" if folder is None else (folder.path / BEST).read_bytes()
-    parts = [*(store.spec.digest() for store in stores), hashlib.sha256(weights).hexdigest(), side]
+    weights = "" if folder is None else weights_digest(folder.path)
+    parts = [*(contents_of(store) for store in stores), weights, side]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    saved = Index.load(path, key)
-    if saved is not None:
-        return saved, True
+    try:
+        saved = Index.load(path, key)
+    except FaultError as fault:
+        say(f"{_first(fault)}. It is made anew")
+    else:
+        if saved is not None:
+            return saved, True
     ids = (stores[0].image if side == "image" else stores[0].caption).ids
     if folder is None:
         index = Index(own_embeddings(stores[0], side), list(ids), key)
@@ -221,5 +261,5 @@ def build_index(
         rows = embedded.image_rows if side == "image" else embedded.caption_rows
         values = embedded.image_IE if side == "image" else embedded.caption_TE
         index = Index(values, [ids[row] for row in rows], key)
-    index.save(path)
+    index.save(path, weights)
     return index, False

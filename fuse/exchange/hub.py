@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from hada.extract.common.device import choose_device
@@ -23,6 +24,7 @@ from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
 from hada.fuse.batch import Features
 from hada.fuse.embedding import Embedded, check_features, embed
+from hada.fuse.exchange.exported import check_export, exported_tensors, seal_weights
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_folder import RunFolder, branch_from_json
@@ -37,6 +39,7 @@ LICENCES = {
     "lightningdot": "MIT (intersun/LightningDOT)",
     "uniter": "MIT (ChenRocks/UNITER)",
 }
+DOWNLOADING = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 UNKNOWN = "not recorded: see where its weights were published"
 
 CARD = """\
@@ -136,6 +139,39 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         model.mix.load_state_dict(mix.state_dict())
         return model
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """A saved fusion, from a folder or the Hub; `options` are those of `huggingface_hub`.
+
+        Raises `RunError` where there is none, or its files are damaged or not of each other.
+        """
+        place = str(pretrained_model_name_or_path)
+        download = {key: options[key] for key in DOWNLOADING if key in options}
+        names = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
+        check_export(*(_fetch(place, name, download) for name in names))
+        options.pop("force_download", None)  # done
+        model: Self = super().from_pretrained(place, **options)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        file = save_directory / constants.SAFETENSORS_SINGLE_FILE
+        seal_weights(file, self._hub_mixin_config)  # type: ignore[arg-type]
+
+    @classmethod
+    def _load_as_safetensor(  # type: ignore[override]
+        cls, model: Self, model_file: str, map_location: str, strict: bool
+    ) -> Self:
+        # Always strictly: a tensor that is not there would stay random.
+        try:
+            model.load_state_dict(exported_tensors(Path(model_file), map_location))
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise RunError(
+                f"{model_file}: does not fit its config: {first} Export or download it again"
+            ) from error
+        return model.to(map_location).eval()
+
     def forward(self, side: SideName, features: Features) -> Tensor:
         """(B, E) fused embeddings of unit length."""
         return self.fuser.encode(side, features)
@@ -180,6 +216,21 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
                 stores=", ".join(f'open_store("{name}")' for name in names),
             )
         )
+
+
+def _fetch(place: str, name: str, download: Mapping[str, Any]) -> Path:
+    """One file of a saved fusion, downloaded where `place` is no folder here."""
+    if Path(place).is_dir():
+        if not (Path(place) / name).is_file():
+            raise RunError(f"{place}: {name} is missing; make the folder with hada-fuse export")
+        return Path(place) / name
+    try:
+        return Path(hf_hub_download(place, name, **download))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"{place}: no such folder, and not to be had from the Hub: {first}"
+        ) from error
 
 
 def mix_values(mix: ScoreMix) -> list[float]:

@@ -36,7 +36,8 @@ def adopt(
         CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.
         RunError: The folder holds a run already.
     """
-    if (folder / run_folder.CONFIG).exists():
+    # Without weights it is this import's, killed halfway, or `claim` tells whose it is.
+    if (folder / run_folder.BEST).exists():
         raise RunError(f"{folder}: holds a run already; choose another folder with --run")
     found = official.read_official(path)
     given = settings or {}

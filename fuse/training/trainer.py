@@ -57,7 +57,7 @@ def train(job: Job) -> Position:
     recipe = job.recipe
     job.run.path.mkdir(parents=True, exist_ok=True)
     with deterministic(), contextlib.ExitStack() as stack:
-        position = job.run.load_last(job.objective, job.optimizer, job.device)
+        position = job.run.load_last(job.objective, job.optimizer, job.device, job.report)
         if position.epoch or position.step:
             job.report(f"continuing {job.run.path} at epoch {position.epoch + 1}")
         if job.report_to and not position.finished:
@@ -76,7 +76,7 @@ def train(job: Job) -> Position:
             if gained:
                 position.best_epoch = position.epoch
                 position.best_rsum, position.best_loss = table["rsum"], table["loss"]
-                job.run.save_best(job.objective)
+                job.run.save_best(job.objective, position.epoch)
             position.stale = 0 if gained else position.stale + 1
             log_epoch(job, position, table)
             position.epoch, position.step = position.epoch + 1, 0

@@ -21,6 +21,7 @@ from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
+from hada.fuse.run_files.sealed import FaultError
 from hada.fuse.run_folder import RunFolder
 
 
@@ -117,7 +118,8 @@ def test_an_index_is_exact_and_says_when_it_is_of_other_features(tmp_path: Path)
     same = Index.load(tmp_path / "index.npz", "key")
     assert same is not None
     assert same.ids == index.ids
-    assert Index.load(tmp_path / "index.npz", "other") is None
+    with pytest.raises(FaultError, match="stale: it is of other weights or stores"):
+        Index.load(tmp_path / "index.npz", "other")
 
 
 def test_without_faiss_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

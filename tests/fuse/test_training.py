@@ -205,7 +205,7 @@ def test_embedded_split_scores_as_validation_did(world):
     table = recalls(rank_positives(image, caption, found.caption_to_image))
     assert table["rsum"] == pytest.approx(best["val"]["rsum"], abs=1e-9)
 
-    write_embedded(tmp_path / "out", "run", run, found, stores[0])
+    write_embedded(tmp_path / "out", "run", run, found, stores)
     store = open_store(tmp_path / "out")
     np.testing.assert_array_equal(store.image.embeddings(), image)
     assert store.spec.model.family == "hada"
