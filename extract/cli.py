@@ -188,7 +188,7 @@ def extract(
     reuse_freed_memory()
     sleep_while_waiting()
     entry = manifest.dataset(dataset)
-    chosen = [job.model_entry(manifest, text) for text in models or manifest.defaults.models]
+    chosen = [job.model_entry(manifest, text) for text in manifest.chosen_models(models)]
     pictures = any(model.family not in REGION_FAMILIES for model in chosen)
     data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
     rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}

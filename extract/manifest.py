@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -124,6 +124,15 @@ class Manifest:
             raise unknown("model", name, self.models)
         return self.models[name]
 
+    def chosen_models(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those that were asked for, or the manifest's; raises `UsageError` where it has none."""
+        chosen = tuple(names) or self.defaults.models
+        if not chosen:
+            raise UsageError(
+                f"no models: {self.path} names none under `defaults: models:`; give --model NAME"
+            )
+        return chosen
+
     def store_path(self, dataset: str, split: str, model: str) -> str:
         """Where the store of `model` on `split` of `dataset` lies."""
         return f"{self.stores.rstrip('/')}/{dataset}/{split}/{model}"
@@ -162,7 +171,8 @@ def load_manifest(path: Path | None = None, roots: Mapping[str, str] | None = No
         stores=top.take("stores", str, "stores", variables=Rule.PLACE),
         runs=top.take("runs", str, "runs", variables=Rule.PLACE),
         datasets=_each(top.take_section("datasets"), _dataset),
-        models=_each(top.take_section("models"), _model),
+        # Stores that were imported need no model to extract them with.
+        models=_each(top.take_section("models", required=False), _model),
         defaults=_defaults(top.take_section("defaults")),
     )
     top.finish()
@@ -178,7 +188,7 @@ def is_name(text: str) -> bool:
 def _defaults(section: Section) -> Defaults:
     defaults = Defaults(
         dataset=section.take("dataset", str),
-        models=section.take_names("models"),
+        models=section.take_names("models", ()),
         precision=_choice(section, "precision", PRECISIONS, "fp32"),
         store_dtype=_choice(section, "store_dtype", STORE_DTYPES, "float16"),
         store_format=_choice(section, "store_format", STORE_FORMATS, "zarr"),

@@ -125,7 +125,7 @@ def train(
         job.plan_training(
             manifest,
             manifest.dataset(dataset).name,
-            models or manifest.defaults.models,
+            manifest.chosen_models(models),
             recipe,
             seed=one,
             train_split=train_split,

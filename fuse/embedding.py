@@ -20,13 +20,14 @@ from hada.extract.common import remote
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
-from hada.extract.common.errors import RunError
+from hada.extract.common.errors import RunError, StoreMismatchError
 from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, formats, write_store
 from hada.extract.store.commit import COMMIT, read_markers
 from hada.extract.store.reader import read_spec
 from hada.extract.variants.reduced import ALL, describe
 from hada.fuse.fitted import fitted_on
+from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_files.sealed import digest, digest_json
@@ -95,7 +96,12 @@ def embed_split(
                 f"{folder.path}: fuses {', '.join(config['models'])}; the store of {name!r} is "
                 f"missing (got {', '.join(sorted(by_name)) or 'none'})"
             )
-        check_features(config["features"][name], by_name[name], folder.path)
+        check_features(
+            config["features"][name],
+            by_name[name],
+            folder.path,
+            inputs=config["recipe"].get("inputs", "unit"),
+        )
     split = Split(
         [by_name[name] for name in config["models"]],
         # Runs of before this setting have no such field.
@@ -123,11 +129,33 @@ def embed(fuser: Fuser, mix: ScoreMix, split: Split, device: torch.device) -> Em
 def encode_side(
     fuser: Fuser, split: Split, side: SideName, device: torch.device
 ) -> NDArray[np.float32]:
-    """(n, E) fused embeddings of one side, in item order.
-
-    Items of like length go together, so little is padded.
-    """
+    """(n, E) fused embeddings of one side, in item order."""
     lengths = split.lengths(side)
+    blocks = encoding_blocks(fuser.image.config, lengths)
+    width = fuser.image.config.out_width
+    result = np.empty((len(lengths), width), np.float32)
+
+    def load(items: NDArray[np.int64]) -> Any:
+        return items, split.features(side, items).to(device)
+
+    for items, features in ahead(load, blocks, threads=reading_threads()):
+        result[items] = fuser.encode(side, features).float().cpu().numpy()
+    return result
+
+
+def encoding_blocks(config: BranchConfig, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Which items are encoded together, given how many nodes each has.
+
+    Items of like length go together, so little is padded. Where an embedding depends on its batch
+    (`second_from_first`), the batches are those of the published evaluation: in item order,
+    `evaluation_batch` at a time.
+    """
+    if config.second_from_first:
+        items = np.arange(len(lengths))
+        return [
+            items[start : start + config.evaluation_batch]
+            for start in range(0, len(items), config.evaluation_batch)
+        ]
     order = np.argsort(lengths, kind="stable")
     blocks, ends = [], np.cumsum(lengths[order])
     start = 0
@@ -136,15 +164,7 @@ def encode_side(
         stop = max(start + 1, int(np.searchsorted(ends, before + NODES_PER_BLOCK, "right")))
         blocks.append(order[start:stop])
         start = stop
-    width = fuser.image.config.out_width
-    result = np.empty((len(order), width), np.float32)
-
-    def load(items: NDArray[np.int64]) -> Any:
-        return items, split.features(side, items).to(device)
-
-    for items, features in ahead(load, blocks, threads=reading_threads()):
-        result[items] = fuser.encode(side, features).float().cpu().numpy()
-    return result
+    return blocks
 
 
 def _own(split: Split, side: SideName, model: int) -> NDArray[np.float32]:
@@ -244,6 +264,7 @@ def features_of(store: StoreReader) -> dict[str, Any]:
     return {
         "family": spec.family,
         "weights_digest": spec.weights_digest,
+        "normalized": spec.normalized,
         # Not for all of them: runs made before there was a choice said nothing.
         **({} if kept == ALL else {"tokens": kept}),
     }
@@ -276,13 +297,41 @@ def contents_of(store: StoreReader) -> str:
     return digest_json(parts)
 
 
-def check_features(recorded: dict[str, Any], store: StoreReader, run: Path) -> None:
-    """Raise `RunError` where a store holds another model's features than the run learned from."""
+def check_features(
+    recorded: dict[str, Any], store: StoreReader, run: Path, *, inputs: str = "as-is"
+) -> None:
+    """Raise `RunError` where a store holds another model's features than the run learned from.
+
+    Args:
+        recorded: What `features_of` said when the run was made.
+        store: What is to be fused now.
+        run: Named in the message.
+        inputs: The run's way with its inputs. Only "as-is" sees whether embeddings are of unit
+            length; runs made before that was recorded are not asked.
+    """
     held = features_of(store)
-    for field in dict.fromkeys([*held, *recorded]):
+    seen = [field for field in dict.fromkeys([*held, *recorded]) if field != "normalized"]
+    if inputs == "as-is" and "normalized" in recorded:
+        seen.append("normalized")
+    for field in seen:
         if recorded.get(field) != held.get(field):
             raise RunError(
                 f"{run}: model {store.spec.model.name!r}: {field}: the run was trained on "
                 f"{recorded.get(field)!r}, {store.path} holds {held.get(field)!r}; extract with "
                 "the same weights and --tokens, or train again"
             )
+
+
+def check_raw(store: StoreReader) -> None:
+    """Raise `StoreMismatchError` for a store whose embeddings were brought to unit length.
+
+    HADA-LAVIS fuses projections as the models give them; how long those are tells it something.
+    """
+    model = store.spec.model
+    if model.normalized and model.embedding_width is not None:
+        raise StoreMismatchError(
+            f"{store.path}: holds embeddings of unit length (normalized: true); HADA-LAVIS fuses "
+            "projections as the model gives them, as blip and albef are stored today. Extract "
+            f"{model.name!r} again (hada-extract --fresh), or, where the model has no other "
+            "embedding, --set raw_embeddings=false"
+        )

@@ -225,12 +225,16 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import run_folder
-    from hada.fuse.embedding import check_features, features_of
+    from hada.fuse.embedding import check_features, check_raw, features_of
     from hada.fuse.training import trainer
 
     features = {s.spec.model.name: features_of(s) for s in train_part.stores}
     for store in (store for part in splits.values() for store in part.stores):
-        check_features(features[store.spec.model.name], store, plan.folder)
+        check_features(
+            features[store.spec.model.name], store, plan.folder, inputs=plan.recipe.inputs
+        )
+        if plan.recipe.raw_embeddings:
+            check_raw(store)
     image, caption = trainer.branches(plan.recipe, train_part)
     return {
         **plan.request(),

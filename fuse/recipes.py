@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from hada.extract.common.errors import UsageError, nearest, unknown
+from hada.fuse.published import PUBLISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,10 @@ class Recipe:
     Widths: `node_width` of projected tokens, `heads` x `head_width` of the graph attention,
     `graph_width` behind it, `out_width` of the fused embedding; `node_hidden`, `graph_hidden` and
     `head_hidden` put layers of these widths before them. `inputs` is explained in
-    `hada.fuse.network.fuser`, `norm` in `hada.fuse.network.config`. `use_embeddings` takes the
-    models' own embeddings past the graph to the head, `use_globals` the features of their global
-    tokens.
+    `hada.fuse.network.fuser`, `norm` in `hada.fuse.network.config`. With `raw_embeddings` stores
+    whose embeddings were brought to unit length are refused, as HADA-LAVIS needs. `use_embeddings`
+    takes the models' own embeddings past the graph to the head, `use_globals` the features of their
+    global tokens.
 
     Graph: `convolution` "gatv2", "gcn", "transformer" or "none" (embeddings alone). The `edge_`
     settings are what `hada.fuse.network.graph` calls own, other, between, tokens and loops; -1
@@ -31,9 +33,10 @@ class Recipe:
     every model but the first is one node, its embedding, as CLIP is in HADA-LAVIS.
 
     Losses: `weight_nce` contrastive (of which `image_share` image -> caption), `weight_itm`
-    matching, `weight_hinge`. `momentum` 0 trains against the batch itself, else against slow
-    encoders; `queue` is how many of their embeddings are kept (with `queue_noise` it starts full
-    of noise, as published). `distill` is the slow encoders' share in the targets.
+    matching, `weight_hinge`; with `hinge_repeats` an image's other captions in the batch are
+    negatives of the hinge, as published. `momentum` 0 trains against the batch itself, else
+    against slow encoders; `queue` is how many of their embeddings are kept (with `queue_noise` it
+    starts full of noise, as published). `distill` is the slow encoders' share in the targets.
 
     Scores: `fused` alone, `first` (1 - w) fused + w model 1, or `all` models' own cosines with
     `score_weights` (fused first; equal where none are given). `learn_scores` trains those
@@ -42,13 +45,14 @@ class Recipe:
 
     Training: `order` "images" (each with all its captions) or "pairs"; `epochs` at most,
     stopping after `patience` epochs without a gain on the validation split. A gain is, for
-    `choose` "rsum", an RSum higher by `min_gain`; for "likelihood", right matches that are more
-    likely, which moves smoothly where a few hundred images' RSum is mostly luck. Gradients of
-    `accumulate` batches are averaged before a step. `precision` "bf16" computes the encoders'
-    products in bfloat16 (autocast); weights, losses and queues stay float32.
+    `choose` "rsum", an RSum higher by `min_gain` or more; for "likelihood", right matches that
+    are more likely, which moves smoothly where a few hundred images' RSum is mostly luck.
+    Gradients of `accumulate` batches are averaged before a step. `precision` "bf16" computes the
+    encoders' products in bfloat16 (autocast); weights, losses and queues stay float32.
 
     Two published mistakes, off unless asked for: `second_from_first` (HADA-LAVIS feeds the first
-    model's tokens to the second's node) and `drop_logit` (HADA_m drops out the matching logit).
+    model's tokens to the second's node) and `drop_logit` (HADA_m and Baseline_m drop out the
+    matching logit).
     """
 
     name: str = "custom"
@@ -58,7 +62,8 @@ class Recipe:
     graph_width: int = 256
     out_width: int = 256
     norm: Literal["batch", "none", "layer"] = "none"
-    inputs: Literal["as-is", "unit", "published"] = "unit"
+    inputs: Literal["as-is", "l2", "unit", "published"] = "unit"
+    raw_embeddings: bool = False
     use_embeddings: bool = True
     use_globals: bool = False
     convolution: Literal["gatv2", "gcn", "transformer", "none"] = "gatv2"
@@ -83,6 +88,7 @@ class Recipe:
     weight_nce: float = 1.0
     weight_itm: float = 0.0
     weight_hinge: float = 0.0
+    hinge_repeats: bool = False
     image_share: float = 0.5
     margin: float = 0.3
     temperature: float = 0.07
@@ -185,113 +191,25 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("score_weights", "min_gain", "save_minutes"), (0, None)),
 }
 
-# The paper's first step, HADA_m's configuration C5.
-_PAPER = Recipe(
-    name="hada",
-    node_width=512,
-    head_width=512,
-    graph_width=512,
-    out_width=512,
-    norm="batch",
-    inputs="published",
-    dropout_nodes=0.3,
-    dropout_graph=0.3,
-    dropout_head=0.25,
-    weight_itm=1.0,
-    dropout_match=0.3,
-    image_share=0.25,
-    momentum=0.995,
-    momentum_dropout=True,
-    queue=64000,
-    queue_noise=True,
-    distill=0.4,
-    order="pairs",
-    batch_size=20,
-    epochs=100,
-    learning_rate=1e-4,
-    learning_rate_low=5e-6,
-    schedule="restarts",
-    restart_epochs=50,
-    decay_all=True,
-    patience=20,
-)
-
-# Its second step, HADA_m_extend's C5: other order, weighted with the first model's own cosine.
-_EXTEND = replace(
-    _PAPER,
-    name="hada-extend",
-    norm="none",
-    dropout_nodes=0.0,
-    dropout_graph=0.7,
-    dropout_head=0.7,
-    dropout_match=0.7,
-    image_share=0.3,
-    temperature_low=0.001,
-    distill=0.0,
-    scores="first",
-    learn_scores=True,
-    learning_rate=5e-5,
-    restart_epochs=30,
-    patience=5,
-)
-# HADA-LAVIS's C1; its second step, weighted, begins with the weights of the first.
-_LAVIS = replace(
-    _EXTEND,
-    name="hada-lavis",
-    image_share=0.5,
-    scores="fused",
-    learn_scores=False,
-    first_tokens_only=True,
-    edge_loop_token=1.0,
-    edge_loop_global=1.0,
-    batch_size=40,
-    learning_rate=1e-4,
-    learning_rate_low=1e-5,
-)
-
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="fast",
-            use_embeddings=False,
-            use_globals=True,
-            head_hidden=(1024,),
-            dropout_graph=0.2,
-            dropout_head=0.3,
-            scores="all",
-            train_on_scores=False,
-            tune_scores=True,
-            batch_size=128,
-            learning_rate=2e-3,
-            clip_norm=1.0,
-            weight_decay=0.05,
-            epochs=10,
-            choose="likelihood",
-        ),
-        _PAPER,
-        _EXTEND,
-        _LAVIS,
-        replace(_LAVIS, name="hada-lavis-weighted", scores="first", learn_scores=True),
-        replace(
-            _LAVIS,
-            name="hada-lavis-both",
-            scores="all",
-            score_weights=(1.0, 1.0, 0.5),
-            learn_scores=True,
-            image_share=0.3,
-        ),
-        replace(
-            _PAPER,
-            name="concat",
-            convolution="none",
-            norm="layer",
-            dropout_head=0.3,
-            image_share=0.3,
-            batch_size=50,
-            restart_epochs=40,
-        ),
-    )
+    "fast": Recipe(
+        name="fast",
+        use_embeddings=False,
+        use_globals=True,
+        head_hidden=(1024,),
+        dropout_graph=0.2,
+        dropout_head=0.3,
+        scores="all",
+        train_on_scores=False,
+        tune_scores=True,
+        batch_size=128,
+        learning_rate=2e-3,
+        clip_norm=1.0,
+        weight_decay=0.05,
+        epochs=10,
+        choose="likelihood",
+    ),
+    **{name: Recipe(name=name, **changes) for name, changes in PUBLISHED.items()},
 }
 DEFAULT_RECIPE = "fast"
 

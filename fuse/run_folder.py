@@ -130,7 +130,8 @@ class RunFolder:
             atomic.write_json(self.path / CONFIG, seal_json(config))
             return
         # A run of before there were checksums, or a new setting, goes on as it is.
-        found = differences(completed(self.config()), json.loads(json.dumps(config)))
+        wanted = json.loads(json.dumps(config))
+        found = differences(completed(self.config(), wanted.get("features", {})), wanted)
         if found:
             name, there, here = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

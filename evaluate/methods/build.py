@@ -142,7 +142,7 @@ def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[
 def model_names(manifest: Manifest, request: Request) -> list[str]:
     """The models of a request's runs, then those asked for; the manifest's where there are none."""
     names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
-    return list(dict.fromkeys([*names, *request.models])) or list(manifest.defaults.models)
+    return list(manifest.chosen_models(dict.fromkeys([*names, *request.models])))
 
 
 def open_stores(

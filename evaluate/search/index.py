@@ -174,8 +174,15 @@ class Encoder:
         """The same with a run's fusion behind the models."""
         fuser, mix = folder.load_best()
         config = folder.config()
-        for store in self._like:
-            check_features(config["features"][store.spec.model.name], store, folder.path)
+        inputs = config["recipe"].get("inputs", "unit")
+        for store, backbone in zip(self._like, self._backbones, strict=True):
+            model = store.spec.model
+            check_features(config["features"][model.name], store, folder.path, inputs=inputs)
+            if inputs == "as-is" and backbone.spec.normalized != model.normalized:
+                raise UsageError(
+                    f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
+                    "no longer gives, and this run takes them as they are; extract again"
+                )
         first_only = config["recipe"].get("first_tokens_only", False)
 
         def fuse(stores: Sequence[StoreReader]) -> Embedded:

@@ -2,7 +2,8 @@
 
 Takes the official `.pth` files (released, training saves, pre-training) and LAVIS's `.pt`. The
 image tokens are the ViT's after its final norm; the caption tokens are those of the text
-encoder, the lower half of ALBEF's BERT, as retrieval uses it.
+encoder, the lower half of ALBEF's BERT, as retrieval uses it. The embedding is the projection
+as the model gives it; ALBEF compares such projections by their cosine.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class AlbefBackbone(TorchBackbone):
             family=request.family,
             weights_digest=weights_digest,
             embedding_width=model.vision_proj.out_features,
-            normalized=True,
+            normalized=False,
             image=TokenSpec(width=vision.embed_dim, count=vision.pos_embed.shape[1]),
             caption=TokenSpec(width=text.hidden_size, count=None),
             preprocessing={
@@ -110,19 +111,19 @@ class AlbefBackbone(TorchBackbone):
         return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
-        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
+        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the projection."""
         with self.running():
             tokens = self.model.visual_encoder.forward_features(self.to_device(pixels))
-            return encoded(tokens, None, _unit(self.model.vision_proj(tokens[:, 0])))
+            return encoded(tokens, None, self.model.vision_proj(tokens[:, 0]))
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
-        """Tokens of the text encoder's last layer, CLS first, and the unit embedding."""
+        """Tokens of the text encoder's last layer, CLS first, and the projection."""
         with self.running():
             input_ids, real = self.pad(ids, self.pad_id)
             tokens = self.model.text_encoder(
                 input_ids=input_ids, attention_mask=real.long()
             ).last_hidden_state
-            return encoded(tokens, real, _unit(self.model.text_proj(tokens[:, 0])))
+            return encoded(tokens, real, self.model.text_proj(tokens[:, 0]))
 
     def match_logits(
         self, pixels: NDArray[np.float32], ids: Sequence[Sequence[int]]
@@ -146,10 +147,6 @@ class AlbefBackbone(TorchBackbone):
                 logits.append(self.model.itm_head(fused[:, 0]).float())
             result: NDArray[np.float32] = torch.stack(logits).cpu().numpy()
             return result
-
-
-def _unit(projected: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(projected.float(), dim=-1)
 
 
 def load(request: BackboneRequest) -> AlbefBackbone:

@@ -1,7 +1,8 @@
 """BLIP (transformers' BlipForImageTextRetrieval): tokens of both encoders and the ITC embedding.
 
 Takes Hugging Face ids, `save_pretrained` folders and the official Salesforce `.pth` files. The
-embedding is the image-text-contrastive one, of unit length, as BLIP compares it.
+embedding is the image-text-contrastive projection as the model gives it; BLIP compares such
+projections by their cosine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hada.extract.backbones.salesforce import (
     load_folder,
 )
 from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
-from hada.extract.common.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError, unknown
 from hada.extract.spec import ModelSpec, TokenSpec
 
 OPTIONS: dict[str, type] = {
@@ -39,6 +40,14 @@ OPTIONS: dict[str, type] = {
     "revision": str,
     "max_words": int,
     "max_tokens": int,
+    "captions": str,
+}
+# How captions are cut: words and tokens of BLIP's own retrieval code, of LAVIS's, and of
+# HADA-LAVIS, which has LAVIS's words and cuts no tokens.
+CAPTIONS: dict[str, tuple[int, int | None]] = {
+    "blip": (30, 35),
+    "lavis": (50, 35),
+    "hada-lavis": (50, None),
 }
 
 
@@ -59,8 +68,10 @@ class BlipBackbone(TorchBackbone):
         options = read_options(request, OPTIONS)
         self.image_size = int(vision.image_size)
         self.preprocessor = Squash(self.image_size)
-        self.max_words = options["max_words"] or 30
-        self.max_tokens = min(options["max_tokens"] or 35, text.max_position_embeddings)
+        words, most = CAPTIONS[_captions(options["captions"])]
+        positions = text.max_position_embeddings
+        self.max_words = options["max_words"] or words
+        self.max_tokens = min(options["max_tokens"] or most or positions, positions)
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id)
         check_vocabulary(request.name, tokenizer, text.vocab_size)
@@ -71,7 +82,7 @@ class BlipBackbone(TorchBackbone):
             family=request.family,
             weights_digest=weights_digest,
             embedding_width=model.config.image_text_hidden_size,
-            normalized=True,
+            normalized=False,
             image=TokenSpec(width=vision.hidden_size, count=patches + 1),
             caption=TokenSpec(width=text.hidden_size, count=None),
             preprocessing={
@@ -102,20 +113,20 @@ class BlipBackbone(TorchBackbone):
         return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
-        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the unit embedding."""
+        """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the projection."""
         with self.running():
             # Not pooler_output: transformers normalises that a second time.
             tokens = self.model.vision_model(self.to_device(pixels)).last_hidden_state
-            return encoded(tokens, None, self._unit(self.model.vision_proj(tokens[:, 0])))
+            return encoded(tokens, None, self.model.vision_proj(tokens[:, 0]))
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
-        """Tokens of the last text layer, CLS first, and the unit embedding."""
+        """Tokens of the last text layer, CLS first, and the projection."""
         with self.running():
             input_ids, real = self.pad(ids, self.pad_id)
             tokens = self.model.text_encoder(
                 input_ids=input_ids, attention_mask=real.long()
             ).last_hidden_state
-            return encoded(tokens, real, self._unit(self.model.text_proj(tokens[:, 0])))
+            return encoded(tokens, real, self.model.text_proj(tokens[:, 0]))
 
     def match_logits(
         self, pixels: NDArray[np.float32], ids: Sequence[Sequence[int]], *, demo: bool = False
@@ -158,9 +169,11 @@ class BlipBackbone(TorchBackbone):
         ).last_hidden_state
         return torch.as_tensor(self.model.itm_head(fused[:, 0]).float())
 
-    @staticmethod
-    def _unit(projected: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(projected.float(), dim=-1)
+
+def _captions(name: str | None) -> str:
+    if name is not None and name not in CAPTIONS:
+        raise unknown("value of option captions", name, CAPTIONS)
+    return name or "blip"
 
 
 def match_start(tokenizer: Any, vocab_size: int) -> int:
@@ -177,7 +190,8 @@ def match_start(tokenizer: Any, vocab_size: int) -> int:
 def load(request: BackboneRequest) -> BlipBackbone:
     """BLIP from an official `.pth`, a `save_pretrained` folder or a Hugging Face id.
 
-    Options: `OPTIONS`. Raises `CheckpointError` where the weights do not fit or heads are unknown.
+    Options: `OPTIONS`; `captions` is one of `CAPTIONS`, "blip" by default. Raises
+    `CheckpointError` where the weights do not fit or heads are unknown.
     """
     options = read_options(request, OPTIONS)
     path = Path(request.weights).expanduser()

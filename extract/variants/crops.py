@@ -141,7 +141,10 @@ class CropBackbone:
         return self.inner.tokenize(captions)
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
-        return self.inner.encode_captions(ids)
+        """Tokens of the model, and embeddings of unit length, as the images' are."""
+        found = self.inner.encode_captions(ids)
+        assert found.embeddings is not None
+        return Encoded(found.values, found.lengths, _unit(found.embeddings))
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3 P, H, W): the whole picture, then its crops."""
@@ -158,10 +161,13 @@ class CropBackbone:
         count = self.plan.renderings
         found = self.inner.encode_images(pixels.reshape(batch * count, 3, height, wide)).embeddings
         assert found is not None
-        rows = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        rows = np.asarray(rows, np.float32)
+        rows = _unit(found)
         return Encoded(
             values=rows,
             lengths=np.full(batch, count, np.int64),
             embeddings=np.ascontiguousarray(rows[::count]),
         )
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), "f4")

@@ -186,7 +186,9 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         if missing:
             raise RunError(f"the store of {missing[0]!r} is missing")
         for name, recorded in self.features.items():
-            check_features(recorded, by_name[name], Path("the model"))
+            check_features(
+                recorded, by_name[name], Path("the model"), inputs=self.fuser.image.config.inputs
+            )
         image = self.fuser.image.config.models
         split = Split(
             [by_name[name] for name in self.features],

@@ -10,7 +10,7 @@ from pathlib import Path
 from hada.extract.common.errors import RunError
 from hada.extract.store import StoreReader
 from hada.fuse import run_folder
-from hada.fuse.embedding import features_of
+from hada.fuse.embedding import check_raw, features_of
 from hada.fuse.exchange import official
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
@@ -27,13 +27,14 @@ def adopt(
 ) -> run_folder.RunFolder:
     """Make a run of an official checkpoint and the stores of its models, in its order.
 
-    Widths of the stores' features must be those it was trained on. LAVIS's checkpoints, whose
-    second model is one node, keep its published mistake (`second_from_first`), with which they
-    were trained; where the second model's store has tokens, the setting `first_tokens_only` tells
-    that they are LAVIS's. `settings` change what the tensors do not tell.
+    Widths of the stores' features must be those it was trained on. HADA-LAVIS's second model is
+    one node and its features are taken as the models give them, whatever the store of CLIP holds
+    beside; its published mistake (`second_from_first`), with which it was trained, is kept.
+    `settings` change what the tensors do not tell.
 
     Raises:
         CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.
+        StoreMismatchError: HADA-LAVIS's models have stores of unit-length embeddings.
         RunError: The folder holds a run already.
     """
     # Without weights it is this import's, killed halfway, or `claim` tells whose it is.
@@ -42,10 +43,13 @@ def adopt(
     found = official.read_official(path)
     given = settings or {}
     recipe = replace(found.recipe, name="imported").with_settings(given)
-    split = Split(stores, in_memory=False, first_tokens_only=recipe.first_tokens_only)
-    bare = len(stores) == 2 and not split.sources["image"][1].has_tokens
-    if recipe.norm == "none" and bare and "second_from_first" not in given:
+    mistaken = found.lavis and recipe.first_tokens_only and len(stores) == 2
+    if mistaken and "second_from_first" not in given:
         recipe = replace(recipe, second_from_first=True)
+    if recipe.raw_embeddings:
+        for store in stores:
+            check_raw(store)
+    split = Split(stores, in_memory=False, first_tokens_only=recipe.first_tokens_only)
     shapes = {side: split.shapes(side) for side in ("image", "caption")}
     fuser = official.build(found, shapes, recipe)
     run = run_folder.RunFolder(folder)

@@ -40,15 +40,17 @@ HEADS = 4  # of all published models; Transformer layers do not tell
 class Official:
     """What an official checkpoint holds, under our names.
 
-    branches: side -> the tensors of that branch. weights: the learned score weights, () where
-    retrieval is by the fused cosine alone.
+    encoders: side -> the tensors of that branch, under their names. weights: the learned score
+    weights, () where retrieval is by the fused cosine alone. lavis: Whether it is HADA-LAVIS's,
+    whose second model is one node.
     """
 
-    branches: dict[str, dict[str, Tensor]]
+    encoders: dict[str, dict[str, Tensor]]
     discriminator: dict[str, Tensor]
     temperature: Tensor
     weights: tuple[float, ...]
     recipe: Recipe
+    lavis: bool
 
 
 def read_official(path: Path) -> Official:
@@ -64,24 +66,23 @@ def read_official(path: Path) -> Official:
     prefix = "disc."
     disc = _tensors(loaded.get("discriminator", {}), f"{path}: discriminator")
     norm = _norm_of(raw["image"])
-    weights = tuple(
-        float(_number(loaded[name], f"{path}: {name}"))
+    weights: dict[str, float] = {
+        name: float(_number(loaded[name], f"{path}: {name}"))
         for name in ("weight_albef", "weight_0", "weight_1", "weight_2")
         if name in loaded
-    )
+    }
+    name = _kind_of(norm, weights)
     return Official(
-        branches={
-            side: {ours: tensors[theirs] for theirs, ours in our_names(tensors).items()}
-            for side, tensors in raw.items()
-        },
+        encoders=raw,
         discriminator={
             "head." + re.sub(r"\.0\.", ".", k.removeprefix(prefix)): v
             for k, v in disc.items()
             if norm == "batch" or ".norm." not in k
         },
         temperature=_number(loaded["temp_para"], f"{path}: temp_para"),
-        weights=weights,
-        recipe=_recipe_of(raw["image"], norm, weights),
+        weights=tuple(weights.values()),
+        recipe=_recipe_of(raw["image"], name, tuple(weights.values())),
+        lavis=name.startswith("hada-lavis"),
     )
 
 
@@ -94,19 +95,24 @@ def build(official: Official, shapes: Mapping[str, Sequence[Any]], recipe: Recip
 
     fuser = Fuser(*(branch_config(recipe, tuple(shapes[side])) for side in SIDES))
     for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
-        _fit(branch.config, official.branches[side], branch.state_dict(), side)
-        branch.load_state_dict(official.branches[side])
+        theirs = official.encoders[side]
+        names = our_names(theirs, dense=branch.config.dense)
+        tensors = {ours: theirs[name] for name, ours in names.items()}
+        _fit(branch.config, tensors, branch.state_dict(), side)
+        branch.load_state_dict(tensors)
     return fuser
 
 
-def our_names(encoder: Mapping[str, Any]) -> dict[str, str]:
+def our_names(encoder: Mapping[str, Any], *, dense: bool | None = None) -> dict[str, str]:
     """Their name -> ours for the tensors of one whole encoder.
 
-    A LayerNorm behind the last layer of a stack, which they make and never use, has none.
+    A LayerNorm behind the last layer of a stack, which they make and never use, has none. `dense`
+    says whether the graph is computed densely; None for what one directed GATv2 layer would be.
     """
     named = [k.removeprefix("enc.") for k in encoder]
-    deep = any(k.startswith("gcn.gcn.conv.1.") for k in named)
-    dense = not deep and "gcn.gcn.conv.0.att" in named
+    if dense is None:
+        deep = any(k.startswith("gcn.gcn.conv.1.") for k in named)
+        dense = not deep and "gcn.gcn.conv.0.att" in named
     batch = _norm_of(encoder) == "batch"
     pairs = ((k, _renamed(k.removeprefix("enc."), named, dense, batch)) for k in encoder)
     return {theirs: ours for theirs, ours in pairs if ours is not None}
@@ -142,16 +148,30 @@ def _norm_of(encoder: Mapping[str, Tensor]) -> str:
     return "none" if any(k.startswith("enc.gcn.") for k in encoder) else "layer"
 
 
-def _recipe_of(encoder: Mapping[str, Tensor], norm: str, weights: tuple[float, ...]) -> Recipe:
+def _kind_of(norm: str, weights: Mapping[str, float]) -> str:
+    """The recipe a checkpoint belongs to.
+
+    HADA_m_extend and Baseline_m_extend always hold `weight_albef`, and nobody else does.
+    """
+    if norm != "none":
+        base = {"batch": "hada", "layer": "concat"}[norm]
+        return "concat-extend" if base == "concat" and weights else base
+    if "weight_albef" in weights:
+        return "hada-extend"
+    if "weight_0" in weights:
+        return "hada-lavis-both"
+    return "hada-lavis-weighted" if weights else "hada-lavis"
+
+
+def _recipe_of(encoder: Mapping[str, Tensor], name: str, weights: tuple[float, ...]) -> Recipe:
     """The recipe that made a checkpoint, as far as its tensors tell."""
     width = {k: int(v.shape[0]) for k, v in encoder.items() if k.endswith("weight") and v.ndim}
-    head = "enc.lin.linear." if norm != "layer" else "enc.linear."
-    heads = _stack(width, head)
-    name = {"batch": "hada", "none": "hada-extend", "layer": "concat"}[norm]
+    graph_free = name.startswith("concat")
+    heads = _stack(width, "enc.linear." if graph_free else "enc.lin.linear.")
     if not heads:
         raise CheckpointError("the encoder is none of HADA's: it has no last linear layer")
     changes: dict[str, Any] = {"out_width": heads[-1], "head_hidden": heads[:-1]}
-    if norm != "layer":
+    if not graph_free:
         nodes = _stack(width, "enc.gcn.trans_1.linear.")
         graph = _stack(width, "enc.gcn.gcn.conv_lin.", ".linear.0.weight") or _stack(
             width, "enc.gcn.gcn.conv.", ".lin.weight"
@@ -199,7 +219,9 @@ def _fit(
             raise CheckpointError(
                 f"the checkpoint does not fit these models' stores ({models}): {side} {key} is "
                 f"{a or 'missing'} there, {b or 'nothing'} here; give the models it was trained "
-                "on, in its order"
+                "on, in its order. A second model that was one node, as CLIP is in HADA-LAVIS, "
+                "takes --set first_tokens_only=true; an undirected graph --set undirected=true, "
+                "one whose tokens are joined --set edge_tokens=0.5 (its own weight)"
             )
 
 

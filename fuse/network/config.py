@@ -20,7 +20,7 @@ from hada.fuse.batch import ModelShape
 from hada.fuse.network.graph import EdgeWeights
 
 Norm = Literal["batch", "none", "layer"]
-Inputs = Literal["as-is", "unit", "published"]
+Inputs = Literal["as-is", "l2", "unit", "published"]
 Convolution = Literal["gatv2", "gcn", "transformer", "none"]
 Activation = Literal["gelu", "relu", "swish", "tanh", "elu", "id"]
 
@@ -34,7 +34,8 @@ class BranchConfig:
     tokens' own features past the graph to the head; `skip` adds a graph layer's input to its
     output where there are several.
     `convolution` "none" leaves the graph out: the head sees the embeddings alone.
-    `second_from_first` repeats a published mistake; see `hada.fuse.network.fuser.Branch`.
+    `second_from_first` repeats a published mistake; see `hada.fuse.network.fuser.Branch`. What it
+    gives depends on the batch, so evaluation takes items in order, `evaluation_batch` at a time.
     """
 
     models: tuple[ModelShape, ...]
@@ -58,6 +59,7 @@ class BranchConfig:
     skip: bool = False
     activation: Activation = "gelu"
     second_from_first: bool = False
+    evaluation_batch: int = 20
 
     def __post_init__(self) -> None:
         if self.convolution == "none" and not self.passing_widths:
@@ -69,7 +71,8 @@ class BranchConfig:
             widths = {self.node_width, *self.graph_hidden, self.graph_width}
             if len(widths) > 1:
                 raise UsageError(
-                    f"skip: needs node_width, graph_hidden and graph_width alike, got {widths}"
+                    f"skip: needs node_width, graph_hidden and graph_width alike, got {widths}; "
+                    "make them alike, or set skip=false"
                 )
         if self.second_from_first:
             fits = (

@@ -40,7 +40,7 @@ class Branch(nn.Module):
 
     With `second_from_first` the second model's node of item i is row i of the first model's
     tokens of the whole batch. HADA-LAVIS computes this, so its published numbers depend on it;
-    an item's embedding then depends on which others are in its batch.
+    an item's embedding then depends on which others are in its batch (`evaluation_batch`).
     """
 
     def __init__(self, config: BranchConfig) -> None:
@@ -136,13 +136,16 @@ class Fuser(nn.Module):
 def prepare(x_SD: Tensor, inputs: Inputs) -> Tensor:
     """Stored features as a branch takes them.
 
-    `unit` gives every row length sqrt(D), so its numbers are about 1 whatever the model;
-    `published` gives it length 1 and standardises with the authors' two scalars, which at the
+    `as-is` takes them as they are (HADA-LAVIS), `l2` gives every row length 1 (Baseline_m).
+    `unit` gives it length sqrt(D), so its numbers are about 1 whatever the model; `published`
+    (HADA_m) gives it length 1 and standardises with the authors' two scalars, which at the
     paper's width of 768 is nearly the same.
     """
     if inputs == "as-is":
         return x_SD
     unit = F.normalize(x_SD, dim=-1)
+    if inputs == "l2":
+        return unit
     if inputs == "unit":
         return unit * math.sqrt(x_SD.shape[-1])
     return (unit - PUBLISHED_MEAN) / PUBLISHED_STD

@@ -160,12 +160,21 @@ def identity(values: Mapping[str, Any]) -> str:
     return digest_json({key: value for key, value in values.items() if key not in left_out})
 
 
-def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked configuration as today's version would write it: new settings at their defaults."""
+def completed(values: Mapping[str, Any], today: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A checked configuration as today's version would write it: new settings at their defaults.
+
+    Whether embeddings were of unit length is taken from `today`, what stores hold now by model,
+    where the run does not say.
+    """
+    features = {
+        name: {"normalized": (today or {}).get(name, {}).get("normalized"), **held}
+        for name, held in values["features"].items()
+    }
     sides = {side: branch_from_json(branch) for side, branch in values["branches"].items()}
     return {
         **values,
         "format": FORMAT,
+        "features": features,
         "recipe": Recipe.from_json(values["recipe"]).to_json(),
         "branches": {s: json.loads(json.dumps(branch_to_json(b))) for s, b in sides.items()},
     }

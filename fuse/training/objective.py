@@ -30,12 +30,14 @@ class ObjectiveConfig:
 
     `dropout_match` is the matching head's. With norms its published place is behind the linear
     layer, on the logit itself, which makes a third of all answers exactly one half: there it acts
-    only if `drop_logit` asks for the published behaviour.
+    only if `drop_logit` asks for the published behaviour. With `hinge_repeats` an image's other
+    captions in the batch count as negatives of the hinge, as published.
     """
 
     weight_nce: float = 1.0
     weight_itm: float = 1.0
     weight_hinge: float = 0.0
+    hinge_repeats: bool = False
     image_share: float = 0.5
     margin: float = 0.3
     temperature: float = 0.07
@@ -207,7 +209,9 @@ class Objective(nn.Module):
         return mixed
 
     def _hinge(self, image_BE: Tensor, caption_TE: Tensor, batch: Batch) -> Tensor:
-        same_BT = batch.ids_B[:, None] == batch.ids_B[batch.owner_T][None, :]
+        same_BT = None
+        if not self.config.hinge_repeats:
+            same_BT = batch.ids_B[:, None] == batch.ids_B[batch.owner_T][None, :]
         scores_BT = image_BE @ caption_TE.T / self.temperature
         return losses.hardest_hinge(scores_BT, batch.owner_T, same_BT, self.config.margin)
 

@@ -72,7 +72,8 @@ def train(job: Job) -> Position:
             if recipe.choose == "likelihood":
                 gained = first or table["loss"] < position.best_loss
             else:
-                gained = first or table["rsum"] > position.best_rsum + recipe.min_gain
+                gain = table["rsum"] - position.best_rsum
+                gained = first or (gain > 0 and gain >= recipe.min_gain)
             if gained:
                 position.best_epoch = position.epoch
                 position.best_rsum, position.best_loss = table["rsum"], table["loss"]
@@ -234,6 +235,9 @@ def branch_config(recipe: Recipe, models: tuple[ModelShape, ...]) -> BranchConfi
         loop_global=recipe.edge_loop_global,
         undirected=recipe.undirected,
     )
+    if recipe.second_from_first:
+        # The published code evaluates in batches of half the training's size.
+        shared["evaluation_batch"] = max(1, recipe.batch_size // 2)
     return BranchConfig(models=models, edges=edges, **shared)
 
 

@@ -58,6 +58,11 @@ def rows(golden: Golden, mask: Any) -> list[list[int]]:
     return [ids[real].tolist() for ids, real in zip(golden["input_ids"], mask, strict=True)]
 
 
+def unit(rows: Any) -> Any:
+    """Rows of length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def salesforce(family: str, file: str, suffix: str = "") -> Errors:
     """ALBEF and BLIP: features of both sides, and the logits of matching."""
     backbone, golden = load(family, file), arrays(f"{Path(file).parent}/golden{suffix}.npz")
@@ -69,8 +74,9 @@ def salesforce(family: str, file: str, suffix: str = "") -> Errors:
         "image tokens": gap(images.values, golden["image_feat"]),
         "caption tokens": gap(captions.values, golden["text_feat"][mask]),
         "embeddings": max(
-            gap(images.embeddings, golden["image_embed"]),
-            gap(captions.embeddings, golden["text_embed"]),
+            gap(unit(images.embeddings), golden["image_embed"]),
+            gap(images.embeddings, golden.get("image_proj_unnorm", images.embeddings)),
+            gap(captions.embeddings, golden["text_proj_unnorm"]),
         ),
         "logits": max(
             gap(backbone.match_logits(pixels, ids, **options), golden[name])

@@ -51,8 +51,7 @@ class TestAlbef(BackboneContract):
 
     def project(self, backbone: Any, side: str, row: NDArray[np.float32]) -> Any:
         head = backbone.model.vision_proj if side == "image" else backbone.model.text_proj
-        projected = head(torch.from_numpy(row)).detach().numpy()
-        return projected / np.linalg.norm(projected, axis=1, keepdims=True)
+        return head(torch.from_numpy(row)).detach().numpy()
 
     def test_match_logits_do_not_depend_on_the_batch(self, backbone: Any, pixels: Any) -> None:
         ids = backbone.tokenize(CAPTIONS)
@@ -82,10 +81,15 @@ def test_golden_features_and_tokens(golden: Path, file: str) -> None:
         images = backbone.encode_images(expected["pixel_values"])
         tokens = expected["image_feat"].reshape(-1, expected["image_feat"].shape[-1])
         np.testing.assert_allclose(images.values, tokens, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(images.embeddings, expected["image_embed"], rtol=0, atol=1e-5)
+        unit = images.embeddings / np.linalg.norm(images.embeddings, axis=1, keepdims=True)
+        np.testing.assert_allclose(unit, expected["image_embed"], rtol=0, atol=1e-5)
+        if "image_proj_unnorm" in expected:
+            raw = expected["image_proj_unnorm"]
+            np.testing.assert_allclose(images.embeddings, raw, rtol=0, atol=1e-5)
         captions = backbone.encode_captions(ids)
         np.testing.assert_allclose(captions.values, expected["text_feat"][mask], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(captions.embeddings, expected["text_embed"], rtol=0, atol=1e-5)
+        raw = expected["text_proj_unnorm"]
+        np.testing.assert_allclose(captions.embeddings, raw, rtol=0, atol=1e-5)
         logits = backbone.match_logits(expected["pixel_values"], ids)
         np.testing.assert_allclose(logits, expected["itm_logits"], rtol=0, atol=1e-5)
 

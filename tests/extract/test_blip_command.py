@@ -69,7 +69,10 @@ def test_the_command_stores_golden_features(golden: Path) -> None:
         np.testing.assert_allclose(
             store.caption.tokens(slice(None)), expected["text_feat"][mask], atol=1e-5
         )
-        np.testing.assert_allclose(store.caption.embeddings(), expected["text_embed"], atol=1e-5)
+        np.testing.assert_allclose(
+            store.caption.embeddings(), expected["text_proj_unnorm"], atol=1e-5
+        )
+        assert not store.spec.model.normalized
         request = BackboneRequest(
             name="blip", family="blip", weights=str(golden / CHECKPOINT), options={}
         )
