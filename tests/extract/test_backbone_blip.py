@@ -17,7 +17,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.backbones.blip_official import map_key
 from hada.extract.backbones.salesforce import TEXT_HEADS, choose_heads, clean_caption
-from hada.extract.common.errors import CheckpointError
+from hada.extract.common.errors import CheckpointError, UsageError
 from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "two", "people", "in", "red"]
@@ -257,3 +257,16 @@ def test_word_and_token_limits(tmp_path: Path) -> None:
     backbone = load(make_folder(tmp_path / "m"), max_words=5, max_tokens=4)
     assert backbone.tokenize(["a dog in red", "a dog"]) == [[2, 5, 6, 3], [2, 5, 6, 3]]
     assert backbone.truncated == 1
+
+
+def test_captions_are_cut_as_the_named_code_cuts_them(tmp_path: Path) -> None:
+    """BLIP: 30 words and 35 tokens; LAVIS: 50 and 35; HADA-LAVIS: 50, and no limit of tokens."""
+    folder = make_folder(tmp_path)
+    words = " ".join(["dog"] * 60)
+    for rule, words_kept, most in (("blip", 30, 35), ("lavis", 50, 35), ("hada-lavis", 50, 40)):
+        backbone = load(folder, captions=rule)
+        # This model has 40 positions, BLIP's has 512.
+        assert len(backbone.tokenize([words])[0]) == min(words_kept + 2, most)
+        assert backbone.spec.preprocessing["max_words"] == words_kept
+    with pytest.raises(UsageError, match=r"option captions 'lavs'\. Did you mean 'lavis'"):
+        load(folder, captions="lavs")

@@ -122,3 +122,16 @@ def test_every_shipped_file_has_a_sum() -> None:
     listed = {line.split("  ")[1] for line in (weights / "SHA256SUMS").read_text().splitlines()}
     there = {str(path.relative_to(weights)) for path in weights.glob("*/*")}
     assert there - listed == {"blip/README.md", "clip/README.md"}
+
+
+def test_stores_that_were_imported_need_no_models(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text(
+        "schema: 1\ndefaults: {dataset: toy}\ndatasets:\n  toy:\n    reader: karpathy\n"
+        "    root: .\n    annotations: a.json\n    splits: {test: {}}\n"
+    )
+    manifest = load_manifest(file)
+    assert dict(manifest.models) == {}
+    assert manifest.chosen_models(["mine"]) == ("mine",)
+    with pytest.raises(UsageError, match=r"no models: .*m\.yaml names none.*give --model NAME"):
+        manifest.chosen_models([])
