@@ -30,6 +30,7 @@ _DROPOUTS = ("dropout_nodes", "dropout_graph", "dropout_head")
 class _Features(TypedDict):
     family: str
     weights_digest: str
+    normalized: NotRequired[bool]
     tokens: NotRequired[Any]
 
 

@@ -21,15 +21,13 @@ from published_worlds import (
 from test_objective import tiny, tiny_batch
 
 from hada.extract.common.errors import CheckpointError, RunError, StoreMismatchError
-from hada.extract.store import open_store
 from hada.fuse.cli import fuse
 from hada.fuse.embedding import embed_split
 from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.exchange.import_official import adopt
 from hada.fuse.exchange.official import read_official
 from hada.fuse.recipes import RECIPES
-from hada.fuse.run_files.sealed import seal_json
-from hada.fuse.run_folder import RunFolder
+from hada.fuse.run_files.config import completed, differences
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective
 
@@ -238,23 +236,17 @@ def test_a_learned_number_that_is_none_is_named(lavis, tmp_path):
             read_official(tmp_path / "bad.pth.tar")
 
 
-def test_a_run_of_before_these_settings_goes_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for split in ("train", "val"):
-        put_stores(tmp_path, split, *random_sides(4, 1))
-    words = ["train", "--recipe", "fast", "--model", "one", "--model", "two", "--run", "run",
-             "--set", "head_hidden=8", "--device", "cpu", "--epochs", "1"]  # fmt: skip
-    command(tmp_path, *words)
-    folder = RunFolder(tmp_path / "run")
-    config = folder.config()
+def test_a_run_of_before_these_settings_is_the_same_run(lavis, tmp_path):
+    path, *_, stores, _ = lavis
+    today = adopt(path, stores, tmp_path / "run").config() | {"recipe": RECIPES["fast"].to_json()}
+    before = json.loads(json.dumps(today))
     for key in ("raw_embeddings", "hinge_repeats"):
-        del config["recipe"][key]
+        del before["recipe"][key]
     for side in SIDES:
-        del config["branches"][side]["evaluation_batch"]
-    for features in config["features"].values():
+        del before["branches"][side]["evaluation_batch"]
+    for features in before["features"].values():
         del features["normalized"]
-    (folder.path / "config.json").write_text(json.dumps(seal_json(config)))
-    command(tmp_path, *words)
-    assert open_store(command(tmp_path, "embed", "run", "--split", "val"))
-    with pytest.raises(AssertionError, match=r"dropout_head = 0\.3, now it is 0\.1"):
-        command(tmp_path, *words, "--set", "dropout_head=0.1")
+    assert differences(completed(before, today["features"]), today) == []
+    before["recipe"]["dropout_head"] = 0.1
+    ((name, there, here),) = differences(completed(before, today["features"]), today)
+    assert (name, there, here) == ("recipe.dropout_head", 0.1, 0.3)
