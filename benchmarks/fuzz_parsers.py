@@ -481,7 +481,7 @@ def runs(folder: Path) -> Made:
     run = RunFolder(folder / "run")
     run.path.mkdir()
     branch = {
-        "models": [{"node_width": 4, "embedding_width": 2, "tokens": True}],
+        "models": [{"node_width": 4, "embedding_width": 2}],
         "node_width": 4,
         "edges": {},
     }
@@ -546,8 +546,7 @@ def store(folder: Path) -> Made:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "extract"))
     import fuzz_store
 
-    fuzz_store.STORE = folder.resolve()  # type: ignore[attr-defined]
-    (folder / "x").write_bytes(b"abc")
+    fuzz_store.prepare(folder)
     return fuzz_store.one_input, fuzz_store.examples()
 
 

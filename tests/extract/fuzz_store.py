@@ -36,6 +36,8 @@ MODEL = ModelSpec(
     image=None,
     caption=TokenSpec(width=5, count=None),
 )
+STORE: Path
+RECORD: Record
 _WATCHED: list[Path] = []
 _CHUNKS, _STORED, _FILE = 4, 100, 500
 
@@ -146,8 +148,10 @@ def examples() -> list[bytes]:
     return [bytes([number]) + data for number, data in enumerate(raw)]
 
 
-if __name__ == "__main__":
-    STORE = Path(tempfile.mkdtemp(prefix="hada-fuzz-")).resolve()
+def prepare(folder: Path) -> None:
+    """A store in `folder`, with the one file that the examples' markers name."""
+    global STORE, RECORD
+    STORE = folder.resolve()
     file = STORE / "image" / "embeddings" / "c" / "0" / "0"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"abc")
@@ -159,6 +163,10 @@ if __name__ == "__main__":
         attributes={},
         parts={},
     )
+
+
+if __name__ == "__main__":
+    prepare(Path(tempfile.mkdtemp(prefix="hada-fuzz-")))
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
     if not any(corpus.iterdir()):
