@@ -125,11 +125,15 @@ def write(
     """Seal a complete store; returns whether it is sealed now.
 
     Not where a shard is missing, or differs from the old seal though it is none of `mine`, those
-    that this process wrote, and nobody wrote it again. Raises `StoreError` for a damaged seal.
+    that this process wrote, and nobody wrote it again. Raises `StoreError` for a damaged seal or
+    a marker that cannot be read.
     """
     # Asked for before the markers: a shard that is opened after this stays open.
     opened = _opened(folder)
     markers = read_markers()
+    for marker in markers.values():
+        if isinstance(marker, StoreError):
+            raise marker  # one that cannot be read is not one that is not there yet
     if not root or not all(isinstance(marker, Marker) for marker in markers.values()):
         return False
     sealed, strange = faults(folder, root, markers)

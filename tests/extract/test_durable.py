@@ -26,9 +26,10 @@ from contracts_store import Content, files_of
 from places import ROOT
 
 from hada.extract.cli import extract, store
-from hada.extract.common import atomic
+from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UsageError
-from hada.extract.store import commit, open_store, stores_below
+from hada.extract.spec import SIDES
+from hada.extract.store import commit, open_store, stores_below, write_store
 from hada.extract.store.maintain import convert
 from hada.fuse.cli import fuse
 
@@ -227,6 +228,45 @@ def test_what_a_killed_process_left_is_no_store_and_goes_away(tmp_path: Path) ->
     assert len(json.loads(result.stdout)["combinations"]) == 3
     os.utime(folder / ".one.tmp-5-elsewhere", (0, 0))  # of a machine that has been silent
     assert atomic.leftovers(folder / ".one") == [folder / ".one.tmp-5-elsewhere"]
+
+
+def test_the_index_of_one_image_is_all_zeros_and_a_file_all_the_same(tmp_path: Path) -> None:
+    """zarr-python leaves out what equals the fill value, as earlier versions of stores did."""
+    write_store(
+        tmp_path / "s",
+        makers.make_spec(image=None, caption=None),
+        ids={"image": ["one_image"], "caption": ["b", "c"]},
+        caption_to_image=np.zeros(2, np.int64),
+        embeddings={"image": np.ones((1, 4), "f4"), "caption": np.ones((2, 4), "f4")},
+    )
+    assert open_store(tmp_path / "s").caption_to_image.tolist() == [0, 0]
+    (tmp_path / "s/features.zarr/caption/image_index/c/0").unlink()
+    assert open_store(tmp_path / "s").caption_to_image.tolist() == [0, 0]
+    (tmp_path / "s/features.zarr/caption/ids/c/0/0").unlink()
+    with pytest.raises(StoreError, match="caption/ids"):
+        open_store(tmp_path / "s")
+
+
+def test_a_marker_that_cannot_be_read_keeps_a_store_from_being_called_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Content(makers.make_spec())
+    writer = content.open(tmp_path / "s")
+    for side in SIDES:
+        for shard in range(writer.shards(side)):
+            writer.write(side, shard, content.block(writer, side, shard))
+    step = remote.read_many
+
+    def fail_once(folder: Path, names: Any) -> Any:
+        found = step(folder, names)
+        return [OSError(errno.EIO, "Input/output error"), *found[1:]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "read_many", fail_once)
+        with pytest.raises(StoreError, match="Input/output error"):
+            writer.finish()
+    writer.finish()
+    assert (tmp_path / "s" / "commit" / "seal.json").exists()
 
 
 def test_results_take_away_what_was_left_of_them(tmp_path: Path) -> None:
