@@ -215,7 +215,7 @@ def compare(
         if asked is None and chosen["kind"] != "hada" and len(result["methods"]) > 1:
             say(
                 f"{chosen['name']}: picked as the best on this very split, which flatters it; "
-                "--method and --with-method name one beforehand"
+                "choose it beforehand with --method and --with-method"
             )
     if as_json:
         tell(json.dumps(difference, indent=2), lines=True)

@@ -52,8 +52,21 @@ def classification(
 ) -> dict[str, Any]:
     """Top-1 of CLIP, CuPL and each method, in percent, with 95 % intervals by image.
 
-    `truth` holds the classes of each image; naming any of them is right. Of classes with equal
-    scores one is predicted at random, and the expectation is reported: a constant gets chance.
+    Args:
+        gallery: The images.
+        rules: Method name -> its crops, and how they become one vector.
+        text: The classes, encoded.
+        truth: The classes of each image; predicting any of them is right.
+        resamples: Resamples of the bootstrap over images.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Plain values, ready for JSON: `protocol`, and `methods` with `top1` and its intervals. Of
+        classes with equal scores one is predicted at random and the expectation is reported, so a
+        constant score gets chance.
+
+    Raises:
+        UsageError: A label is not among the classes.
     """
     column_of = {name: number for number, name in reversed(list(enumerate(text.names)))}
     unknown = sorted({name for names in truth for name in names} - set(column_of))

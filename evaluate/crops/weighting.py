@@ -1,8 +1,8 @@
 """WCA and LGCA: images and texts as weighted sums of crops and of descriptions.
 
-WCA (Li et al., ICML 2024) weighs random crops by their likeness to the whole image, and
-descriptions by their likeness to the plain prompt. LGCA (Cao et al., SoICT 2025) then selects the
-most salient crops again and again and expands them; its abstract is all that was at hand, so the
+WCA (Li et al., ICML 2024) weights random crops by their similarity to the whole image, and
+descriptions by their similarity to the plain prompt. LGCA (Cao et al., SoICT 2025) then selects the
+most salient crops repeatedly and expands them. Only its abstract was available, so the
 rule of selection, the expansion and the weights of the rounds are this project's reading of it,
 each an option here (docs/evaluation.md).
 
@@ -59,21 +59,20 @@ class Rules:
         return np.asarray((1 - self.whole) * given / given.sum())
 
 
+# The whole image and the plain mean of texts. `Rules()` is WCA as published.
 CLIP = Rules(whole=1.0, text_scale=0.0)
-WCA = Rules()
-LGCA = Rules(rounds=3)
 
 
 def describe(
     label_CE: Floats, descriptions_CDE: Floats, mask_CD: NDArray[np.bool_], rules: Rules
 ) -> NDArray[np.float64]:
-    """(C, E) one vector a class: its descriptions, weighed by their likeness to its prompt.
+    """(C, E) one vector a class: its descriptions, weighted by their similarity to its prompt.
 
     `text_scale` 0 is their plain mean: CLIP-E with templates, CuPL with descriptions, CLIP with
     one prompt.
     """
-    likeness_CD = np.einsum("ce,cde->cd", label_CE, descriptions_CDE, dtype=np.float64)
-    weight_CD = softmax(np.where(mask_CD, rules.text_scale * likeness_CD, -np.inf))
+    similarity_CD = np.einsum("ce,cde->cd", label_CE, descriptions_CDE, dtype=np.float64)
+    weight_CD = softmax(np.where(mask_CD, rules.text_scale * similarity_CD, -np.inf))
     sums_CE = np.einsum("cd,cde->ce", weight_CD, descriptions_CDE)
     return unit_rows(sums_CE) if rules.normalize == "official" else sums_CE
 
@@ -101,8 +100,8 @@ def look(image_IE: Floats, crops_IRNE: Floats | None, rules: Rules) -> NDArray[n
     for step, weight in enumerate(rules.lambdas()):
         kept_IK = selected(image_IE, crops_IRNE, rules)[step]
         crops_IKE = np.take_along_axis(crops_IRNE[:, step], kept_IK[..., None], axis=1)
-        likeness_IK = np.einsum("ie,ike->ik", image_IE, crops_IKE, dtype=np.float64)
-        weight_IK = softmax(rules.crop_scale * likeness_IK)
+        similarity_IK = np.einsum("ie,ike->ik", image_IE, crops_IKE, dtype=np.float64)
+        weight_IK = softmax(rules.crop_scale * similarity_IK)
         sums_IE = np.einsum("ik,ike->ie", weight_IK, crops_IKE)
         total_IE += weight * (unit_rows(sums_IE) if rules.normalize == "official" else sums_IE)
     return total_IE
@@ -116,8 +115,8 @@ def selected(image_IE: Floats, crops_IRNE: Floats, rules: Rules) -> list[NDArray
     images, _, crops, _ = crops_IRNE.shape
     kept = [np.broadcast_to(np.arange(crops), (images, crops))]
     for step in range(rules.rounds):
-        likeness_IN = np.einsum("ie,ine->in", image_IE, crops_IRNE[:, step], dtype=np.float64)
-        mine_IK = np.take_along_axis(likeness_IN, kept[-1], axis=1)
+        similarity_IN = np.einsum("ie,ine->in", image_IE, crops_IRNE[:, step], dtype=np.float64)
+        mine_IK = np.take_along_axis(similarity_IN, kept[-1], axis=1)
         count = max(1, math.ceil(rules.keep * kept[-1].shape[1] - 1e-9))
         # Ties go to the lower crop number, whatever order the last round left.
         order_IK = np.lexsort((kept[-1], -mine_IK), axis=1)[:, :count]

@@ -130,7 +130,7 @@ def _trained(
 
 
 def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
-    """The stores of some models on one split.
+    """The items that several models have on one split.
 
     Raises:
         StoreError: A store is missing or damaged.
@@ -148,7 +148,7 @@ def model_names(manifest: Manifest, request: Request) -> list[str]:
 def open_stores(
     manifest: Manifest, dataset: str, split: str, models: Sequence[str]
 ) -> list[StoreReader]:
-    """As `open_gallery`, before any item is looked at."""
+    """The stores of `open_gallery`, before their items are compared."""
     stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
     for store in stores:
         for field, asked in (("dataset", dataset), ("split", split)):

@@ -120,7 +120,7 @@ class Method(Protocol):
         ...
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Method:
-        """The same on some of the images and captions."""
+        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         ...
 
 
@@ -149,7 +149,7 @@ class EmbeddingMethod:
         return rank_positives(*self.pair, caption_to_image, device=device)
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> EmbeddingMethod:
-        """The same method on some of the images and captions."""
+        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
 
 

@@ -45,10 +45,10 @@ def fused_ranks(
     return Ranks(*i2t, *t2i)
 
 
-def places(scores_QG: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(Q, G) places from 1; equal scores share the best of their places.
+def ranks_of_scores(scores_QG: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(Q, G) ranks of all items, from 1; equal scores share the best of their ranks.
 
-    >>> places(np.array([[0.1, 0.9, 0.9]], np.float32)).tolist()
+    >>> ranks_of_scores(np.array([[0.1, 0.9, 0.9]], np.float32)).tolist()
     [[3, 1, 1]]
     """
     order = np.argsort(-scores_QG, axis=1)
@@ -75,7 +75,7 @@ def _one_way(
         total = np.zeros((rows.stop - rows.start, gallery))
         for query, items in sides:
             scores = query[rows].astype(np.float32) @ items.astype(np.float32, copy=False).T
-            total += 1.0 / (constant + places(scores))
+            total += 1.0 / (constant + ranks_of_scores(scores))
         for row in range(rows.start, rows.stop):
             score = total[row - start]
             own = score[positives[row]]
@@ -117,5 +117,5 @@ class RankFusion:
         return fused_ranks([method.pair for method in self.models], caption_to_image, self.constant)
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RankFusion:
-        """The same method on some of the images and captions."""
+        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return replace(self, models=tuple(method.part(images, captions) for method in self.models))

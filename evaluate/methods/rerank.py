@@ -59,7 +59,7 @@ class Head(Protocol):
         ...
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Head:
-        """The same for some of the images and captions."""
+        """The same head on a subset: (i,) rows of images and (t,) rows of captions."""
         ...
 
 
@@ -87,7 +87,7 @@ class RunHead:
         return np.asarray(torch.cat(parts).numpy(), np.float32)
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> RunHead:
-        """The same for some of the images and captions."""
+        """The same head on a subset: (i,) rows of images and (t,) rows of captions."""
         return replace(self, fused=(self.fused[0][images], self.fused[1][captions]))
 
 
@@ -145,7 +145,7 @@ class ModelHead:
         return image.width
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> ModelHead:
-        """The same for some of the images and captions."""
+        """The same head on a subset: (i,) rows of images and (t,) rows of captions."""
         ids = [self.ids[t] for t in captions]
         own = (self.own[0][images], self.own[1][captions])
         return replace(self, own=own, image_rows=self.image_rows[images], ids=ids)
@@ -194,7 +194,7 @@ class Reranked:
 
     @property
     def name(self) -> str:
-        """The first stage's name, and that there is a second."""
+        """The names of the first stage and of the head."""
         return f"{self.first.name} + {self.head.name}"
 
     @property
@@ -208,7 +208,7 @@ class Reranked:
         return self.first.fitted + self.head.fitted
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
-        """The same method on some of the images and captions."""
+        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return Reranked(
             self.first.part(images, captions), self.head.part(images, captions), self.depth
         )

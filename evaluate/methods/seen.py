@@ -1,9 +1,9 @@
 """Whether a method's parameters saw the items that it is evaluated on.
 
-Splits are told apart by what is in them and not by their names: by the digest of their ids and
-captions, and by the ids of their images. Equal ids prove little (some files count from 0 in every
-split), so the embeddings of a model that both sides have must agree too; where there is none, ids
-count within a data set and not between two.
+Splits are compared by content, not by name: by the digest of their ids and captions, and by the ids
+of their images. Equal ids prove little, because many files count from 0 in every split, so the
+embeddings of a model that both sides have must agree too. Without such a model, equal ids count
+within a data set and not between two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Fitted:
 
     @classmethod
     def of(cls, stores: Sequence[StoreReader], how: str) -> Fitted:
-        """The split of some stores."""
+        """The split that these stores hold."""
         spec = stores[0].spec
         return cls(how, spec.dataset, spec.split, spec.dataset_digest, tuple(stores))
 

@@ -73,7 +73,7 @@ def choose(run: Ranks, best: Ranks, count: int = CASES) -> tuple[list[int], list
 
 
 def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
-    """Everything that is shown of some caption queries.
+    """What the page shows of these caption queries.
 
     Raises:
         ImageError: A image cannot be read.
@@ -115,7 +115,7 @@ def _path(material: Material, image: int) -> Path:
 def _attention(
     material: Material, images: NDArray[np.int64], captions: NDArray[np.int64]
 ) -> Callable[[int, str], tuple[list[Heat], dict[str, list[tuple[str, float]]]]]:
-    """A function from the number of a case to its heat maps and weighed words."""
+    """A function from the number of a case to its heat maps and weighted words."""
     config = material.folder.config()
     names = config["models"]
     stores = {store.spec.model.name: store for store in material.gallery.stores}

@@ -92,7 +92,7 @@ def line_chart(
 
 
 def share_bar(parts: Sequence[tuple[str, float, str]]) -> str:
-    """A bar of shares (name, number, class) that fill its width; the numbers are told in it."""
+    """A bar of shares (name, number, class) that fill its width; the label names the numbers."""
     total = sum(number for _, number, _ in parts) or 1
     cells, left = [], 0.0
     for name, number, style in parts:

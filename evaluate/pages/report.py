@@ -1,4 +1,4 @@
-"""One run looked at: figures, curves, what it won and lost, with images, as one HTML file."""
+"""The report on one run: figures, curves, gains and losses with images, as one HTML file."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def report(
 def rank_changes(run: Ranks, other: Ranks) -> dict[str, dict[str, int]]:
     """Per direction, how many queries rank better, the same and worse than under another score.
 
-    `into_first` and `out_of_first` count those that entered or left the first place.
+    `into_first` and `out_of_first` count those that entered or left the first rank.
     """
     return {
         way: {

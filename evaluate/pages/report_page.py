@@ -118,12 +118,12 @@ def assemble(result: dict[str, Any], sections: Sections) -> str:
         f'<section role="tabpanel" id="{name}" aria-labelledby="tab-{name}">{body}</section>'
         for name, _, body in views
     )
-    told = "".join(f"<p>{html.escape(line)}.</p>" for line in verdicts(result))
+    verdict_lines = "".join(f"<p>{html.escape(line)}.</p>" for line in verdicts(result))
     return document(
         title,
         style=f"{page.STYLE}{_STYLE}{_series()}",
         body=f"""<h1>{html.escape(title)}</h1>
-{told}
+{verdict_lines}
 <div role="tablist" aria-label="Views">{tabs}</div>
 {panels}""",
         script=_SCRIPT,
@@ -191,7 +191,7 @@ def _card(case: Case) -> str:
         for heat in case.heats
     )
     words = "".join(
-        f"<p class=words>{html.escape(model)}: {_weighed(weighted)}</p>"
+        f"<p class=words>{html.escape(model)}: {_weighted_words(weighted)}</p>"
         for model, weighted in case.words.items()
     )
     return (
@@ -202,7 +202,7 @@ def _card(case: Case) -> str:
     )
 
 
-def _weighed(words: Sequence[tuple[str, float]]) -> str:
+def _weighted_words(words: Sequence[tuple[str, float]]) -> str:
     most = max((weight for _, weight in words), default=0.0) or 1.0
     return " ".join(
         f'<span class="w{60 * max(weight, 0.0) / most:.0f}" '

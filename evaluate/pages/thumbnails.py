@@ -17,7 +17,7 @@ _HEAT = (255, 96, 0)
 
 
 def thumbnail(path: Path, *, square: bool = False) -> str:
-    """A image as a small JPEG data URI; `square` cuts its middle out, as some models see it.
+    """An image as a small JPEG data URI; `square` cuts its middle out, as some models see it.
 
     Raises `ImageError` where the file cannot be read.
     """

@@ -51,7 +51,7 @@ def compare(
     Returns:
         `paired`, `differences` (second minus first; percent points) of every recall and of RSum,
         and `rsum`: the interval and p-value of its difference. Unpaired results are resampled
-        independently, which is right and less sharp. `flattered` says for each side whether its
+        independently, which gives wider intervals. `flattered` says for each side whether its
         parameters saw the split; then p is None, unless `p_values_anyway`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a recall will cost, before it is asked for: multiply-adds, seconds and memory.
+"""The cost of a recall before it runs: multiply-adds, seconds and memory.
 
 Sizes come from the stores' own descriptions, rates from short measurements on this machine.
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from hada.evaluate.methods.build import Request, model_names, open_stores
 from hada.evaluate.methods.linear import LinearConfig
-from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, places
+from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, ranks_of_scores
 from hada.evaluate.results.significance import BLOCK_COUNTS
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
@@ -96,11 +96,18 @@ class Plan:
 def make_plan(
     manifest: Manifest, request: Request, asked: str, *, folds: int, resamples: int
 ) -> Plan:
-    """The plan of a request; `asked` is "stores", or "1000000x5000000" in place of theirs.
+    """The plan of a request.
+
+    Args:
+        manifest: Where stores are.
+        request: What would be compared.
+        asked: "stores" for the stores' own size, or one like "1000000x5000000" (images x captions).
+        folds: Number of galleries.
+        resamples: Resamples of the bootstrap.
 
     Raises:
         StoreError: A store is missing.
-        UsageError: The size is not one.
+        UsageError: `asked` is not a size.
     """
     stores = open_stores(manifest, request.dataset, request.split, model_names(manifest, request))
     images, captions = len(stores[0].image.ids), len(stores[0].caption.ids)
@@ -157,7 +164,7 @@ def seconds(plan: Plan, device: str) -> dict[str, float]:
             gallery = max(1, min(plan.captions // plan.folds, SAMPLE_SORTED))
             rows = max(1, SAMPLE_SORTED // gallery)
             scores = np.random.default_rng(0).random((rows, gallery), np.float32)
-            one = _fastest(lambda scores=scores: places(scores)) / scores.size  # type: ignore[misc]
+            one = _fastest(lambda scores=scores: ranks_of_scores(scores)) / scores.size  # type: ignore[misc]
             product = of_width.get(method.width) or _per_pair(method.width, device)
             times[method.name] = 2 * plan.pairs * (method.sorts * one + product)
             continue

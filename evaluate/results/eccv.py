@@ -59,7 +59,7 @@ def coco_ids(gallery: Gallery) -> tuple[list[int], list[int]]:
 def add(result: dict[str, Any], methods: Sequence[Method], gallery: Gallery) -> None:
     """Put the figures of every method that has embeddings into its part of the result.
 
-    They are of one gallery, whatever the folds of the recall beside them; the protocol says so.
+    They are always of one gallery, whatever the folds of recall; the protocol states it.
 
     Raises:
         UsageError: The gallery is not the whole of COCO's test split.

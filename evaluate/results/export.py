@@ -12,7 +12,6 @@ from hada.evaluate.results.text import MARK, MEANING, marked
 from hada.extract.common.terminal import in_line
 from hada.fuse.ranking.ranks import KS
 
-FORMATS = ("md", "csv", "latex")
 _FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
 
 

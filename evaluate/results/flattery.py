@@ -11,11 +11,16 @@ NO_RECORD = "what it was fitted on is not recorded"
 
 
 def flattered(method: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """Why a method's figures may be better than on new data, in words; "" where nothing says so.
+    """Why a method's figures may be better than on new data, in words.
 
-    A method of a result, as JSON. Results of before there was `saw_split` say nothing of it: their
-    fitted methods count as flattered on every split that is not called test, and so do runs whose
-    training is not recorded.
+    Args:
+        method: One of the `methods` of a result.
+        protocol: The result's `protocol`.
+
+    Returns:
+        The reason, or "" if nothing is known against the figures. Old results do not record
+        `saw_split`: their fitted methods count as flattered on every split that is not called
+        test, and so do runs whose training is not recorded.
     """
     seen = method.get("saw_split")
     if seen:

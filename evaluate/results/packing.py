@@ -50,7 +50,7 @@ def pack_ranks(ranks: Ranks) -> dict[str, str]:
 def unpack_ranks(
     packed: dict[str, Any], images: int | None = None, captions: int | None = None
 ) -> Ranks:
-    """Back from `pack_ranks`: ranks of so many images and captions, of any number where None."""
+    """Back from `pack_ranks`, checked to be of `images` and `captions`; None accepts any number."""
     names = Ranks.__dataclass_fields__
     if set(packed) != set(names):
         raise UsageError(f"the packed ranks of a result: expected {', '.join(names)}")

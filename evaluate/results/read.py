@@ -1,6 +1,6 @@
 """Results of `hada-evaluate recall` read back: their shape and their packed ranks checked.
 
-Only what `compare` and `table` use is looked at; what else a result holds is let pass.
+Only what `compare` and `table` use is checked; other keys are ignored.
 """
 
 from __future__ import annotations

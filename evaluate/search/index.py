@@ -1,7 +1,7 @@
-"""Search a split by text or image: an index made once, and a query encoded like the split was.
+"""Search a split by text or image: a stored index, and queries encoded as the split was.
 
-The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact;
-with the extra `faiss` an approximate one can stand in for it, and is then measured against it.
+The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact.
+The extra `faiss` adds an approximate index, whose results are compared with the exact ones.
 
 Shape letters: I images, E embedding width.
 """
@@ -155,11 +155,30 @@ def _first(error: Exception) -> str:
 class Encoder:
     """The frozen models, and the fusion where there is one, loaded once for any number of queries.
 
-    A query becomes a store of one image and one caption, so that it passes through the very code
-    that the split passed through; the side that was not asked for is a stand-in nobody reads.
+    A query becomes a store of one image and one caption, so that it passes through the same code as
+    the split. The side that is not the query is filled with a placeholder whose result is unused.
     """
 
-    def __init__(self, manifest: Manifest, stores: Sequence[StoreReader], device: str) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        stores: Sequence[StoreReader],
+        device: str,
+        run: RunFolder | None = None,
+    ) -> None:
+        """Load the models of the stores, and the run's fusion.
+
+        Args:
+            manifest: Names the models' families and weights.
+            stores: Of the split that is searched, one per model of the run.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            run: The fusion behind the models; None for a single model.
+
+        Raises:
+            StoreMismatchError: The manifest's weights are not those of a store.
+            UsageError: A model sees regions, so it cannot encode a query.
+            RunError: The run does not fit the stores.
+        """
         self._like = stores
         self._backbones = [load_frozen_model(manifest, store, device) for store in stores]
         for store, backbone in zip(stores, self._backbones, strict=True):
@@ -168,16 +187,16 @@ class Encoder:
                 raise UsageError(
                     f"model {name!r} sees regions, not images: it cannot encode a query"
                 )
-        self._fuse: Callable[[Sequence[StoreReader]], Embedded] | None = None
+        self._fuse = None if run is None else self._fusion(run, device)
 
-    def through(self, folder: RunFolder, device: str) -> Encoder:
-        """The same with a run's fusion behind the models."""
-        fuser, mix = folder.load_best()
-        config = folder.config()
+    def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
+        """The run's fusion as a function from the stores of a query to its embeddings."""
+        fuser, mix = run.load_best()
+        config = run.config()
         inputs = config["recipe"].get("inputs", "unit")
         for store, backbone in zip(self._like, self._backbones, strict=True):
             model = store.spec.model
-            check_features(config["features"][model.name], store, folder.path, inputs=inputs)
+            check_features(config["features"][model.name], store, run.path, inputs=inputs)
             if inputs == "as-is" and backbone.spec.normalized != model.normalized:
                 raise UsageError(
                     f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
@@ -189,8 +208,7 @@ class Encoder:
             split = Split(stores, first_tokens_only=first_only)
             return embed(fuser, mix, split, torch.device(choose_device(device)))
 
-        self._fuse = fuse
-        return self
+        return fuse
 
     def text(self, text: str) -> NDArray[np.float32]:
         """(E,) embedding of a caption."""
@@ -239,7 +257,7 @@ def _store_one(
 
 
 def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
-    """(n, E) a model's own embeddings at unit length; failed items are zero, so found last."""
+    """(n, E) a model's own embeddings at unit length; failed items are zero, so they rank last."""
     values = (store.image if side == "image" else store.caption).embeddings()
     if values is None:
         raise UsageError(f"model {store.spec.model.name!r} has no joint space to search in")
@@ -249,7 +267,22 @@ def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
 def build_index(
     stores: Sequence[StoreReader], folder: RunFolder | None, side: SideName, device: str, path: Path
 ) -> tuple[Index, bool]:
-    """The index of a split, and whether it was there already; made and saved where it was not."""
+    """The index of one side of a split: read from `path`, or built and saved there.
+
+    Args:
+        stores: One store per model of the run, or the one of a single model.
+        folder: The run, or None for a single model.
+        side: The side to search: `image` or `caption`.
+        device: Where the run is applied.
+        path: The index file. It is built again if the stores or the weights have changed.
+
+    Returns:
+        The index, and whether the file was there already.
+
+    Raises:
+        UsageError: The model has no joint space.
+        RunError: The run does not fit the stores.
+    """
     weights = "" if folder is None else weights_digest(folder.path)
     parts = [*(contents_of(store) for store in stores), weights, side]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -40,11 +40,28 @@ def search(
     page: Path | None,
     device: str,
 ) -> None:
-    """Answer one query; the options are the command's.
+    """Answer one query and print the results; this is the command `hada-evaluate search`.
+
+    Args:
+        manifest: Where data sets, stores and runs are.
+        text: The query as a sentence; None where it is an image.
+        image: The query as an image file; None where it is a sentence.
+        dataset: The data set to search; None takes the run's, else the manifest's default.
+        split: The split to search.
+        run: The trained run that scores. None takes the data set's newest, unless `model` is given.
+        model: One frozen model in place of a run.
+        find: `images` or `captions`; None finds the other kind than the query.
+        top: Number of results.
+        faiss: Search approximately, and print how many exact results were found.
+        jsonl: Print one JSON object per result.
+        page: Also write the results as an HTML page.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UsageError: Neither a text nor an image, or both, or a run and a model.
+        UsageError: Neither a text nor an image, or both; a run and a model; an unknown name.
         RunError: There is no trained run.
+        StoreError: A store is missing or damaged.
+        ImageError: The image cannot be read.
     """
     if (text is None) == (image is None):
         raise UsageError("expected either a sentence or --image FILE")
@@ -64,9 +81,7 @@ def search(
     index, kept = build_index(gallery.stores, folder, side, device, file)
     if not kept:
         say(f"index of {len(index.ids):,} {side}s written to {file}")
-    encoder = Encoder(manifest, gallery.stores, device)
-    if folder is not None:
-        encoder.through(folder, device)
+    encoder = Encoder(manifest, gallery.stores, device, folder)
     query = encoder.text(text) if text is not None else encoder.image(Path(str(image)))
     exact = index.top(query, top)
     ranked = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
@@ -86,7 +101,7 @@ def search(
 def describe(
     index: Index, ranked: Sequence[tuple[int, float]], side: SideName, data: CaptionDataset | None
 ) -> list[Hit]:
-    """Place, score and id of each result, with its captions and file where the data set is here."""
+    """Rank, score and id of each result; captions and file if the data set is on this machine."""
     hits = []
     rows: dict[str, int] = {}
     if data is not None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from hada.evaluate.crops import weighting
-from hada.evaluate.crops.weighting import CLIP, WCA, Rules
+from hada.evaluate.crops.weighting import CLIP, Rules
 from hada.extract.common.errors import UsageError
+
+WCA = Rules()
 
 
 @pytest.fixture

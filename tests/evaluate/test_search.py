@@ -55,9 +55,7 @@ def test_a_query_is_encoded_as_the_split_was(project: Path, fused: bool, tmp_pat
     names = ("one", "two") if fused else ("one",)
     stores = [open_store(f"stores/tiny/val/{name}") for name in names]
     folder = RunFolder("runs/tiny/mine") if fused else None
-    encoder = Encoder(manifest, stores, "cpu")
-    if folder is not None:
-        encoder.through(folder, "cpu")
+    encoder = Encoder(manifest, stores, "cpu", folder)
     images, _ = build_index(stores, folder, "image", "cpu", tmp_path / "i.npz")
     captions, _ = build_index(stores, folder, "caption", "cpu", tmp_path / "c.npz")
     for row in (0, 3):
