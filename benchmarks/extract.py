@@ -52,6 +52,7 @@ from turns import Way, measure, rates, ratios
 from hada.extract import job
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.datasets.read import CaptionDataset
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
 
@@ -162,9 +163,7 @@ def ways_to_extract(
             backbone,
             make_dataset(paths),
             work / f"store-{len(reports)}",
-            batch_size=batch,
-            workers=workers,
-            **({"tokens": arguments.tokens} if arguments.tokens else {}),
+            ExtractOptions(batch_size=batch, workers=workers, tokens=arguments.tokens or "all"),
         )
         reports.append(report)
         return report.side_seconds["image"]
@@ -236,7 +235,7 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(
         BackboneRequest(name="bench", family=family, weights=weights, options={})
     )
-    run(backbone, dataset, work / "store", workers=arguments.workers)
+    run(backbone, dataset, work / "store", ExtractOptions(workers=arguments.workers))
     return {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
 

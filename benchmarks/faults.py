@@ -277,7 +277,8 @@ class Nursery:
 def commands() -> dict[str, object]:
     """The commands by the name of their room."""
     from hada.evaluate.cli import evaluate
-    from hada.extract.cli import extract, store
+    from hada.extract.cli import extract
+    from hada.extract.store_cli import store
     from hada.fuse.cli import fuse
 
     return {"extract": extract, "store": store, "fuse": fuse, "evaluate": evaluate}

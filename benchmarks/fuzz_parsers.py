@@ -283,8 +283,9 @@ def imports(folder: Path) -> Made:
     from pyarrow import Table, parquet
 
     del torch
+    from hada.extract.common.array_files import map_npy
     from hada.extract.datasets.read import read_dataset
-    from hada.extract.importers.arrays import _pairs, map_npy
+    from hada.extract.importers.arrays import _pairs
     from hada.extract.importers.open import open_source
     from hada.extract.importers.source import ImportRequest
     from hada.extract.importers.write import _checked

@@ -180,8 +180,9 @@ def extract(
     from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.common.host import reuse_freed_memory, sleep_while_waiting
     from hada.extract.datasets.read import read_dataset
+    from hada.extract.engine.options import ExtractOptions
+    from hada.extract.store.pooling import pool_size
     from hada.extract.variants.crops import CropPlan
-    from hada.extract.variants.reduced import pool_size
 
     pool_size(tokens)  # an unusable --tokens is told before a model is loaded
     crop_plan = CropPlan.parse(crops) if crops else None
@@ -198,26 +199,29 @@ def extract(
         shared: dict[str, Any] = {
             "device": device,
             "precision": precision or model.precision or manifest.defaults.precision,
-            "dtype": store_dtype or manifest.defaults.store_dtype,
-            "tokens": tokens,
-            "rows_per_shard": rows,
         }
+        options = ExtractOptions(
+            dtype=store_dtype or manifest.defaults.store_dtype,
+            tokens=tokens,
+            batch_size=batch_size,
+            rows_per_shard=rows,
+            format=store_format,
+            allow_mismatch=allow,
+            force=force,
+            on_error=on_error,
+        )
         if dry_run:
-            plans += job.plan_model(manifest, model, data, **shared)
+            plans += job.plan_model(manifest, model, data, options, **shared)
             continue
         with stopping_on_sigterm():
             reports = job.extract_model(
                 manifest,
                 model,
                 data,
+                options,
                 **shared,
-                batch_size=batch_size,
                 workers=workers,
                 compile=compile,
-                format=store_format,
-                allow_mismatch=allow,
-                force=force,
-                on_error=on_error,
                 views=views,
                 view_seed=view_seed,
                 crops=crop_plan,

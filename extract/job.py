@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
@@ -16,6 +17,7 @@ from hada.extract.common.host import cores
 from hada.extract.common.progress import duration, size
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.engine.extraction import ERRORS
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
 from hada.extract.engine.store_plan import plan
@@ -23,9 +25,8 @@ from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.store import formats
 from hada.extract.store.commit import COMMIT
 from hada.extract.store.size_plan import SizePlan
-
-if TYPE_CHECKING:
-    from hada.extract.variants.crops import CropPlan
+from hada.extract.variants.crops import CropBackbone, CropPlan
+from hada.extract.variants.views import View, pictures_only, viewed
 
 MOST_NAMED = 10
 # A GPU computes faster than one thread decodes; more processes than this only cost memory.
@@ -48,58 +49,65 @@ def model_entry(manifest: Manifest, text: str) -> ModelEntry:
 def extract_model(
     manifest: Manifest,
     model: ModelEntry,
-    data: list[CaptionDataset],
+    data: Sequence[CaptionDataset],
+    options: ExtractOptions,
     *,
     device: str,
     precision: str,
-    fresh: bool,
-    format: str | None = None,  # noqa: A002
+    workers: int | None = None,
     views: int = 0,
     view_seed: int = 0,
     crops: CropPlan | None = None,
-    workers: int | None = None,
     compile: bool = False,  # noqa: A002
-    **options: Any,
+    fresh: bool = False,
 ) -> list[Report]:
     """One model over several splits: loaded once, then shard after shard.
 
-    `format` is that of new stores, by default the manifest's; a store that is there keeps its
-    own. `views` augmented views of the pictures follow view 0, each in a store of its own, and the
-    embeddings of `crops` follow them.
-    `workers` None takes what suits the device, `compile` runs the model through `torch.compile`.
-    `options` are those of `runner.run`. Pictures that failed and captions that were cut are
-    told on stderr.
+    Images that failed and captions that were cut are told on stderr.
+
+    Args:
+        manifest: Where stores lie, and the format of new ones where `options` name none.
+        model: The frozen model.
+        data: The splits.
+        options: How stores are filled; `workers` here stands before theirs.
+        device: Where the model computes: "auto" or a name that PyTorch knows.
+        precision: What it computes in: "fp32", "bf16" or "fp16".
+        workers: Processes that decode images; None takes what suits the device.
+        views: So many augmented views follow view 0, each in a store of its own.
+        view_seed: Their seed.
+        crops: Whose embeddings to store too; None for none.
+        compile: Whether to run the model through `torch.compile`.
+        fresh: Whether to delete stores that are there.
+
+    Returns:
+        A report on every store, in the order of `data`.
 
     Raises:
         UsageError: The model or this machine has nothing to compile with.
     """
     backbone = load_model(model, data[0].name, device, precision)
-    options["workers"] = default_workers(choose_device(device)) if workers is None else workers
+    workers = default_workers(choose_device(device)) if workers is None else workers
+    options = replace(options, workers=workers)
     if compile:
-        _compile(backbone)
-        options["provenance"] = {"compiled": True}
+        backbone.compile()
+        options = replace(options, provenance={"compiled": True})
     reports = []
     for dataset in data:
         path = manifest.store_path(dataset.name, dataset.split, model.name)
         if fresh:
             _remove_store(path)
-        cut_before = getattr(backbone, "truncated", 0)
         new = not remote.place(path).exists()
-        chosen = format or (manifest.defaults.store_format if new else None)
-        report = run(backbone, dataset, path, format=chosen, **options)
-        _tell(model.name, dataset, report, getattr(backbone, "truncated", 0) - cut_before)
+        form = options.format or (manifest.defaults.store_format if new else None)
+        here = replace(options, format=form)
+        cut_before = backbone.truncated
+        report = run(backbone, dataset, path, here)
+        _tell(model.name, dataset, report, backbone.truncated - cut_before)
         reports.append(report)
-        reports += _extract_views(
-            backbone,
-            dataset,
-            path,
-            range(1, views + 1),
-            view_seed,
-            fresh,
-            {"format": chosen, **options},
-        )
+        for number in range(1, views + 1):
+            view = View(number, view_seed)
+            reports.append(_extract_view(backbone, dataset, path, view, here, fresh=fresh))
         if crops is not None:
-            reports.append(_extract_crops(backbone, dataset, path, crops, fresh, chosen, options))
+            reports.append(_extract_crops(backbone, dataset, path, crops, here, fresh=fresh))
     return reports
 
 
@@ -108,71 +116,60 @@ def _extract_crops(
     dataset: CaptionDataset,
     path: str,
     plan: CropPlan,
+    options: ExtractOptions,
+    *,
     fresh: bool,
-    format: str | None,  # noqa: A002
-    options: dict[str, Any],
 ) -> Report:
-    """The crops of a split's pictures, in a store beside the one at `path`."""
-    from hada.extract.variants.crops import CropBackbone
-    from hada.extract.variants.views import pictures_only
-
+    """The crops of a split's images, in a store beside the one at `path`."""
     if isinstance(backbone, RegionBackbone):
         raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --crops")
-    place = f"{path}@crops-{plan.name}"
+    beside = f"{path}@crops-{plan.name}"
     if fresh:
-        _remove_store(place)
-    # A picture is a whole batch by itself, and the rows are embeddings, not tokens to be reduced.
-    own = {**options, "batch_size": 1, "workers": 0, "tokens": "all", "format": format}
-    report = run(CropBackbone(backbone, plan), pictures_only(dataset), place, **own)
+        _remove_store(beside)
+    # An image is a whole batch by itself, and the rows are embeddings, not tokens to be reduced.
+    own = replace(options, batch_size=1, workers=0, tokens="all")
+    report = run(CropBackbone(backbone, plan), pictures_only(dataset), beside, own)
     _tell(f"{backbone.spec.name}@crops-{plan.name}", dataset, report, 0)
     return report
 
 
-def _extract_views(
+def _extract_view(
     backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     path: str,
-    numbers: range,
-    seed: int,
+    view: View,
+    options: ExtractOptions,
+    *,
     fresh: bool,
-    options: dict[str, Any],
-) -> list[Report]:
-    """The augmented views of a split, each in a store beside the one at `path`."""
-    if not numbers:
-        return []
-    from hada.extract.variants.views import View, pictures_only, viewed
-
+) -> Report:
+    """One augmented view of a split, in a store beside the one at `path`."""
     if isinstance(backbone, RegionBackbone):
         raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")
-    reports = []
-    for number in numbers:
-        place, view = f"{path}@view{number}", View(number, seed)
-        if fresh:
-            _remove_store(place)
-        pictures = pictures_only(dataset)
-        report = run(viewed(backbone, view), pictures, place, view=view, **options)
-        _tell(f"{backbone.spec.name}@view{number}", dataset, report, 0)
-        reports.append(report)
-    return reports
+    beside = f"{path}@view{view.number}"
+    if fresh:
+        _remove_store(beside)
+    report = run(viewed(backbone, view), pictures_only(dataset), beside, options, view=view)
+    _tell(f"{backbone.spec.name}@view{view.number}", dataset, report, 0)
+    return report
 
 
 def plan_model(
     manifest: Manifest,
     model: ModelEntry,
-    data: list[CaptionDataset],
+    data: Sequence[CaptionDataset],
+    options: ExtractOptions,
     *,
     device: str,
     precision: str,
-    **options: Any,
 ) -> list[SizePlan]:
-    """What `extract_model` would write; `options` are those of `planning.plan`."""
+    """What `extract_model` with the same arguments would write; nothing is written."""
     backbone = load_model(model, data[0].name, device, precision)
     return [
         plan(
             backbone,
             dataset,
             manifest.store_path(dataset.name, dataset.split, model.name),
-            **options,
+            options,
         )
         for dataset in data
     ]
@@ -192,14 +189,6 @@ def load_model(
             options=dict(model.options),
         )
     )
-
-
-def _compile(backbone: Backbone | RegionBackbone) -> None:
-    from hada.extract.backbones.torch_base import TorchBackbone
-
-    if not isinstance(backbone, TorchBackbone):
-        raise UsageError(f"--compile: family {backbone.spec.family!r} is no PyTorch model of ours")
-    backbone.compile()
 
 
 def _remove_store(path: str) -> None:

@@ -32,7 +32,7 @@ class TokenSpec:
     The global token stands for the whole item: it is the `first` (CLS) or the `last` (EOT) row.
     A backbone without such a token puts its pooled vector, unprojected and as wide as a token,
     in front of the others; `global_source` then says "pooled". `pooled` is K where an item's
-    tokens were averaged to at most K rows (`hada.extract.variants.reduced`), None where all are
+    tokens were averaged to at most K rows (`hada.extract.store.pooling`), None where all are
     kept.
     """
 

@@ -24,8 +24,8 @@ from hada.extract.common.errors import RunError, StoreMismatchError
 from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec
 from hada.extract.store import StoreReader, formats, write_store
 from hada.extract.store.commit import COMMIT, read_markers
+from hada.extract.store.pooling import ALL, describe
 from hada.extract.store.reader import read_spec
-from hada.extract.variants.reduced import ALL, describe
 from hada.fuse.fitted import fitted_on
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser

@@ -86,6 +86,7 @@ def draw(demo: Demo) -> None:
 def extract(demo: Demo) -> None:
     """Run both frozen models over all splits."""
     from hada.extract.datasets.read import read_dataset
+    from hada.extract.engine.options import ExtractOptions
     from hada.extract.job import extract_model, summary
 
     entry = demo.manifest.dataset(DATASET)
@@ -95,11 +96,10 @@ def extract(demo: Demo) -> None:
             demo.manifest,
             demo.manifest.model(name),
             data,
+            ExtractOptions(dtype=demo.manifest.defaults.store_dtype, batch_size=64),
             device=demo.device,
             precision=demo.precision,
             fresh=demo.fresh,
-            dtype=demo.manifest.defaults.store_dtype,
-            batch_size=64,
         )
         for report in reports:
             say(summary(name, report))

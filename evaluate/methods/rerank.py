@@ -21,6 +21,7 @@ from torch import Tensor
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair
 from hada.evaluate.methods.seen import Fitted, of_run, of_store
+from hada.extract.backbones.base import MatchingBackbone
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
@@ -163,7 +164,7 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
         raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
     store = stores[0]
     backbone = load_frozen_model(manifest, store, device)
-    if not hasattr(backbone, "match_tokens"):
+    if not isinstance(backbone, MatchingBackbone):
         raise UsageError(
             f"--rerank-with {name}: family {store.spec.model.family!r} has no match head that "
             "works from stored tokens; blip has"

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from hada.extract.backbones.base import Backbone, BackboneRequest, Encoded, RegionBackbone
+from hada.extract.backbones.base import (
+    Backbone,
+    BackboneRequest,
+    Encoded,
+    MatchingBackbone,
+    RegionBackbone,
+    completed,
+)
 from hada.extract.common.errors import UsageError, unknown
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "BackboneRequest",
     "Encoded",
     "Loader",
+    "MatchingBackbone",
     "RegionBackbone",
     "families",
     "load_backbone",
@@ -64,7 +72,7 @@ def load_backbone(request: BackboneRequest) -> Backbone | RegionBackbone:
     package is missing, and whatever the family raises for bad weights (`CheckpointError`).
     """
     try:
-        return _loader(request.family)(request)
+        return completed(_loader(request.family)(request))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package == "hada":

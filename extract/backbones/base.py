@@ -8,12 +8,15 @@ batches of either without gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hada.extract.common.errors import UsageError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -44,7 +47,30 @@ class Encoded:
         return 0.0
 
 
-class Backbone(Protocol):
+class OptionalParts(Protocol):
+    """What a backbone may have beside its methods; the values here hold where it has not.
+
+    A class that inherits `Backbone` or `RegionBackbone` has them; `load_backbone` gives them to
+    the objects of other classes.
+
+    preprocessor: The evaluation transform as a value that can be pickled: with it `--workers` runs
+        the transform in other processes, else it runs in threads.
+    truncated: Captions that `tokenize` has cut so far because they were too long.
+    device: The torch device that the model computes on; None for the host.
+    clock: Seconds spent so far on bringing images to the device, under "transfer".
+    """
+
+    preprocessor: Callable[[PIL.Image.Image], NDArray[np.float32]] | None = None
+    truncated: int = 0
+    device: Any = None
+    clock: Mapping[str, float] = MappingProxyType({})
+
+    def compile(self) -> None:
+        """Run the model through `torch.compile`; raises `UsageError` where that cannot be."""
+        raise UsageError("--compile: this model is no PyTorch model of ours")
+
+
+class Backbone(OptionalParts, Protocol):
     """A frozen vision-language model behind one small face."""
 
     spec: ModelSpec
@@ -58,11 +84,7 @@ class Backbone(Protocol):
         ...
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
-        """One decoded picture to (3, H, W) float32, by the model's evaluation transform.
-
-        A backbone that also has this transform as an attribute `preprocessor`, a callable that
-        can be pickled, lets `--workers` run it in other processes; else it runs in threads.
-        """
+        """One decoded picture to (3, H, W) float32, by the model's evaluation transform."""
         ...
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
@@ -75,7 +97,7 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
-class RegionBackbone(Protocol):
+class RegionBackbone(OptionalParts, Protocol):
     """A backbone whose images are a detector's region features instead of pictures.
 
     `spec.image.count` is None: an image has one row (CLS, or the pooled vector that stands in for
@@ -96,6 +118,27 @@ class RegionBackbone(Protocol):
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
         """As `Backbone.encode_captions`."""
         ...
+
+
+@runtime_checkable
+class MatchingBackbone(Backbone, Protocol):
+    """A backbone whose matching head works from stored tokens, for re-ranking."""
+
+    def match_tokens(
+        self, image_tokens: NDArray[np.float32], ids: Sequence[Sequence[int]]
+    ) -> NDArray[np.float32]:
+        """(B, N, D) stored tokens of images and a caption for each -> (B,) match logits."""
+        ...
+
+
+def completed(backbone: Backbone | RegionBackbone) -> Backbone | RegionBackbone:
+    """The same object with the parts of `OptionalParts` that its class leaves out."""
+    for name in ("preprocessor", "truncated", "device", "clock"):
+        if not hasattr(backbone, name):
+            setattr(backbone, name, getattr(OptionalParts, name))
+    if not hasattr(backbone, "compile"):
+        backbone.compile = OptionalParts.compile.__get__(backbone)  # type: ignore[method-assign]
+    return backbone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,8 +120,8 @@ def release_memory(backbone: Backbone | RegionBackbone) -> None:
 
 
 def _cuda(backbone: Any) -> Any:
-    device = getattr(backbone, "device", None)
-    return device if getattr(device, "type", None) == "cuda" else None
+    device = backbone.device
+    return device if device is not None and device.type == "cuda" else None
 
 
 def _probe(backbone: Any, items: PictureItems, device: Any) -> Callable[[int], float]:

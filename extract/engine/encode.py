@@ -143,7 +143,7 @@ def _encode(
 ) -> Iterator[Shard]:
     """Run the batches, and yield each shard when its last batch has arrived."""
     launched: deque[tuple[_Batch, Encoded | None]] = deque()
-    clock: dict[str, float] = getattr(backbone, "clock", {})
+    clock = backbone.clock
 
     def collect() -> Iterator[Shard]:
         batch, encoded = launched.popleft()

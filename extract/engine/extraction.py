@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,14 @@ from hada.extract.engine.batch_size import BatchSizes, is_out_of_memory, release
 from hada.extract.engine.decode import MOST_THREADS, Reader, make_reader
 from hada.extract.engine.encode import Shard, encode_captions, encode_images
 from hada.extract.engine.items import ImageItems, image_items
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.store_plan import store_index, store_spec
 from hada.extract.engine.token_ids import TokenIds, tokenize
 from hada.extract.engine.writer_thread import WriterThread
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreWriter
 from hada.extract.store.size_plan import plan_size
-from hada.extract.variants.reduced import ALL, reduced
+from hada.extract.variants.reduced import reduced
 
 if TYPE_CHECKING:
     from hada.extract.engine.report import Report
@@ -66,48 +67,58 @@ class Extraction:
         backbone: Backbone | RegionBackbone,
         dataset: CaptionDataset,
         path: str | Path,
+        options: ExtractOptions | None = None,
         *,
-        dtype: str = "float16",
-        tokens: str = ALL,
-        batch_size: int | None = 32,
-        workers: int = 0,
-        rows_per_shard: dict[SideName, int] | None = None,
-        format: str | None = None,  # noqa: A002
-        allow_mismatch: Collection[str] = (),
-        force: bool = False,
-        on_error: str = "skip",
         view: View | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        keep_reader: bool = False,
     ) -> Self:
-        """Create the store at `path`, or go on with it; the arguments are those of `runner.run`.
+        """Create the store at `path`, or go on with it.
+
+        Args:
+            backbone: The frozen model.
+            dataset: One split.
+            path: The store's folder or URL.
+            options: How the store is filled; the defaults of `ExtractOptions` where None.
+            view: How to augment images; `backbone` and `dataset` are then those of `views`.
+            keep_reader: Whether worker processes stay between two calls of `fill`, until `close`.
 
         Raises:
             StoreMismatchError: The store there holds other features.
             StoreError: The disk has not the room.
         """
-        backbone = reduced(backbone, tokens)
+        options = options or ExtractOptions()
+        backbone = reduced(backbone, options.tokens)
         ids = tokenize(backbone, dataset.captions)
-        spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
+        spec = store_spec(backbone, dataset, options)
         items = image_items(backbone, dataset, view)
         index = store_index(backbone, dataset, ids, items)
         space = plan_size(path, spec, index)
         if not space.present:
-            space.check(force=force)
-        writer = StoreWriter.open(path, spec, index, format=format, allow_mismatch=allow_mismatch)
+            space.check(force=options.force)
+        writer = StoreWriter.open(
+            path, spec, index, format=options.format, allow_mismatch=options.allow_mismatch
+        )
         # A store that is complete needs no room, however full the disk has become.
         if any(writer.pending(side) for side in SIDES):
-            space.check(force=force)
+            space.check(force=options.force)
         return cls(
             backbone=backbone,
             dataset=dataset,
             items=items,
             ids=ids,
             writer=writer,
-            sizes=BatchSizes(batch_size, backbone, items, writer),
-            workers=workers,
-            provenance=dict(provenance or {}),
-            skip_failed=on_error == "skip",
+            sizes=BatchSizes(options.batch_size, backbone, items, writer),
+            workers=options.workers,
+            provenance=dict(options.provenance),
+            skip_failed=options.on_error == "skip",
+            keep_reader=keep_reader,
         )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model computes on another device than the host."""
+        device = self.backbone.device
+        return device is not None and device.type != "cpu"
 
     def fill(
         self,

@@ -18,7 +18,7 @@ from hada.extract.common.errors import DatasetError, trouble_behind
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.datasets.region_sources import open_regions
 from hada.extract.engine.model_input import PictureReader
-from hada.extract.variants.reduced import pooled_lengths
+from hada.extract.store.pooling import pooled_lengths
 
 if TYPE_CHECKING:
     from hada.extract.variants.views import View
@@ -58,9 +58,8 @@ class PictureItems:
         self, backbone: Backbone, dataset: CaptionDataset, view: View | None = None
     ) -> None:
         self._backbone, self._paths, self._ids = backbone, dataset.image_paths, dataset.image_ids
-        preprocessor = getattr(backbone, "preprocessor", None)
-        self.portable = preprocessor is not None
-        preprocess = preprocessor or backbone.preprocess
+        self.portable = backbone.preprocessor is not None
+        preprocess = backbone.preprocessor or backbone.preprocess
         self.shape = preprocess(PIL.Image.new("RGB", (64, 64))).shape
         self.reader = PictureReader(preprocess, view, (self.shape[1], self.shape[2]))
         tokens = backbone.spec.image

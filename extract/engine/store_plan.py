@@ -10,19 +10,18 @@ import numpy as np
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.engine.items import ImageItems, image_items
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.token_ids import TokenIds, tokenize
-from hada.extract.spec import SideName, StoreSpec
+from hada.extract.spec import StoreSpec
 from hada.extract.store import StoreIndex
 from hada.extract.store.size_plan import SizePlan, plan_size
-from hada.extract.variants.reduced import ALL, reduced
+from hada.extract.variants.reduced import reduced
 
 
 def store_spec(
     backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
-    *,
-    dtype: str = "float16",
-    rows_per_shard: dict[SideName, int] | None = None,
+    options: ExtractOptions,
 ) -> StoreSpec:
     """What the store of a backbone on a dataset will hold."""
     spec = StoreSpec(
@@ -30,9 +29,10 @@ def store_spec(
         dataset=dataset.name,
         split=dataset.split,
         dataset_digest=dataset.digest(),
-        dtype=dtype,
+        dtype=options.dtype,
     )
-    return spec if rows_per_shard is None else replace(spec, rows_per_shard=rows_per_shard)
+    rows = options.rows_per_shard
+    return spec if rows is None else replace(spec, rows_per_shard=dict(rows))
 
 
 def store_index(
@@ -59,13 +59,11 @@ def plan(
     backbone: Backbone | RegionBackbone,
     dataset: CaptionDataset,
     path: str | Path,
-    *,
-    dtype: str = "float16",
-    tokens: str = ALL,
-    rows_per_shard: dict[SideName, int] | None = None,
+    options: ExtractOptions | None = None,
 ) -> SizePlan:
     """What `run` with the same arguments would write; nothing is written."""
-    backbone = reduced(backbone, tokens)
-    spec = store_spec(backbone, dataset, dtype=dtype, rows_per_shard=rows_per_shard)
+    options = options or ExtractOptions()
+    backbone = reduced(backbone, options.tokens)
+    spec = store_spec(backbone, dataset, options)
     ids = tokenize(backbone, dataset.captions)
     return plan_size(path, spec, store_index(backbone, dataset, ids))

@@ -276,12 +276,13 @@ class StoreContract:
         writer = content.open(path)
         good = content.block(writer, "image", 0)
         assert good.values is not None
-        for changes, error, message in [
+        cases: list[tuple[dict[str, Any], type[Exception], str]] = [
             ({"values": good.values[:-1]}, StoreError, r"expected shape \(6, 6\), got \(5, 6\)"),
             ({"embeddings": None}, StoreError, r"expected shape \(2, 4\), got None"),
             ({"values": good.values * 1e6}, StoreError, "do not fit float16"),
             ({"values": good.values * np.nan}, NonFiniteError, "are NaN or infinite"),
-        ]:
+        ]
+        for changes, error, message in cases:
             with pytest.raises(error, match=message):
                 writer.write("image", 0, content.block(writer, "image", 0, **changes))
         assert writer.pending("image") == [0, 1, 2]

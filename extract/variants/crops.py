@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from hada.extract.backbones.base import Backbone, Encoded
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import TokenSpec
+from hada.extract.variants.changed import ChangedBackbone
 
 Box = tuple[float, float, float]  # left, top and side, in pixels
 
@@ -114,11 +114,11 @@ def expanded(box: Box, size: tuple[int, int], factor: float) -> Box:
     return (*moved, wide)  # type: ignore[return-value]
 
 
-class CropBackbone:
+class CropBackbone(ChangedBackbone):
     """A backbone that answers with the embeddings of a picture's crops in place of its tokens."""
 
     # Crops depend on the picture; nothing of it can be sent to another process beforehand.
-    preprocessor = None
+    preprocessor: Any = None
 
     def __init__(self, inner: Backbone, plan: CropPlan) -> None:
         width = inner.spec.embedding_width
@@ -126,19 +126,16 @@ class CropBackbone:
             raise UsageError(
                 f"model {inner.spec.name!r} has no joint space, so its crops have no score"
             )
-        self.inner, self.plan = inner, plan
-        self.device = getattr(inner, "device", None)
         settings = {"crops": dataclasses.asdict(plan)}
-        self.spec = dataclasses.replace(
+        spec = dataclasses.replace(
             inner.spec,
             normalized=True,
             caption=None,
             image=TokenSpec(width=width, count=plan.renderings, global_source="pooled"),
             preprocessing={**inner.spec.preprocessing, **settings},
         )
-
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        return self.inner.tokenize(captions)
+        super().__init__(inner, spec)
+        self._images, self.plan = inner, plan
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
         """Tokens of the model, and embeddings of unit length, as the images' are."""
@@ -148,18 +145,19 @@ class CropBackbone:
 
     def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         """(3 P, H, W): the whole picture, then its crops."""
-        parts = [self.inner.preprocess(image)]
+        parts = [self._images.preprocess(image)]
         for boxes in self.plan.boxes(image):
             for left, top, side in boxes:
                 corners = (round(left), round(top), round(left + side), round(top + side))
-                parts.append(self.inner.preprocess(image.crop(corners)))
+                parts.append(self._images.preprocess(image.crop(corners)))
         return np.concatenate(parts)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3 P, H, W) -> B P rows of unit length, and B embeddings of whole pictures."""
         batch, _, height, wide = pixels.shape
         count = self.plan.renderings
-        found = self.inner.encode_images(pixels.reshape(batch * count, 3, height, wide)).embeddings
+        renderings = pixels.reshape(batch * count, 3, height, wide)
+        found = self._images.encode_images(renderings).embeddings
         assert found is not None
         rows = _unit(found)
         return Encoded(

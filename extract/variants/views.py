@@ -8,11 +8,10 @@ views.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -21,6 +20,7 @@ from torchvision import transforms
 
 from hada.extract.backbones.base import Backbone
 from hada.extract.datasets.read import CaptionDataset
+from hada.extract.variants.changed import ChangedBackbone
 
 # torchvision draws from PyTorch's global generator: one view at a time, its state put back.
 _GENERATOR = threading.Lock()
@@ -68,13 +68,12 @@ class View:
 
 def viewed(backbone: Backbone, view: View) -> Backbone:
     """The same backbone under the spec of a view's store: no captions, the view recorded."""
-    changed = copy.copy(backbone)
-    changed.spec = replace(
+    spec = replace(
         backbone.spec,
         caption=None,
         preprocessing={**backbone.spec.preprocessing, **view.settings()},
     )
-    return changed
+    return cast(Backbone, ChangedBackbone(backbone, spec))
 
 
 def pictures_only(dataset: CaptionDataset) -> CaptionDataset:

@@ -167,6 +167,7 @@ class Station:
     def _open(self, job: ExtractJob, decoders: int) -> Extraction:
         from hada.extract.common.host import reuse_freed_memory
         from hada.extract.engine.extraction import Extraction
+        from hada.extract.engine.options import ExtractOptions
         from hada.extract.job import load_model
         from hada.pipelines.study.datasets import dataset_of
 
@@ -191,15 +192,17 @@ class Station:
             shown,
             data,
             job.store,
-            dtype=job.dtype,
-            tokens=job.tokens,
-            batch_size=job.batch_size,
-            workers=decoders,
-            rows_per_shard=job.rows,
-            format=job.format,
+            ExtractOptions(
+                dtype=job.dtype,
+                tokens=job.tokens,
+                batch_size=job.batch_size,
+                workers=decoders,
+                rows_per_shard=job.rows,
+                format=job.format,
+            ),
             view=view,
+            keep_reader=decoders > 0,
         )
-        opened.keep_reader = decoders > 0
         self._stores[job.key] = opened
         return opened
 

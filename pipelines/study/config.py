@@ -15,7 +15,7 @@ from hada.extract.common.errors import ManifestError, UsageError, nearest
 from hada.extract.common.strict_yaml import Section, read_yaml
 from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest, is_name
 from hada.extract.spec import STORE_DTYPES
-from hada.extract.variants.reduced import pool_size
+from hada.extract.store.pooling import pool_size
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES, Recipe
 
 

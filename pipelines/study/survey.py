@@ -168,7 +168,7 @@ def _compare(
 
 def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
     """What of a store is not as asked for, as far as that is known without the model."""
-    from hada.extract.variants.reduced import describe
+    from hada.extract.store.pooling import describe
 
     shown = _pictures_only(data) if job.view else data
     wanted: dict[str, tuple[object, object]] = {

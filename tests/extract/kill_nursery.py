@@ -28,6 +28,7 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.common import progress
 from hada.extract.datasets.read import read_dataset
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.runner import run
 from hada.extract.engine.store_plan import store_index, store_spec
 from hada.extract.engine.token_ids import tokenize
@@ -113,7 +114,12 @@ def main() -> None:
                 die_at(call, after)
             else:
                 tell_first(pipe)
-            run(backbone, data, store, rows_per_shard=ROWS, batch_size=1, format=form)
+            run(
+                backbone,
+                data,
+                store,
+                ExtractOptions(rows_per_shard=ROWS, batch_size=1, format=form),
+            )
             os._exit(0)
         os.close(pipe)
         if not at_step:

@@ -16,6 +16,7 @@ from hada.extract.backbones.base import BackboneRequest
 from hada.extract.cli import extract as command
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import batch_size
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
@@ -74,14 +75,19 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 ) -> None:
     makers.make_project(tmp_path)
     backbone = short_of_memory(1, error, after=2)
-    run(backbone, data(), "stores/x", rows_per_shard=ROWS, batch_size=4, workers=workers)
+    run(
+        backbone,
+        data(),
+        "stores/x",
+        ExtractOptions(rows_per_shard=ROWS, batch_size=4, workers=workers),
+    )
     # The shards before it keep their size; the one in which it happened has the small one whole.
     assert sizes("stores/x") == [4, 4, 1]
     assert sizes("stores/x", "caption") == [4] * 5
     said = capsys.readouterr().err
     assert "out of memory, 4 images at a time now become 2" in said
     assert "out of memory, 2 images at a time now become 1" in said
-    run(fake(), data(), "stores/plain", rows_per_shard=ROWS, batch_size=4)
+    run(fake(), data(), "stores/plain", ExtractOptions(rows_per_shard=ROWS, batch_size=4))
     one, two = open_store("stores/x"), open_store("stores/plain")
     np.testing.assert_array_equal(one.image.tokens(slice(None)), two.image.tokens(slice(None)))
 
@@ -89,31 +95,36 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 def test_a_model_too_large_for_one_item_is_an_error(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
     with pytest.raises(OutOfMemoryError):
-        run(short_of_memory(0, OutOfMemoryError()), data(), "stores/x", rows_per_shard=ROWS)
+        run(
+            short_of_memory(0, OutOfMemoryError()),
+            data(),
+            "stores/x",
+            ExtractOptions(rows_per_shard=ROWS),
+        )
 
 
 def test_other_errors_are_not_tried_again(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
     backbone = short_of_memory(1, RuntimeError("mat1 and mat2 shapes"))
     with pytest.raises(RuntimeError, match="mat1"):
-        run(backbone, data(), "stores/x", rows_per_shard=ROWS, batch_size=4)
+        run(backbone, data(), "stores/x", ExtractOptions(rows_per_shard=ROWS, batch_size=4))
     assert backbone.seen == [4]
 
 
 def test_auto_goes_on_with_the_stores_size(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
-    run(fake(), data(), "stores/whole", rows_per_shard=ROWS, batch_size=3)
-    run(fake(), data(), "stores/x", rows_per_shard=ROWS, batch_size=3)
+    run(fake(), data(), "stores/whole", ExtractOptions(rows_per_shard=ROWS, batch_size=3))
+    run(fake(), data(), "stores/x", ExtractOptions(rows_per_shard=ROWS, batch_size=3))
     for name in ("image-000001", "caption-000004"):
         (tmp_path / "stores" / "x" / "commit" / f"{name}.json").unlink()
-    report = run(fake(), data(), "stores/x", rows_per_shard=ROWS, batch_size=None)
+    report = run(fake(), data(), "stores/x", ExtractOptions(rows_per_shard=ROWS, batch_size=None))
     assert report.batch_sizes == {"image": 3, "caption": 3}
     assert files_of(tmp_path / "stores" / "x") == files_of(tmp_path / "stores" / "whole")
 
 
 def test_auto_on_a_cpu(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
-    report = run(fake(), data(), "stores/x", rows_per_shard=ROWS, batch_size=None)
+    report = run(fake(), data(), "stores/x", ExtractOptions(rows_per_shard=ROWS, batch_size=None))
     assert report.batch_sizes == {"image": batch_size.CPU_BATCH, "caption": batch_size.CPU_BATCH}
 
 

@@ -22,7 +22,7 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from contracts_store import Content, files_of
+from hada.extract.testing.store_contract import Content, files_of
 from places import ROOT
 
 from hada.extract.cli import extract, store
@@ -31,6 +31,7 @@ from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.spec import SIDES
 from hada.extract.store import commit, open_store, stores_below, write_store
 from hada.extract.store.maintain import convert
+from hada.extract.store_cli import store
 from hada.fuse.cli import fuse
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])

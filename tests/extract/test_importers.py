@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
-from hada.extract.cli import store
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
+from hada.extract.store_cli import store
 
 E, D = 4, 6
 

@@ -20,6 +20,7 @@ from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import token_ids
 from hada.extract.engine.decode import ThreadReader, read_ahead
 from hada.extract.engine.items import PictureItems
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
 from hada.extract.engine.token_ids import TokenIds
@@ -76,11 +77,13 @@ def late(log: list[str]) -> Any:
 def test_the_next_batch_is_launched_before_the_last_has_arrived(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
     log: list[str] = []
-    report = run(late(log), data(), "stores/late", rows_per_shard=ROWS, batch_size=2)
+    report = run(
+        late(log), data(), "stores/late", ExtractOptions(rows_per_shard=ROWS, batch_size=2)
+    )
     images = log[:12]  # six batches, also across shards: one on its way, never more
     assert images == ["launch", *(["launch", "arrive"] * 5), "arrive"]
     assert report.seconds["transfer"] >= 0.01 * len(log) / 2 - 1e-6
-    run(fake(), data(), "stores/plain", rows_per_shard=ROWS, batch_size=2)
+    run(fake(), data(), "stores/plain", ExtractOptions(rows_per_shard=ROWS, batch_size=2))
     one, two = open_store("stores/late"), open_store("stores/plain")
     for side in ("image", "caption"):
         a, b = getattr(one, side), getattr(two, side)
@@ -107,7 +110,12 @@ def test_a_writers_error_stops_the_run_at_the_next_batch(
     backbone.encode_images = slowly
     monkeypatch.setattr(StoreWriter, "write", write)
     with pytest.raises(OSError, match="No space left"):
-        run(backbone, data(), "stores/x", rows_per_shard={"image": 4, "caption": 4}, batch_size=1)
+        run(
+            backbone,
+            data(),
+            "stores/x",
+            ExtractOptions(rows_per_shard={"image": 4, "caption": 4}, batch_size=1),
+        )
     assert len(seen) == 5  # the first shard's, and one while it was tried to be written
     assert list((tmp_path / "stores" / "x" / "commit").glob("*.lock")) == []
 
@@ -192,12 +200,12 @@ def test_waiting_is_counted_where_it_happens(tmp_path: Path) -> None:
     encode = slow.encode_images
     slow.encode_images = lambda pixels: (time.sleep(0.05), encode(pixels))[1]
     few: dict[SideName, int] = {"image": 64, "caption": 64}  # writing costs little then
-    forward = run(slow, data(), "stores/a", rows_per_shard=few, batch_size=2)
+    forward = run(slow, data(), "stores/a", ExtractOptions(rows_per_shard=few, batch_size=2))
     assert max(forward.seconds, key=forward.seconds.__getitem__) == "forward"
     blind = fake()
     preprocess = blind.preprocessor
     blind.preprocessor = lambda image: (time.sleep(0.05), preprocess(image))[1]
-    decode = run(blind, data(), "stores/b", rows_per_shard=few, batch_size=2)
+    decode = run(blind, data(), "stores/b", ExtractOptions(rows_per_shard=few, batch_size=2))
     assert max(decode.seconds, key=decode.seconds.__getitem__) == "decode"
     for report in (forward, decode):
         assert sum(report.seconds.values()) <= report.wall_seconds

@@ -19,6 +19,7 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.common.errors import HadaError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
@@ -38,7 +39,7 @@ def data(split: str = "val") -> CaptionDataset:
 
 
 def extract(path: str, **options: Any) -> Report:
-    return run(fake(**options), data(), path, rows_per_shard=ROWS)
+    return run(fake(**options), data(), path, ExtractOptions(rows_per_shard=ROWS))
 
 
 @pytest.mark.parametrize("options", [{}, {"pooled": True}, {"tokens": False}], ids=str)
@@ -66,9 +67,7 @@ def test_batch_size_and_threads_do_not_change_what_is_stored(tmp_path: Path) -> 
             fake(),
             data(),
             f"stores/{name}",
-            rows_per_shard=ROWS,
-            batch_size=batch,
-            workers=workers,
+            ExtractOptions(rows_per_shard=ROWS, batch_size=batch, workers=workers),
         )
     one, two = open_store("stores/a"), open_store("stores/b")
     np.testing.assert_array_equal(one.image.tokens(slice(None)), two.image.tokens(slice(None)))
@@ -114,7 +113,7 @@ def test_tokens_that_were_not_declared_are_refused(tmp_path: Path) -> None:
 
     backbone.encode_images = shifted  # type: ignore[union-attr, method-assign]
     with pytest.raises(HadaError, match=r"gave \[6, 4\] tokens .* declared to have \[5, 5\]"):
-        run(backbone, data(), "stores/x", rows_per_shard=ROWS)
+        run(backbone, data(), "stores/x", ExtractOptions(rows_per_shard=ROWS))
 
 
 _SLOW = """
@@ -130,13 +129,15 @@ def slow(pixels):
     return encode(pixels)
 backbone.encode_images = slow
 data = read.read_dataset(manifest.load_manifest().dataset(), "train")
-runner.run(backbone, data, "stores/killed", rows_per_shard={"image": 2, "caption": 4}, batch_size=1)
+from hada.extract.engine.options import ExtractOptions
+options = ExtractOptions(rows_per_shard={"image": 2, "caption": 4}, batch_size=1)
+runner.run(backbone, data, "stores/killed", options)
 """
 
 
 def test_killed_and_continued_ends_with_the_same_bytes(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
-    run(fake(), data("train"), "stores/whole", rows_per_shard=ROWS, batch_size=1)
+    run(fake(), data("train"), "stores/whole", ExtractOptions(rows_per_shard=ROWS, batch_size=1))
     random = np.random.default_rng(0)
     kills = 0
     for _ in range(4):
@@ -148,7 +149,7 @@ def test_killed_and_continued_ends_with_the_same_bytes(tmp_path: Path) -> None:
             kills += 1
         process.wait()
     assert kills >= 2
-    run(fake(), data("train"), "stores/killed", rows_per_shard=ROWS, batch_size=1)
+    run(fake(), data("train"), "stores/killed", ExtractOptions(rows_per_shard=ROWS, batch_size=1))
     assert files_of(tmp_path / "stores" / "killed") == files_of(tmp_path / "stores" / "whole")
 
 

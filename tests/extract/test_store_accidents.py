@@ -18,6 +18,7 @@ from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.common.errors import StoreError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
@@ -43,7 +44,7 @@ def data(split: str) -> CaptionDataset:
 
 
 def extract(path: Path | str, form: str, split: str = "train") -> None:
-    run(fake(), data(split), path, rows_per_shard=ONE, batch_size=1, format=form)
+    run(fake(), data(split), path, ExtractOptions(rows_per_shard=ONE, batch_size=1, format=form))
 
 
 @FORMATS
@@ -119,10 +120,7 @@ def test_a_full_disk_is_an_error_and_no_loss(tmp_path: Path, form: str, small_di
             fake(),
             data("train"),
             small_disk / "s",
-            rows_per_shard=ONE,
-            batch_size=1,
-            format=form,
-            force=True,
+            ExtractOptions(rows_per_shard=ONE, batch_size=1, format=form, force=True),
         )
     folder = small_disk / "s"
     if folder.exists():

@@ -19,9 +19,9 @@ from hada.extract.common.errors import RunError, UsageError
 from hada.extract.spec import StoreSpec, TokenSpec
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
+from hada.extract.store.pooling import groups, pool, pool_size, pooled_lengths, reduced_spec
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
-from hada.extract.variants.reduced import groups, pool, pool_size, pooled_lengths, reduced_spec
 
 
 def call(command: Any, *arguments: object) -> tuple[int, str]:

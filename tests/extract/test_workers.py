@@ -31,6 +31,7 @@ from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine import decode_workers
 from hada.extract.engine.decode import ProcessReader
 from hada.extract.engine.items import PictureItems
+from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
@@ -69,7 +70,7 @@ def fake(preprocessor: Any = None) -> Any:
 
 def extract(backbone: Any, path: str, workers: int, **options: Any) -> Report:
     options = {"rows_per_shard": ROWS, "batch_size": 2, **options}
-    return run(backbone, data(), path, workers=workers, **options)
+    return run(backbone, data(), path, ExtractOptions(workers=workers, **options))
 
 
 @pytest.mark.parametrize("family", ["fake", "blip"])
@@ -193,7 +194,7 @@ def test_a_backbone_without_a_transform_of_its_own_uses_threads(tmp_path: Path) 
     makers.make_project(tmp_path)
     backbone = fake()
     transform = backbone.preprocessor
-    del backbone.preprocessor
+    backbone.preprocessor = None
     backbone.preprocess = transform
     assert extract(backbone, "stores/threads", 2).failures == {}
     extract(fake(), "stores/processes", 2)
@@ -258,7 +259,7 @@ def test_interrupted_and_continued(
             BackboneRequest(name="one", family="fake", weights="a", options={})
         )
         place = commit.parent if name == "one" else tmp_path / "whole"
-        report = run(backbone, data(), place, rows_per_shard=rows, batch_size=2)
+        report = run(backbone, data(), place, ExtractOptions(rows_per_shard=rows, batch_size=2))
         assert report.images == (60 - 2 * done if name == "one" else 60)
     assert files_of(commit.parent) == files_of(tmp_path / "whole")
 
