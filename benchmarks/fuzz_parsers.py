@@ -477,7 +477,8 @@ def checkpoint(folder: Path) -> Made:
 
 def runs(folder: Path) -> Made:
     """A run's config and metrics."""
-    from hada.fuse.run_folder import METRICS, RunFolder, branch_from_json
+    from hada.fuse.run_files.config import branch_from_json
+    from hada.fuse.run_folder import METRICS, RunFolder
 
     run = RunFolder(folder / "run")
     run.path.mkdir()

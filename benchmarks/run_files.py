@@ -25,7 +25,9 @@ from hada.extract.common import atomic
 from hada.fuse.batch import ModelShape
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.recipes import RECIPES
-from hada.fuse.run_folder import BEST, LAST, Position, RunFolder
+from hada.fuse.run_files.checkpoint import LAST, Position
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.trainer import branch_config, build_optimizer
 

@@ -28,7 +28,8 @@ from hada.extract.common.device import choose_device
 from hada.extract.spec import SideName
 from hada.fuse.batch import ModelShape
 from hada.fuse.recipes import RECIPES
-from hada.fuse.run_folder import Position, RunFolder
+from hada.fuse.run_files.checkpoint import Position
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.sources import Held, Resident, Source
 from hada.fuse.tokens.split import Split

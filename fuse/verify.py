@@ -19,9 +19,10 @@ from hada.fuse.run_files.checkpoint import (
     read_point,
     seal_last,
 )
-from hada.fuse.run_files.config import FORMAT, read_config
+from hada.fuse.run_files.config import CONFIG, FORMAT, read_config
 from hada.fuse.run_files.sealed import FaultError, check_sealed, seal_json, seal_safetensors
-from hada.fuse.run_folder import BEST, CONFIG, METRICS, RunFolder, weights_digest
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import METRICS, RunFolder, weights_digest
 from hada.fuse.training.lock import only_trainer
 
 EXPORTED = "model.safetensors"

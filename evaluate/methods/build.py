@@ -15,7 +15,9 @@ from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError, StoreMismatchError
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader, open_store
-from hada.fuse.run_folder import BEST, CONFIG, RunFolder
+from hada.fuse.run_files.config import CONFIG
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)

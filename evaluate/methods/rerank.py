@@ -29,7 +29,8 @@ from hada.extract.store import StoreReader
 from hada.fuse.embedding import embed_split
 from hada.fuse.ranking.counting import pair_scores
 from hada.fuse.ranking.ranks import Ranks
-from hada.fuse.run_folder import RunFolder, branch_from_json
+from hada.fuse.run_files.config import branch_from_json
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.training.objective import Discriminator
 
 # Of every query: best rank, worst rank and tied positives; see `Ranks`.

@@ -19,7 +19,8 @@ from hada.extract.common.errors import DatasetError, RunError, UsageError
 from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName
-from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
 
 Hit = dict[str, Any]
 

@@ -27,7 +27,8 @@ from hada.fuse.embedding import Embedded, check_features, embed
 from hada.fuse.exchange.exported import check_export, exported_tensors, seal_weights
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
-from hada.fuse.run_folder import RunFolder, branch_from_json
+from hada.fuse.run_files.config import branch_from_json
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
 
 # Of the code and weights that each family's authors published; a fine-tuned copy may differ.

@@ -26,7 +26,9 @@ from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import Recipe
-from hada.fuse.run_folder import BEST, Position, RunFolder
+from hada.fuse.run_files.checkpoint import Position
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.losses import distillation_weight

@@ -13,7 +13,7 @@ from hada.pipelines.study.jobs import EvaluateJob
 def evaluation_inputs(job: EvaluateJob) -> str:
     """A digest of all that a result is made from: the request, the stores' specs, the weights."""
     from hada.extract.store.reader import read_spec
-    from hada.fuse.run_folder import BEST
+    from hada.fuse.run_files.weights import BEST
 
     digest = hashlib.sha256(repr((job.quick, job.models, job.runs)).encode())
     splits = [job.split] if job.quick else [job.split, job.train_split, job.val_split]

@@ -213,7 +213,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _survey_run(job: TrainJob) -> State:
-    from hada.fuse.run_folder import CONFIG, LAST, RunFolder, differences
+    from hada.fuse.run_files.checkpoint import LAST
+    from hada.fuse.run_files.config import CONFIG, differences
+    from hada.fuse.run_folder import RunFolder
 
     state = State(job=job)
     run = RunFolder(job.folder)

@@ -21,8 +21,11 @@ from hada.extract.common.errors import HadaError, RunError
 from hada.extract.store import open_store
 from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.recipes import Recipe
+from hada.fuse.run_files.checkpoint import LAST, PREVIOUS
+from hada.fuse.run_files.config import CONFIG
 from hada.fuse.run_files.sealed import check_sealed
-from hada.fuse.run_folder import BEST, CONFIG, LAST, METRICS, PREVIOUS, RunFolder, weights_digest
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import METRICS, RunFolder, weights_digest
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective, build_optimizer, train
 from hada.fuse.verify import bind, examine

@@ -12,7 +12,8 @@ from fuse_fakes import make_store, make_world
 
 from hada.fuse.cli import fuse
 from hada.fuse.recipes import RECIPES
-from hada.fuse.run_folder import BEST, RunFolder
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train

@@ -15,7 +15,8 @@ from fuse_fakes import make_store
 from test_training import FAST, HADA, SETTINGS, call, job, world  # noqa: F401
 
 from hada.extract.common.errors import RunError, UsageError
-from hada.fuse.run_folder import LAST, METRICS, Position, RunFolder
+from hada.fuse.run_files.checkpoint import LAST, Position
+from hada.fuse.run_folder import METRICS, RunFolder
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse

@@ -22,7 +22,9 @@ from hada.fuse.cli import fuse
 from hada.fuse.embedding import embed_split, write_embedded
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
-from hada.fuse.run_folder import BEST, LAST, METRICS, RunFolder
+from hada.fuse.run_files.checkpoint import LAST
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import METRICS, RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
