@@ -22,16 +22,16 @@ import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hada.extract.testing.store_contract import Content, files_of
 from places import ROOT
 
-from hada.extract.cli import extract, store
+from hada.extract.cli import extract
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.spec import SIDES
 from hada.extract.store import commit, open_store, stores_below, write_store
 from hada.extract.store.maintain import convert
 from hada.extract.store_cli import store
+from hada.extract.testing.store_contract import Content, files_of
 from hada.fuse.cli import fuse
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
