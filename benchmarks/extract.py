@@ -49,7 +49,7 @@ from extract_inputs import (
 )
 from turns import Way, measure, rates, ratios
 
-from hada.extract import job
+from hada.extract import one_model
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.datasets.read import CaptionDataset
 from hada.extract.engine.options import ExtractOptions
@@ -93,7 +93,7 @@ def peer(arguments: argparse.Namespace, work: Path, batch: int) -> Way:
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Images per second of all ways, and what bound the store's."""
     workers = arguments.workers
-    workers = job.default_workers(arguments.device) if workers is None else workers
+    workers = one_model.default_workers(arguments.device) if workers is None else workers
     work = Path(tempfile.mkdtemp(prefix="hada-bench-"))
     if arguments.pictures:
         paths = find_pictures(arguments.pictures, work / "images", arguments.images)

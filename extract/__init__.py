@@ -1,10 +1,12 @@
 """The ground floor of HADA: pictures and captions in, feature stores out.
 
-Importing this package costs nothing but the standard library; heavy packages are imported
-where they are used.
+The public names below are imported on first use, so importing this package costs nothing but the
+standard library; heavy packages are imported where they are used.
 """
 
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 # pip refuses an old Python; this word is for those who start a checkout with one. Old syntax only.
 if sys.version_info < (3, 11):  # noqa: UP036
@@ -13,4 +15,33 @@ if sys.version_info < (3, 11):  # noqa: UP036
         "Make a virtual environment with a newer one: python3.11 -m venv .venv"
     )
 
+if TYPE_CHECKING:
+    from hada.extract.engine.options import ExtractOptions
+    from hada.extract.job import extract
+    from hada.extract.manifest import Manifest, load_manifest
+    from hada.extract.store.reader import StoreReader, open_store
+
+# The only place of the version: pyproject.toml reads it from here.
 __version__ = "0.1.0"
+
+__all__ = ["ExtractOptions", "Manifest", "StoreReader", "extract", "load_manifest", "open_store"]
+_DEFINED_IN = {
+    "ExtractOptions": "hada.extract.engine.options",
+    "Manifest": "hada.extract.manifest",
+    "StoreReader": "hada.extract.store.reader",
+    "extract": "hada.extract.job",
+    "load_manifest": "hada.extract.manifest",
+    "open_store": "hada.extract.store.reader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> "list[str]":
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,6 @@ from hada.extract.spec import STORE_DTYPES
 from hada.extract.store_cli import store
 
 if TYPE_CHECKING:
-    from hada.extract.spec import SideName
     from hada.extract.store.size_plan import SizePlan
 
 __all__ = ["extract", "store"]
@@ -177,61 +176,44 @@ def extract(
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
     from hada.extract import job
-    from hada.extract.backbones import REGION_FAMILIES
     from hada.extract.common.host import reuse_freed_memory, sleep_while_waiting
-    from hada.extract.datasets.read import read_dataset
     from hada.extract.engine.options import ExtractOptions
-    from hada.extract.store.pooling import pool_size
-    from hada.extract.variants.crops import CropPlan
+    from hada.extract.engine.summary import summary
 
-    pool_size(tokens)  # an unusable --tokens is told before a model is loaded
-    crop_plan = CropPlan.parse(crops) if crops else None
     reuse_freed_memory()
     sleep_while_waiting()
-    entry = manifest.dataset(dataset)
-    chosen = [job.model_entry(manifest, text) for text in manifest.chosen_models(models)]
-    pictures = any(model.family not in REGION_FAMILIES for model in chosen)
-    data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
-    rows: dict[SideName, int] = {"image": shard_size, "caption": 8 * shard_size}
-    failures = 0
-    plans = []
-    for model in chosen:
-        shared: dict[str, Any] = {
-            "device": device,
-            "precision": precision or model.precision or manifest.defaults.precision,
-        }
-        options = ExtractOptions(
+    asked: dict[str, Any] = {
+        "models": models,
+        "splits": splits,
+        "dataset": dataset,
+        "manifest": manifest,
+        "device": device,
+        "precision": precision,
+        "options": ExtractOptions(
             dtype=store_dtype or manifest.defaults.store_dtype,
             tokens=tokens,
             batch_size=batch_size,
-            rows_per_shard=rows,
+            rows_per_shard={"image": shard_size, "caption": 8 * shard_size},
             format=store_format,
             allow_mismatch=allow,
             force=force,
             on_error=on_error,
-        )
-        if dry_run:
-            plans += job.plan_model(manifest, model, data, options, **shared)
-            continue
-        with stopping_on_sigterm():
-            reports = job.extract_model(
-                manifest,
-                model,
-                data,
-                options,
-                **shared,
-                workers=workers,
-                compile=compile,
-                views=views,
-                view_seed=view_seed,
-                crops=crop_plan,
-                fresh=fresh,
-            )
-        for report in reports:
-            tell(job.summary(model.name, report))
-            failures = max(failures, len(report.failures))
+        ),
+    }
     if dry_run:
-        return _dry_run(plans, force=force)
+        return _dry_run(job.plan_extraction(**asked), force=force)
+    with stopping_on_sigterm():
+        reports = job.extract(
+            **asked,
+            workers=workers,
+            compile=compile,
+            views=views,
+            view_seed=view_seed,
+            crops=crops,
+            fresh=fresh,
+            on_report=lambda model, report: tell(summary(model, report)),
+        )
+    failures = max(len(report.failures) for report in reports)
     if failures > max_errors:
         raise HadaError(
             f"{failures} pictures could not be decoded, more than --max-errors {max_errors}. "

@@ -1,36 +1,162 @@
-"""One model of the manifest over some splits: what `hada-extract` and the pipelines both do."""
+"""Models of the manifest over splits: what `hada-extract` and the pipelines both do."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from hada.extract.backbones import load_backbone
-from hada.extract.backbones.base import Backbone, BackboneRequest, RegionBackbone
-from hada.extract.common import atomic, remote
-from hada.extract.common.console import say
-from hada.extract.common.device import choose_device
+from hada.extract.backbones import REGION_FAMILIES
 from hada.extract.common.errors import UsageError
-from hada.extract.common.host import cores
-from hada.extract.common.progress import duration, size
-from hada.extract.datasets.read import CaptionDataset
-from hada.extract.engine.extraction import ERRORS
+from hada.extract.datasets.read import CaptionDataset, read_dataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
-from hada.extract.engine.runner import run
-from hada.extract.engine.store_plan import plan
-from hada.extract.manifest import Manifest, ModelEntry, is_name
-from hada.extract.store import formats
-from hada.extract.store.commit import COMMIT
+from hada.extract.manifest import Manifest, ModelEntry, is_name, load_manifest
+from hada.extract.one_model import extract_model, plan_model
 from hada.extract.store.size_plan import SizePlan
-from hada.extract.variants.crops import CropBackbone, CropPlan
-from hada.extract.variants.views import View, pictures_only, viewed
+from hada.extract.variants.crops import CropPlan
 
-MOST_NAMED = 10
-# A GPU computes faster than one thread decodes; more processes than this only cost memory.
-MOST_WORKERS = 16
+
+def extract(
+    models: str | Sequence[str] = (),
+    splits: str | Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    manifest: Manifest | Path | str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    options: ExtractOptions | None = None,
+    workers: int | None = None,
+    views: int = 0,
+    view_seed: int = 0,
+    crops: CropPlan | str | None = None,
+    compile: bool = False,  # noqa: A002
+    fresh: bool = False,
+    on_report: Callable[[str, Report], None] | None = None,
+) -> list[Report]:
+    """Run frozen models over splits of a dataset and store their features.
+
+    This is the command `hada-extract` without its output: progress and notices go to stderr.
+    Shards that are there already are skipped, so the same call continues after an interruption.
+    A picture that cannot be decoded is recorded in the store and does not stop the run.
+
+    Args:
+        models: Models of the manifest by name, or NAME=FAMILY:WEIGHTS for one that is not in it.
+            One text is one model; none takes the manifest's defaults.
+        splits: Splits of the dataset; one text is one split.
+        dataset: A dataset of the manifest; None takes the manifest's default.
+        manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the
+            manifest that HADA ships.
+        device: Where models compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: What models compute in: `fp32`, `bf16` or `fp16`; None takes the model's own,
+            else the manifest's.
+        options: How stores are filled; None takes the manifest's dtype and the defaults of
+            `ExtractOptions`.
+        workers: Processes that decode images; None takes what suits the device.
+        views: Also store this many augmented renderings of every image, each in a store
+            `MODEL@viewN` beside the model's.
+        view_seed: Seed of the augmented views.
+        crops: Also store embeddings of random crops: `wca`, `lgca`, or a `CropPlan`.
+        compile: Whether to run the models through `torch.compile`.
+        fresh: Whether to delete the stores first and start again.
+        on_report: Called with a model's name and the report of each of its stores, when the model
+            has done all splits.
+
+    Returns:
+        A report on every store: model after model, and for each split the store, then its views
+        and crops. `report.store` is the store's folder, `report.failures` names the images that
+        could not be decoded.
+
+    Raises:
+        UsageError: There is no split, or a name or value is wrong.
+        ManifestError: The manifest is missing or wrong.
+        DatasetError: Annotations or images are missing.
+        BackboneError: Weights cannot be loaded.
+        StoreError: A store is damaged or holds something else, or the disk has not the room.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from hada.extract import extract, load_manifest, open_store
+        >>> from hada.extract.scenes import write_scenes
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = write_scenes(Path(folder) / "scenes", train=1, val=1, test=3)
+        >>> manifest = load_manifest(roots={"scenes": f"{folder}/scenes", "stores": folder})
+        >>> (report,) = extract("toy=fake:a", "test", dataset="scenes", manifest=manifest)
+        >>> report.images, report.captions
+        (3, 15)
+        >>> store = open_store(report.store)
+        >>> len(store.image), store.caption_to_image[:6].tolist()
+        (3, [0, 0, 0, 0, 0, 1])
+    """
+    manifest, entries, data = _resolve(manifest, models, splits, dataset)
+    crop_plan = CropPlan.parse(crops) if isinstance(crops, str) else crops
+    reports = []
+    for model in entries:
+        ended = extract_model(
+            manifest,
+            model,
+            data,
+            options or ExtractOptions(dtype=manifest.defaults.store_dtype),
+            device=device,
+            precision=precision or model.precision or manifest.defaults.precision,
+            workers=workers,
+            compile=compile,
+            views=views,
+            view_seed=view_seed,
+            crops=crop_plan,
+            fresh=fresh,
+        )
+        if on_report is not None:
+            for report in ended:
+                on_report(model.name, report)
+        reports += ended
+    return reports
+
+
+def plan_extraction(
+    models: str | Sequence[str] = (),
+    splits: str | Sequence[str] = (),
+    *,
+    dataset: str | None = None,
+    manifest: Manifest | Path | str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    options: ExtractOptions | None = None,
+) -> list[SizePlan]:
+    """What `extract` with the same arguments would write; nothing is written."""
+    manifest, entries, data = _resolve(manifest, models, splits, dataset)
+    return [
+        plan
+        for model in entries
+        for plan in plan_model(
+            manifest,
+            model,
+            data,
+            options or ExtractOptions(dtype=manifest.defaults.store_dtype),
+            device=device,
+            precision=precision or model.precision or manifest.defaults.precision,
+        )
+    ]
+
+
+def _resolve(
+    manifest: Manifest | Path | str | None,
+    models: str | Sequence[str],
+    splits: str | Sequence[str],
+    dataset: str | None,
+) -> tuple[Manifest, list[ModelEntry], list[CaptionDataset]]:
+    """Names as what they stand for; annotations are read, no model is loaded."""
+    models = (models,) if isinstance(models, str) else models
+    splits = (splits,) if isinstance(splits, str) else splits
+    if not splits:
+        raise UsageError("no split was named: give one of the dataset's splits, e.g. 'test'")
+    if not isinstance(manifest, Manifest):
+        manifest = load_manifest(manifest)
+    entry = manifest.dataset(dataset)
+    entries = [model_entry(manifest, text) for text in manifest.chosen_models(models)]
+    pictures = any(model.family not in REGION_FAMILIES for model in entries)
+    data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
+    return manifest, entries, data
 
 
 def model_entry(manifest: Manifest, text: str) -> ModelEntry:
@@ -44,216 +170,3 @@ def model_entry(manifest: Manifest, text: str) -> ModelEntry:
             f"--model {text!r}: expected NAME=FAMILY:WEIGHTS, e.g. mine=dual:folder/of/weights"
         )
     return ModelEntry(name=name, family=family, weights={"default": weights}, precision=None)
-
-
-def extract_model(
-    manifest: Manifest,
-    model: ModelEntry,
-    data: Sequence[CaptionDataset],
-    options: ExtractOptions,
-    *,
-    device: str,
-    precision: str,
-    workers: int | None = None,
-    views: int = 0,
-    view_seed: int = 0,
-    crops: CropPlan | None = None,
-    compile: bool = False,  # noqa: A002
-    fresh: bool = False,
-) -> list[Report]:
-    """One model over several splits: loaded once, then shard after shard.
-
-    Images that failed and captions that were cut are told on stderr.
-
-    Args:
-        manifest: Where stores lie, and the format of new ones where `options` name none.
-        model: The frozen model.
-        data: The splits.
-        options: How stores are filled; `workers` here stands before theirs.
-        device: Where the model computes: "auto" or a name that PyTorch knows.
-        precision: What it computes in: "fp32", "bf16" or "fp16".
-        workers: Processes that decode images; None takes what suits the device.
-        views: So many augmented views follow view 0, each in a store of its own.
-        view_seed: Their seed.
-        crops: Whose embeddings to store too; None for none.
-        compile: Whether to run the model through `torch.compile`.
-        fresh: Whether to delete stores that are there.
-
-    Returns:
-        A report on every store, in the order of `data`.
-
-    Raises:
-        UsageError: The model or this machine has nothing to compile with.
-    """
-    backbone = load_model(model, data[0].name, device, precision)
-    workers = default_workers(choose_device(device)) if workers is None else workers
-    options = replace(options, workers=workers)
-    if compile:
-        backbone.compile()
-        options = replace(options, provenance={"compiled": True})
-    reports = []
-    for dataset in data:
-        path = manifest.store_path(dataset.name, dataset.split, model.name)
-        if fresh:
-            _remove_store(path)
-        new = not remote.place(path).exists()
-        form = options.format or (manifest.defaults.store_format if new else None)
-        here = replace(options, format=form)
-        cut_before = backbone.truncated
-        report = run(backbone, dataset, path, here)
-        _tell(model.name, dataset, report, backbone.truncated - cut_before)
-        reports.append(report)
-        for number in range(1, views + 1):
-            view = View(number, view_seed)
-            reports.append(_extract_view(backbone, dataset, path, view, here, fresh=fresh))
-        if crops is not None:
-            reports.append(_extract_crops(backbone, dataset, path, crops, here, fresh=fresh))
-    return reports
-
-
-def _extract_crops(
-    backbone: Backbone | RegionBackbone,
-    dataset: CaptionDataset,
-    path: str,
-    plan: CropPlan,
-    options: ExtractOptions,
-    *,
-    fresh: bool,
-) -> Report:
-    """The crops of a split's images, in a store beside the one at `path`."""
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --crops")
-    beside = f"{path}@crops-{plan.name}"
-    if fresh:
-        _remove_store(beside)
-    # An image is a whole batch by itself, and the rows are embeddings, not tokens to be reduced.
-    own = replace(options, batch_size=1, workers=0, tokens="all")
-    report = run(CropBackbone(backbone, plan), pictures_only(dataset), beside, own)
-    _tell(f"{backbone.spec.name}@crops-{plan.name}", dataset, report, 0)
-    return report
-
-
-def _extract_view(
-    backbone: Backbone | RegionBackbone,
-    dataset: CaptionDataset,
-    path: str,
-    view: View,
-    options: ExtractOptions,
-    *,
-    fresh: bool,
-) -> Report:
-    """One augmented view of a split, in a store beside the one at `path`."""
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")
-    beside = f"{path}@view{view.number}"
-    if fresh:
-        _remove_store(beside)
-    report = run(viewed(backbone, view), pictures_only(dataset), beside, options, view=view)
-    _tell(f"{backbone.spec.name}@view{view.number}", dataset, report, 0)
-    return report
-
-
-def plan_model(
-    manifest: Manifest,
-    model: ModelEntry,
-    data: Sequence[CaptionDataset],
-    options: ExtractOptions,
-    *,
-    device: str,
-    precision: str,
-) -> list[SizePlan]:
-    """What `extract_model` with the same arguments would write; nothing is written."""
-    backbone = load_model(model, data[0].name, device, precision)
-    return [
-        plan(
-            backbone,
-            dataset,
-            manifest.store_path(dataset.name, dataset.split, model.name),
-            options,
-        )
-        for dataset in data
-    ]
-
-
-def load_model(
-    model: ModelEntry, dataset: str, device: str, precision: str
-) -> Backbone | RegionBackbone:
-    """A model of the manifest with its weights for a dataset, on a device."""
-    return load_backbone(
-        BackboneRequest(
-            name=model.name,
-            family=model.family,
-            weights=model.weights_for(dataset),
-            device=choose_device(device),
-            precision=precision,
-            options=dict(model.options),
-        )
-    )
-
-
-def _remove_store(path: str) -> None:
-    folder = remote.place(path)
-    if not folder.exists():
-        return
-    names = {item.name for item in folder.iterdir() if not atomic.is_temporary(item.name)}
-    strangers = names - {COMMIT, ERRORS, *formats.folders()}
-    if strangers:
-        raise UsageError(
-            f"--fresh: {folder} holds more than a store ({min(strangers)}); not deleted"
-        )
-    if remote.is_remote(folder):
-        remote.remove_folder(folder)
-    else:
-        # Renamed first: half of a store would be no store, and in the way of a new one.
-        gone = atomic.temporary_name(folder.with_name(f".{folder.name}"))
-        os.replace(folder, gone)
-        shutil.rmtree(gone)
-
-
-def _tell(name: str, dataset: CaptionDataset, report: Report, truncated: int) -> None:
-    where = f"{name} on {dataset.name}/{dataset.split}"
-    for id_, reason in list(report.failures.items())[:MOST_NAMED]:
-        say(f"{where}: could not decode {id_}: {reason}")
-    if len(report.failures) > MOST_NAMED:
-        more = len(report.failures) - MOST_NAMED
-        say(f"{where}: and {more} more, all named in {report.store / ERRORS}")
-    if truncated:
-        say(f"{where}: {truncated} captions were longer than the model takes and were cut")
-
-
-def summary(model: str, report: Report) -> str:
-    """One line on a finished extraction: rates, bytes, and what bound them."""
-    parts = [f"{report.total_images} images, {report.total_captions} captions"]
-    if report.images:
-        parts.append(f"{report.images / report.side_seconds['image']:.1f} images/s")
-    if report.captions:
-        parts.append(f"{report.captions / report.side_seconds['caption']:.0f} captions/s")
-    if report.images or report.captions:
-        binding = max(report.seconds, key=report.seconds.__getitem__)
-        share = report.seconds[binding] / max(report.wall_seconds, 1e-9)
-        parts.append(
-            f"{duration(report.wall_seconds)}, {share:.0%} of it {binding} "
-            f"({_remedy(binding, report)})"
-        )
-    else:
-        parts.append("complete already")
-    return f"{model}: {'; '.join(parts)}; {size(report.bytes)} in {report.store}"
-
-
-def _remedy(binding: str, report: Report) -> str:
-    """What to change where the loop mostly waited for `binding`."""
-    if binding == "decode":
-        more = "more --workers" if report.workers else f"--workers {max(2, cores())}"
-        return f"to speed up: {more}, or smaller pictures"
-    if binding == "forward" and not report.on_gpu:
-        return "to speed up: a GPU, or --compile"
-    return {
-        "forward": "to speed up: --precision bf16, --compile, or a larger --batch-size",
-        "transfer": "to speed up: keep fewer tokens, or a larger --batch-size",
-        "write": "to speed up: a faster disk for the stores, --store-dtype float16",
-    }[binding]
-
-
-def default_workers(device: str) -> int:
-    """Worker processes where nothing is asked: none beside a model that computes on the cores."""
-    return min(MOST_WORKERS, cores() - 1) if device.startswith("cuda") else 0

@@ -102,7 +102,18 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole manifest."""
+    """The datasets and models that are known, and where stores and runs lie.
+
+    Make one with `load_manifest`.
+
+    Attributes:
+        path: The file that it was read from.
+        defaults: What commands use where nothing else is said.
+        stores: Folder or URL below which all stores lie.
+        runs: Folder below which all trained runs lie.
+        datasets: Name -> dataset.
+        models: Name -> frozen model.
+    """
 
     path: Path
     defaults: Defaults
@@ -112,14 +123,14 @@ class Manifest:
     models: Mapping[str, ModelEntry]
 
     def dataset(self, name: str | None = None) -> DatasetEntry:
-        """The dataset called `name`, or the default one."""
+        """The dataset called `name`, or the default one; raises `UnknownNameError`."""
         name = name or self.defaults.dataset
         if name not in self.datasets:
             raise unknown("dataset", name, self.datasets)
         return self.datasets[name]
 
     def model(self, name: str) -> ModelEntry:
-        """The model called `name`."""
+        """The model called `name`; raises `UnknownNameError`."""
         if name not in self.models:
             raise unknown("model", name, self.models)
         return self.models[name]
@@ -149,17 +160,28 @@ def load_shipped(roots: Mapping[str, str]) -> Manifest:
     return load_manifest(_SHIPPED, roots)
 
 
-def load_manifest(path: Path | None = None, roots: Mapping[str, str] | None = None) -> Manifest:
-    """Read and check a manifest.
+def load_manifest(
+    path: Path | str | None = None, roots: Mapping[str, str] | None = None
+) -> Manifest:
+    """Read and check a manifest, the YAML file that names datasets and models.
 
     Args:
-        path: The file; None means `default_path()`.
+        path: The file; None takes `./data_manifest.yaml`, or else the manifest that HADA ships.
         roots: Places that win over the file's: dataset name -> folder, and "stores" or "runs".
+
+    Returns:
+        The manifest, with variables like `${HADA_STORES:-stores}` replaced. No dataset is read.
 
     Raises:
         ManifestError: With file, line, what was expected and the nearest valid name.
+        UsageError: `roots` names an unknown dataset.
+
+    Example:
+        >>> manifest = load_manifest(roots={"stores": "/data/stores"})
+        >>> manifest.store_path("scenes", "test", "clip")
+        '/data/stores/scenes/test/clip'
     """
-    file = path or default_path()
+    file = Path(path) if path is not None else default_path()
     if not file.exists():
         raise ManifestError(f"{file}: no such manifest. `--manifest FILE` names one.")
     top = read_yaml(file)

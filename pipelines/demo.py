@@ -87,7 +87,8 @@ def extract(demo: Demo) -> None:
     """Run both frozen models over all splits."""
     from hada.extract.datasets.read import read_dataset
     from hada.extract.engine.options import ExtractOptions
-    from hada.extract.job import extract_model, summary
+    from hada.extract.engine.summary import summary
+    from hada.extract.one_model import extract_model
 
     entry = demo.manifest.dataset(DATASET)
     data = [read_dataset(entry, split) for split in SPLITS]

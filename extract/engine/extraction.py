@@ -1,6 +1,13 @@
 """One backbone on one split, opened once and ready to fill any shard of its store.
 
-The only place in which a backbone runs: read, encode, write, commit.
+The only place in which a backbone runs: read, encode, write, commit. The loop, from outside in:
+
+1. `fill` takes the shards of a side that are missing, and halves batches when memory runs out.
+2. `_fill` opens what one pass needs: claims, a progress bar, the thread that writes.
+3. `_claimed` claims each shard when it is its turn, and passes over those of other processes.
+4. `_encoded` and `encode.py` decode ahead and run the backbone, batch after batch, over a shard.
+5. `WriterThread` writes a shard and its marker (the commit) while the next one is encoded.
+6. `finish`, after the last shard, seals the store and names the pictures that failed.
 """
 
 from __future__ import annotations

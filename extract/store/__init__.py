@@ -29,7 +29,8 @@ that way is read through zarr-python or h5py. A store may lie behind a URL, too:
 """
 
 from hada.extract.store.index import StoreIndex
-from hada.extract.store.reader import SideReader, StoreReader, open_store, stores_below
+from hada.extract.store.reader import StoreReader, open_store, stores_below
+from hada.extract.store.side_reader import SideReader
 from hada.extract.store.writer import Block, StoreWriter, write_store
 
 __all__ = [

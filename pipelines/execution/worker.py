@@ -168,7 +168,7 @@ class Station:
         from hada.extract.common.host import reuse_freed_memory
         from hada.extract.engine.extraction import Extraction
         from hada.extract.engine.options import ExtractOptions
-        from hada.extract.job import load_model
+        from hada.extract.one_model import load_model
         from hada.pipelines.study.datasets import dataset_of
 
         reuse_freed_memory()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hada.extract import job
+from hada.extract import one_model
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.common.host import cores
@@ -23,6 +23,7 @@ from hada.extract.engine.items import PictureItems
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run
+from hada.extract.engine.summary import summary
 from hada.extract.engine.token_ids import TokenIds
 from hada.extract.manifest import load_manifest
 from hada.extract.spec import SideName
@@ -189,7 +190,7 @@ def test_the_last_line_names_the_longest_wait(
     report = Report(Path("s"), images=10, wall_seconds=10.0, workers=workers, on_gpu=on_gpu)
     report.side_seconds["image"] = 10.0
     report.seconds[binding] = 6.0
-    line = job.summary("m", report)
+    line = summary("m", report)
     assert f"10s, 60% of it {binding} (to speed up: " in line
     assert remedy in line
 
@@ -212,5 +213,5 @@ def test_waiting_is_counted_where_it_happens(tmp_path: Path) -> None:
 
 
 def test_workers_by_default() -> None:
-    assert job.default_workers("cpu") == 0
-    assert 0 <= job.default_workers("cuda:1") == min(job.MOST_WORKERS, cores() - 1)
+    assert one_model.default_workers("cpu") == 0
+    assert 0 <= one_model.default_workers("cuda:1") == min(one_model.MOST_WORKERS, cores() - 1)

@@ -18,8 +18,8 @@ import zarr
 
 from hada.extract.common.errors import StoreError
 from hada.extract.store import formats, open_store
-from hada.extract.store.reader import SideReader
 from hada.extract.store.row_reader import RowReader
+from hada.extract.store.side_reader import SideReader
 from hada.extract.testing.store_contract import Content
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
