@@ -149,8 +149,9 @@ class _Tiles:
 
     def limits(self, threshold: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Float32 scores below the first are surely worse, above the second surely better."""
-        low = (threshold - self._margin).astype(np.float32)
-        high = (threshold + self._margin).astype(np.float32)
+        with np.errstate(over="ignore"):  # out of float32's range nothing is screened
+            low = (threshold - self._margin).astype(np.float32)
+            high = (threshold + self._margin).astype(np.float32)
         return np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
 
 

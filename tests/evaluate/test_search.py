@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import galleries
 import makers
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
+from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top, own_embeddings
 from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.read import read_dataset
@@ -161,3 +163,69 @@ def test_the_command_searches_with_faiss(project: Path) -> None:
     assert "faiss found 3 of the 3 that an exact search finds" in approximate.stderr
     ids = [[json.loads(line)["id"] for line in r.stdout.splitlines()] for r in (exact, approximate)]
     assert ids[0] == ids[1]
+
+
+def test_equal_scores_come_in_the_order_of_rows() -> None:
+    index = Index(np.ones((40, 2), np.float32), [str(k) for k in range(40)], "key")
+    assert [row for row, _ in index.top(np.ones(2), 30)] == list(range(30))
+
+
+def test_a_models_own_index_has_unit_length_and_failed_items_last(tmp_path: Path) -> None:
+    store = galleries.make_store(tmp_path / "s", "a", failed={"image": [3]})
+    values = own_embeddings(store, "image")
+    want = np.asarray(store.image.embeddings())
+    for row in range(len(values)):
+        if row == 3:
+            assert values[row].tolist() == [0.0] * galleries.WIDTH
+        else:
+            np.testing.assert_allclose(
+                values[row], want[row] / np.linalg.norm(want[row]), rtol=1e-6
+            )
+    assert values.dtype == np.float32
+
+
+def test_an_index_is_of_one_side_and_of_these_weights(project: Path, tmp_path: Path) -> None:
+    """The same file is asked for with another side, store or weights: never what lies there."""
+    stores = [open_store(f"stores/tiny/val/{name}") for name in ("one", "two")]
+    folder, path = RunFolder("runs/tiny/mine"), tmp_path / "index.npz"
+    made = [build_index(stores, folder, "image", "cpu", path)]
+    made += [build_index(stores, folder, "image", "cpu", path)]
+    made += [build_index(stores, folder, "caption", "cpu", path)]
+    made += [build_index(stores[:1], None, "caption", "cpu", path)]
+    made += [build_index(stores[1:], None, "caption", "cpu", path)]
+    assert [there for _, there in made] == [False, True, False, False, False]
+    other = tmp_path / "other"
+    shutil.copytree(folder.path, other)
+    for checkpoint in other.glob("*.pt"):  # which remember the weights of that time
+        checkpoint.unlink()
+    tensors = folder.load_tensors()
+    key = "fuser.image.head.linear.weight"
+    RunFolder(other).save_tensors({**tensors, key: tensors[key].flip(0)})
+    before = build_index(stores, folder, "image", "cpu", path)[0]
+    after, there = build_index(stores, RunFolder(other), "image", "cpu", path)
+    assert not there
+    assert after.key != before.key
+    assert not np.allclose(after.embeddings, before.embeddings)
+
+
+def test_a_runs_index_names_the_items_that_every_model_could_read(
+    project: Path, tmp_path: Path
+) -> None:
+    """Image 1 of five failed in one store, so row 1 of the index is image 2."""
+    stores = [open_store(f"stores/tiny/val/{name}") for name in ("one", "two")]
+    ids = stores[0].image.ids
+    stores[1].image.failed[1] = True
+    index, _ = build_index(stores, RunFolder("runs/tiny/mine"), "image", "cpu", tmp_path / "i.npz")
+    assert index.ids == [ids[0], ids[2], ids[3], ids[4]]
+    assert len(index.embeddings) == 4
+
+
+def test_a_query_is_kept_in_the_precision_of_the_split(project: Path, tmp_path: Path) -> None:
+    """float16, as the split was: the query of an item is its embedding to the last bit."""
+    store = open_store("stores/tiny/val/one")
+    assert store.spec.dtype == "float16"
+    data = read_dataset(load_manifest(None).dataset("tiny"), "val")
+    encoder = Encoder(load_manifest(None), [store], "cpu")
+    own = own_embeddings(store, "caption")
+    for row in (0, 3, 5):
+        np.testing.assert_array_equal(encoder.text(data.captions[row]), own[row])

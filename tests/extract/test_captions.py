@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,27 @@ def test_expected_counts(tmp_path: Path) -> None:
     file.write_text(makers.MANIFEST.replace("val: {}", "val: {images: 5, captions: 11}"))
     with pytest.raises(DatasetError, match="expected 11 captions, found 10"):
         read()
+
+
+def test_a_digest_is_of_ids_words_and_owners(tmp_path: Path) -> None:
+    makers.make_project(tmp_path, splits={"train": [1], "val": [2, 3, 1]})
+    data = read()
+    assert data.caption_to_image.tolist() == [0, 0, 1, 1, 1, 2]
+    others = [
+        replace(data, captions=("other", *data.captions[1:])),
+        replace(data, caption_ids=("other", *data.caption_ids[1:])),
+        replace(data, image_ids=("other", *data.image_ids[1:])),
+        replace(data, caption_to_image=np.array([0, 1, 1, 1, 1, 2])),
+    ]
+    assert len({d.digest() for d in (data, *others)}) == 5
+    assert replace(data).digest() == data.digest()
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path) -> None:
+    makers.make_project(tmp_path, splits={"train": [1], "val": [1]})
+
+    def edit(document: Any) -> None:
+        document["images"][1]["sentences"][0]["raw"] = "a dog \ud83d and \U0001f600"
+
+    change(tmp_path, edit)
+    assert read().captions == ("a dog \ufffd and \U0001f600",)

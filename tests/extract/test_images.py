@@ -176,3 +176,18 @@ def test_from_threads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(expected, pool.map(open_image, paths), strict=True):
             np.testing.assert_array_equal(one, array(other))
+
+
+def test_wide_grays_are_rounded_to_the_nearest(tmp_path: Path) -> None:
+    """255 / 65535 of each value: 128 lies below one half, 129 above, and 40000 gives 155.6."""
+    gray = np.array([[0, 128, 129, 385, 386, 40000, 65535]], np.uint16)
+    opened = open_image(saved(Image.fromarray(gray), tmp_path / "a.png"))
+    assert array(opened)[0, :, 0].tolist() == [0, 0, 1, 1, 2, 156, 255]
+    floats = np.array([[0.0, 0.4 / 255, 0.6 / 255, 1.0]], np.float32)
+    opened = open_image(saved(Image.fromarray(floats), tmp_path / "b.tif"))
+    assert array(opened)[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="is not a regular file"):
+        open_image(tmp_path)

@@ -240,3 +240,25 @@ def test_again_is_nothing_to_do_and_another_source_is_refused(data: CaptionDatas
     good(command("npy", *PLAIN, "--caption-ids", "c.json"))
     np.save("i.npy", unit(6, 9).astype(np.float64))
     refused(command("npy", *PLAIN, "--caption-ids", "c.json"), "holds other features than these")
+
+
+def test_embeddings_count_as_normalised_only_where_all_have_unit_length(
+    data: CaptionDataset,
+) -> None:
+    plain(data)
+    captions = np.load("c.npy")
+    captions[3] *= 1.5
+    np.save("c.npy", captions)
+    found = good(command("npy", *PLAIN, "--caption-ids", "c.json"))
+    assert found.spec.model.normalized is False
+    np.testing.assert_array_equal(found.caption.embeddings(), captions)
+
+
+def test_arrays_of_two_spaces_or_with_nan_are_refused(data: CaptionDataset) -> None:
+    plain(data)
+    captions = np.load("c.npy")
+    np.save("c.npy", np.concatenate([captions, captions[:, :1]], axis=1))
+    refused(command("npy", *PLAIN, "--caption-ids", "c.json"), "not of one joint space")
+    captions[2, 0] = np.nan
+    np.save("c.npy", captions)
+    refused(command("npy", *PLAIN, "--caption-ids", "c.json"), "hold NaN or infinity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torchvision import transforms
 
 from hada.extract.cli import extract
 from hada.extract.store import open_store
@@ -98,3 +100,21 @@ def test_another_seed_does_not_fit_the_store(tmp_path: Path) -> None:
     assert "model.preprocessing.seed: the store has 0, this call wants 1" in result.stderr
     assert command("--views", "1", "--view-seed", "1", "--fresh").exit_code == 0
     assert files_of(tmp_path / "stores" / "tiny" / "val" / "one") == before
+
+
+def test_a_view_is_the_published_augmentation_of_its_seed() -> None:
+    """Half to all of the area, a flip, and two operations of strength 7 of 10, by torchvision."""
+    for seed, number, id_ in ((0, 1, "a.jpg"), (3, 2, "b.jpg"), (5, 1, "c.jpg"), (0, 4, "d.jpg")):
+        digest = hashlib.sha256(f"{seed}\0{number}\0{id_}".encode()).digest()
+        steps = [
+            transforms.RandomResizedCrop(
+                SIZE, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
+        ]
+        with torch.random.fork_rng():
+            torch.manual_seed(int.from_bytes(digest[:7], "big"))
+            want = transforms.Compose(steps)(noise(seed))
+        found = View(number, seed).render(noise(seed), id_, SIZE)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(want))

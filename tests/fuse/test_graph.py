@@ -103,3 +103,23 @@ def test_layout(lengths, last):
 def test_a_graph_without_nodes_is_refused():
     with pytest.raises(ValueError, match="global node"):
         Layout.build(np.array([2, 0]), global_last=False)
+
+
+def test_joined_tokens_meet_those_of_the_other_models_in_their_own_graph():
+    lengths, last = np.array([[3, 2, 4], [1, 3, 2], [2, 2, 1]]), (False, True, False)
+    weights = EdgeWeights(own=-1, other=-1, between=-1, tokens=0.5)
+    edges, values = edge_list(lengths, weights, global_last=last, loops="none")
+    tokens, start = [], 0
+    for graph in range(3):
+        for model in range(3):
+            count = lengths[graph, model]
+            own = start + (count - 1 if last[model] else 0)
+            tokens += [(node, graph, model) for node in range(start, start + count) if node != own]
+            start += count
+    want = {
+        (a, b) for a, g, m in tokens for b, h, n in tokens if g == h and m != n
+    }  # every token of a graph to all tokens of its other models
+    found = list(zip(*edges.tolist(), strict=True))
+    assert len(found) == len(set(found))
+    assert set(found) == want
+    assert set(values.tolist()) == {0.5}

@@ -227,3 +227,32 @@ def test_recall_is_ranx_hit_rate():
         given = ranx.evaluate(ranx.Qrels(right), ranx.Run(found), names)
         for k in (1, 5, 10):
             assert 100 * given[f"hit_rate@{k}"] == pytest.approx(table[f"{way}_R@{k}"])
+
+
+def test_the_median_rank_is_floored_and_ranks_count_from_1():
+    """Ranks 0 and 1 of two images: the field prints a median of 1, not of 1.5."""
+    table = recalls(rank_matrix([[0.9, 0.1], [0.8, 0.2]], [0, 1]), ks=(1,))
+    assert (table["i2t_medr"], table["i2t_meanr"]) == (1.0, 1.5)
+    assert (table["t2i_medr"], table["t2i_meanr"], table["i2t_R@1"]) == (1.0, 1.0, 50.0)
+
+
+def test_large_embeddings_whose_sum_overflows_are_ranked():
+    image = np.full((2, 8), 1e38, np.float32)
+    image[1, 4:] = -1e38
+    ranks = rank_positives(image, image / np.float32(1e30), [0, 1])
+    assert ranks.i2t_lo.tolist() == ranks.t2i_hi.tolist() == [0, 0]
+
+
+def test_a_copy_of_a_positive_ties_with_it_and_does_not_beat_it():
+    """Among so many others that the few near scores are computed again one by one."""
+    random = np.random.default_rng(0)
+    image = random.normal(size=(400, 16)).astype(np.float32)
+    caption = image + 0.1 * random.normal(size=image.shape).astype(np.float32)
+    image[399], caption[399] = image[7], caption[7]
+    ranks = rank_positives(image, caption, np.arange(400))
+    for row in (7, 399):
+        assert (ranks.t2i_lo[row], ranks.t2i_hi[row]) == (0, 1)
+        assert (ranks.i2t_lo[row], ranks.i2t_hi[row]) == (0, 1)
+    slow = rank_matrix(image.astype(float) @ caption.astype(float).T, np.arange(400))
+    assert (ranks.i2t_lo >= slow.i2t_lo).all()
+    assert (ranks.i2t_hi >= slow.i2t_hi).all()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from hada.fuse.embedding import Embedded
+from hada.fuse.training import score_weights
 from hada.fuse.training.score_weights import matching_loss, score_loss, tuned_shares
 
 
@@ -74,3 +77,38 @@ def test_one_score_alone():
     shares, loss = tuned_shares(found)
     assert shares == (1.0,)
     assert loss == score_loss(found)
+
+
+def test_a_negligible_share_is_none():
+    """The shares are those of the fit, but what is below half a percent is left out."""
+    dropped = 0
+    for seed in range(3):
+        found = embedded([0.4, 300.0, 0.6], seed=seed, images=400)
+        weights, _ = score_weights._fit(
+            [(found.fused_image, found.fused_caption), *found.own], found.caption_to_image
+        )
+        whole = (weights.double() / weights.sum()).tolist()
+        kept = [share if share >= 0.005 else 0.0 for share in whole]
+        shares, _ = tuned_shares(found)
+        assert shares == pytest.approx([share / sum(kept) for share in kept], abs=1e-6)
+        dropped += shares[1] == 0.0 < whole[1]
+    assert dropped
+
+
+def test_an_even_choice_of_images_is_looked_at(monkeypatch):
+    """The first images alone would say that the second score is the better one."""
+    monkeypatch.setattr(score_weights, "MOST_IMAGES", 20)
+    good, bad = embedded([0.4], images=60), embedded([4.0], images=60, seed=1)
+    first = np.arange(60) < 20
+    sides = []
+    for rows in (first, first[good.caption_to_image]):
+        name = "fused_image" if len(rows) == 60 else "fused_caption"
+        x, y = getattr(good, name), getattr(bad, name)
+        sides.append((np.where(rows[:, None], y, x), np.where(rows[:, None], x, y)))
+    found = replace(
+        good,
+        fused_image=sides[0][0], fused_caption=sides[1][0],
+        own=((sides[0][1], sides[1][1]),), shares=(0.5, 0.5),
+    )  # fmt: skip
+    shares, _ = tuned_shares(found)
+    assert shares[0] > 0.55
