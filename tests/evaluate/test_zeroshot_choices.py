@@ -13,7 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.crops.classification import ClassTexts, classification, encode_classes
+from hada.evaluate.crops.classification import (
+    ClassTexts,
+    classification,
+    encode_classes,
+    expected_hits,
+)
 from hada.evaluate.crops.open import Crops, open_crops
 from hada.evaluate.crops.weighting import Rules
 from hada.evaluate.crops.zeroshot import retrieval
@@ -158,3 +163,9 @@ def test_texts_of_classes_have_unit_length_and_no_underscores(project: Path) -> 
     assert found.mask_CD.tolist() == [[True, True], [True, False]]
     np.testing.assert_allclose(found.description_CDE[0], encoded("red", "a red one"), atol=1e-6)
     np.testing.assert_allclose(found.description_CDE[1, 0], encoded("green")[0], atol=1e-6)
+
+
+def test_classes_with_equal_scores_share_the_hit() -> None:
+    scores = np.array([[2.0, 2.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
+    right = np.array([[True, False, True], [True, True, False], [False, False, True]])
+    assert expected_hits(scores, right).tolist() == pytest.approx([1 / 2, 2 / 3, 1.0])
