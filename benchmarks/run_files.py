@@ -28,6 +28,7 @@ from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.checkpoint import LAST, Position
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.training.checkpoint import load_last, save_best, save_last
 from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.trainer import branch_config, build_optimizer
 
@@ -86,11 +87,11 @@ def measure(folder: Path, objective: Objective, optimizer: Any, times: int) -> N
         load_file(bare / BEST)
 
     def load() -> None:
-        run.load_last(objective, optimizer, torch.device("cpu"))
+        load_last(run, objective, optimizer, torch.device("cpu"))
 
     steps: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "save best": (lambda: run.save_best(objective, 0), best_bare),
-        "save last": (lambda: run.save_last(objective, optimizer, position), save_bare),
+        "save best": (lambda: save_best(run, objective, 0), best_bare),
+        "save last": (lambda: save_last(run, objective, optimizer, position), save_bare),
         "load last": (load, load_bare),
         "load best": (run.load_tensors, read_bare),
     }

@@ -124,6 +124,7 @@ def train_run(
     from hada.fuse.tokens.placement import choose_reading
     from hada.fuse.tokens.split import Split
     from hada.fuse.training import trainer
+    from hada.fuse.training.checkpoint import start_from
     from hada.fuse.training.lock import only_trainer
 
     reuse_freed_memory()
@@ -177,7 +178,7 @@ def train_run(
         )
         objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
         if init is not None:
-            run_folder.RunFolder(init).start_from(objective)
+            start_from(run_folder.RunFolder(init), objective)
         count = sum(parameter.numel() for parameter in objective.trainable().values())
         say(
             f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "

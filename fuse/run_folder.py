@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from typing import Any
 import torch
 
 from hada.extract.common import atomic
-from hada.extract.common.console import say
 from hada.extract.common.errors import RunError
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
@@ -39,7 +37,6 @@ from hada.fuse.run_files.checkpoint import (
     Position,
     check_metrics,
     head_of,
-    load_state,
     peek,
     read_lines,
     read_point,
@@ -56,8 +53,7 @@ from hada.fuse.run_files.config import (
     read_config,
 )
 from hada.fuse.run_files.sealed import FaultError, seal_json
-from hada.fuse.run_files.weights import BEST, Best, begin_with, read_best, sealed_tensors
-from hada.fuse.training.objective import Objective
+from hada.fuse.run_files.weights import BEST, Best, read_best, sealed_tensors
 
 __all__ = [
     "BEST",
@@ -157,72 +153,43 @@ class RunFolder:
         checked = point is not None and point.sealed
         return read_lines(path, checked=checked) if path.exists() else []
 
-    def save_last(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, position: Position
-    ) -> None:
-        """Write everything that a later process needs to go on as if nothing had happened."""
+    def save_state(self, state: dict[str, Any], position: Position) -> None:
+        """Write `last.pt`: a training's state, how far it is, and what the other files are now.
+
+        Args:
+            state: The tensors and states that the training goes on with.
+            position: How far it is; a copy of it goes into the file.
+        """
         file = self.path / METRICS
         metrics = file.read_bytes() if file.exists() else b""
         if self._best is None and (self.path / BEST).exists():
             self._best = self.read_best(None).digest
         state = {
+            **state,
             "format": STATE_FORMAT,
-            "objective": objective.state_dict(),
-            "optimizer": optimizer.state_dict(),
             "position": asdict(position),
             "metrics_bytes": len(metrics),
-            "rng": torch.get_rng_state(),
-            "rng_devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         write_last(self.path, state, head_of(position, self.owner()[0], metrics, self._best))
 
-    def load_last(
-        self,
-        objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-        report: Callable[[str], None] = say,
-    ) -> Position:
-        """Put everything back where `save_last` left it; a new run starts at the beginning.
-
-        Where the last checkpoint is damaged the one before takes its place, and `report` is told.
-        Raises `RunError` where both are, or where the best weights are not the run's.
-        """
-        metrics = self.path / METRICS
-        point, faults = self._resume()
-        if point is None:
-            metrics.unlink(missing_ok=True)
-            return Position()
-        state = load_state(point.path, device)
-        try:
-            objective.load_state_dict(state["objective"])
-            optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["rng"].cpu())
-            if device.type == "cuda" and state["rng_devices"]:
-                torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_devices"]])
-        except Exception as error:  # of one without checksum, with anything in it
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RunError(
-                f"{point.path}: does not fit this run ({reason}); use --fresh to start over"
-            ) from error
-        for fault in faults:
-            report(
-                f"{fault.file}: {fault.kind}: {fault.reason}. Training goes on from the "
-                f"checkpoint before: {point.position}"
-            )
+    def go_on_from(self, point: Point) -> None:
+        """Make a checkpoint the last one and cut the metrics back to what it remembers."""
         if point.path.name == PREVIOUS:
             os.replace(point.path, self.path / LAST)
+        metrics = self.path / METRICS
         if metrics.exists() and metrics.stat().st_size != point.metrics_bytes:
             os.truncate(metrics, point.metrics_bytes)
-        return Position(**state["position"])
 
     def position(self) -> Position:
-        """Where the run stopped, or would go on; raises as `load_last` does."""
-        point = self._resume()[0]
+        """Where the run stopped, or would go on; raises as `resume_point` does."""
+        point = self.resume_point()[0]
         return Position() if point is None else point.position
 
-    def _resume(self) -> tuple[Point | None, list[FaultError]]:
-        """The newest good checkpoint, and what is wrong with the newer one."""
+    def resume_point(self) -> tuple[Point | None, list[FaultError]]:
+        """The newest good checkpoint, None in a new run, and what is wrong with a newer one.
+
+        Raises `RunError` where all are damaged, or where the best weights are not the run's.
+        """
         there = [name for name in (LAST, PREVIOUS) if (self.path / name).exists()]
         faults: list[FaultError] = []
         if there == [PREVIOUS]:
@@ -250,14 +217,6 @@ class RunFolder:
         points = (peek(self.path / name, self.owner()[0]) for name in (LAST, PREVIOUS))
         return next((point for point in points if point is not None), None)
 
-    def save_best(self, objective: Objective, epoch: int) -> None:
-        """Write what retrieval needs, and what another training may start from, as safetensors."""
-        parts = {"fuser": objective.fuser, "mix": objective.mix}
-        if objective.discriminator is not None:
-            parts["discriminator"] = objective.discriminator
-        tensors = {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
-        self.save_tensors({**tensors, "temperature": objective.temperature.detach()}, epoch)
-
     def save_tensors(self, tensors: dict[str, torch.Tensor], epoch: int = -1) -> None:
         """Write `best.safetensors`: names begin with fuser, mix, discriminator or temperature."""
         data, self._best = sealed_tensors(tensors, self.owner()[0], epoch)
@@ -271,14 +230,6 @@ class RunFolder:
     def load_tensors(self) -> dict[str, torch.Tensor]:
         """What `save_tensors` wrote; raises `RunError` where it is not there or not good."""
         return self.read_best(self.newest()).tensors(self.path / BEST)
-
-    def start_from(self, objective: Objective) -> None:
-        """Give a fresh objective this run's encoders and matching head, slow encoders included.
-
-        Temperature, score weights and queues begin anew, as in the published second step; there
-        the slow encoders begin at random too, by a mistake that is not repeated.
-        """
-        begin_with(self.load_tensors(), objective, str(self.path))
 
     def load_best(self) -> tuple[Fuser, ScoreMix]:
         """The trained fusion in eval mode; raises `RunError` where it is not there yet."""

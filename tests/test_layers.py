@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from import_graph import circle, import_graph, module_files, sub_rooms
 from places import ROOT
 
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
@@ -58,6 +59,40 @@ def test_imports_run_downwards_and_stay_in_their_room(path: Path) -> None:
         assert name.partition(".")[0] not in ROOMS, f"{relative}: {name} lacks the hada. prefix"
         places = OWNERS.get(name.partition(".")[0])
         assert places is None or relative.startswith(places), f"{relative} may not import {name}"
+
+
+def test_the_import_graph_has_no_circle_and_no_upward_arrow() -> None:
+    graph = import_graph(module_files(ROOT, ROOMS))
+    assert len(graph) > 200
+    assert sum(map(len, graph.values())) > 500, "the graph was not drawn"
+    assert not circle(graph), f"files import each other: {circle(graph)}"
+    rooms = sub_rooms(graph)
+    assert not circle(rooms), f"sub-rooms import each other: {circle(rooms)}"
+    rank = {room: number for number, room in enumerate(ROOMS)}
+    upward = [
+        f"{name} -> {other}"
+        for name, others in graph.items()
+        for other in others
+        if rank[name.split(".")[1]] < rank[other.split(".")[1]]
+    ]
+    assert not upward
+
+
+def test_the_import_graph_sees_circles_of_files_and_of_sub_rooms(tmp_path: Path) -> None:
+    sources = {
+        "fuse/one/a.py": "def late():\n    from hada.fuse.two import b\n",
+        "fuse/two/b.py": "",
+        "fuse/two/c.py": "from hada.fuse.one.d import x\n",
+        "fuse/one/d.py": "x = 1\n",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    graph = import_graph(module_files(tmp_path, ["fuse"]))
+    assert not circle(graph)
+    assert {"hada.fuse.one", "hada.fuse.two"} == set(circle(sub_rooms(graph)))
+    (tmp_path / "fuse/two/b.py").write_text("import hada.fuse.one.a\n")
+    assert circle(import_graph(module_files(tmp_path, ["fuse"])))
 
 
 def modules() -> list[str]:

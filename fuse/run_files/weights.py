@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hada.extract.common.errors import RunError
 from hada.fuse.run_files.checkpoint import Point
 from hada.fuse.run_files.sealed import CHECKSUM, FaultError, check_safetensors, seal_safetensors
-from hada.fuse.training.objective import Objective
 
 BEST = "best.safetensors"
 FORMAT, UNBOUND = "2", "1"
@@ -100,27 +99,3 @@ def _check_epoch(best: Best, point: Point, file: Path) -> None:
     if point.sealed and not newer and best.digest != point.best:
         reason = f"not the weights that {point.path.name} remembers"
         raise FaultError("foreign", file, reason, REMEDY)
-
-
-def begin_with(tensors: dict[str, Tensor], objective: Objective, run: str) -> None:
-    """Give an objective the encoders, slow ones too, and the matching head of these weights.
-
-    Raises `RunError` where they do not fit.
-    """
-    parts: list[tuple[str, nn.Module | None]] = [
-        ("fuser.", objective.fuser),
-        ("fuser.", objective.slow),
-        ("discriminator.", objective.discriminator),
-    ]
-    for prefix, part in parts:
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if part is None or not own:
-            continue
-        try:
-            part.load_state_dict(own)
-        except RuntimeError as error:
-            first = str(error).strip().splitlines()[1].strip()
-            raise RunError(
-                f"{run}: its weights do not fit this recipe: {first} Use the same "
-                "widths and norm as that run (the paper's two steps differ in norm)"
-            ) from error

@@ -31,6 +31,7 @@ from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
+from hada.fuse.training import checkpoint
 from hada.fuse.training.losses import distillation_weight
 from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.schedule import learning_rate_cosine, learning_rate_restarts
@@ -59,7 +60,9 @@ def train(job: Job) -> Position:
     recipe = job.recipe
     job.run.path.mkdir(parents=True, exist_ok=True)
     with deterministic(), contextlib.ExitStack() as stack:
-        position = job.run.load_last(job.objective, job.optimizer, job.device, job.report)
+        position = checkpoint.load_last(
+            job.run, job.objective, job.optimizer, job.device, job.report
+        )
         if position.epoch or position.step:
             job.report(f"continuing {job.run.path} at epoch {position.epoch + 1}")
         if job.report_to and not position.finished:
@@ -79,7 +82,7 @@ def train(job: Job) -> Position:
             if gained:
                 position.best_epoch = position.epoch
                 position.best_rsum, position.best_loss = table["rsum"], table["loss"]
-                job.run.save_best(job.objective, position.epoch)
+                checkpoint.save_best(job.run, job.objective, position.epoch)
             position.stale = 0 if gained else position.stale + 1
             log_epoch(job, position, table)
             position.epoch, position.step = position.epoch + 1, 0
@@ -88,7 +91,7 @@ def train(job: Job) -> Position:
                 position.finished = f"all {recipe.epochs} epochs are done"
             elif position.stale >= recipe.patience:
                 position.finished = f"no gain for {recipe.patience} epochs"
-            job.run.save_last(job.objective, job.optimizer, position)
+            checkpoint.save_last(job.run, job.objective, job.optimizer, position)
     return position
 
 
@@ -114,7 +117,7 @@ def train_epoch(job: Job, position: Position) -> None:
             whole = position.step % group == 0  # gradients of part of a group are not saved
             late = now - saved >= 60 * recipe.save_minutes
             if late and whole and position.step < steps:
-                run.save_last(job.objective, job.optimizer, position)
+                checkpoint.save_last(run, job.objective, job.optimizer, position)
                 saved = time.monotonic()
 
 

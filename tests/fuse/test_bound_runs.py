@@ -27,6 +27,7 @@ from hada.fuse.run_files.sealed import check_sealed
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import METRICS, RunFolder, weights_digest
 from hada.fuse.tokens.split import Split
+from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import build_objective, build_optimizer, train
 from hada.fuse.verify import bind, examine
 
@@ -71,7 +72,7 @@ def read(folder, parts, *, resuming=True):
     def resume():
         run, said, (objective, optimizer) = RunFolder(folder), [], parts
         run.config()
-        position = run.load_last(objective, optimizer, torch.device("cpu"), said.append)
+        position = checkpoint.load_last(run, objective, optimizer, torch.device("cpu"), said.append)
         return position, said, [v.numpy().tobytes() for v in objective.state_dict().values()]
 
     def best():
@@ -209,17 +210,17 @@ def test_best_weights_of_an_older_epoch_are_told(splits, tmp_path):
     first = (tmp_path / BEST).read_bytes()
     with torch.no_grad():
         made.objective.temperature.add_(0.1)
-    made.run.save_best(made.objective, 1)
+    checkpoint.save_best(made.run, made.objective, 1)
     with pytest.raises(RunError, match="foreign"):  # the training was finished
         RunFolder(tmp_path).load_tensors()
     position.finished = ""
-    made.run.save_last(made.objective, made.optimizer, position)
+    checkpoint.save_last(made.run, made.objective, made.optimizer, position)
     (tmp_path / BEST).write_bytes(first)
-    made.run.save_best(made.objective, 1)
+    checkpoint.save_best(made.run, made.objective, 1)
     run = RunFolder(tmp_path)
     run.load_tensors()  # the process died before the checkpoint knew of them
     position.epoch, position.best_epoch = 2, 1
-    made.run.save_last(made.objective, made.optimizer, position)
+    checkpoint.save_last(made.run, made.objective, made.optimizer, position)
     run.load_tensors()
     (tmp_path / BEST).write_bytes(first)
     with pytest.raises(RunError, match=r"foreign: not the weights that last\.pt remembers; put it"):
@@ -231,7 +232,7 @@ def test_best_weights_of_an_older_epoch_are_told(splits, tmp_path):
 
 def stopped(splits, path, saves):
     """A training that died after so many checkpoints."""
-    save, count = RunFolder.save_last, 0
+    save, count = checkpoint.save_last, 0
 
     def save_then_die(self, *args):
         nonlocal count
@@ -241,7 +242,7 @@ def stopped(splits, path, saves):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "save_last", save_then_die)
+        patch.setattr(checkpoint, "save_last", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             train(job(splits, path, replace(FAST, save_minutes=0)))
 
@@ -383,9 +384,9 @@ def test_an_old_run_goes_on(runs, tmp_path, monkeypatch):
     """Killed by the version before, continued by this one."""
     monkeypatch.chdir(runs)
     run = tmp_path / "run0"
-    monkeypatch.setattr(RunFolder, "save_last", dying_save := Dying(5))
+    monkeypatch.setattr(checkpoint, "save_last", dying_save := Dying(5))
     assert call(*WORDS, "--run", str(run))[0] == 130
-    monkeypatch.setattr(RunFolder, "save_last", dying_save.real)
+    monkeypatch.setattr(checkpoint, "save_last", dying_save.real)
     shutil.copy(runs / "run0" / INDEX, run / INDEX)
     make_old(run)
     assert call(*WORDS, "--run", str(run))[0] == 0
@@ -396,19 +397,16 @@ def test_an_old_run_goes_on(runs, tmp_path, monkeypatch):
 
 
 class Dying:
-    """`RunFolder.save_last`, fatal the n-th time."""
+    """`checkpoint.save_last`, fatal the n-th time."""
 
     def __init__(self, left):
-        self.real, self.left = RunFolder.save_last, left
+        self.real, self.left = checkpoint.save_last, left
 
-    def __get__(self, run, _kind):
-        def save(*args):
-            self.real(run, *args)
-            self.left -= 1
-            if not self.left:
-                raise KeyboardInterrupt
-
-        return save
+    def __call__(self, *args):
+        self.real(*args)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
+from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
 SMALL = {
@@ -82,7 +83,7 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(
 ):
     often = replace(recipe, save_minutes=0)
     train(job(stores, tmp_path / "whole", often, way, shards))
-    save, saves = RunFolder.save_last, 0
+    save, saves = checkpoint.save_last, 0
 
     def save_then_die(self, *args):
         nonlocal saves
@@ -91,7 +92,7 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(
         if saves == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFolder, "save_last", save_then_die)
+    monkeypatch.setattr(checkpoint, "save_last", save_then_die)
     with pytest.raises(KeyboardInterrupt):
         train(job(stores, tmp_path / "parts", often, way, shards))
     monkeypatch.undo()

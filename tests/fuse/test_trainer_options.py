@@ -18,6 +18,7 @@ from hada.extract.common.errors import RunError, UsageError
 from hada.fuse.run_files.checkpoint import LAST, Position
 from hada.fuse.run_folder import METRICS, RunFolder
 from hada.fuse.tokens.split import Split
+from hada.fuse.training import checkpoint
 from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse
 from hada.fuse.training.trainer import train, train_epoch, train_step
@@ -62,7 +63,7 @@ def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):
 def test_a_checkpoint_never_splits_a_group(splits, tmp_path, monkeypatch):
     recipe = replace(FAST, accumulate=2, save_minutes=0, batch_size=8)
     made, saved = job(splits, tmp_path, recipe), []
-    monkeypatch.setattr(RunFolder, "save_last", lambda *args: saved.append(args[-1].step))
+    monkeypatch.setattr(checkpoint, "save_last", lambda *args: saved.append(args[-1].step))
     train_epoch(made, Position())
     assert saved == [2, 4]
 

@@ -27,6 +27,7 @@ from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import METRICS, RunFolder
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
+from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
 SMALL = {
@@ -90,7 +91,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
     often = replace(recipe, save_minutes=0)
     first = job(splits, tmp_path / "parts", often)
     steps = 0
-    save = RunFolder.save_last
+    save = checkpoint.save_last
 
     def save_then_die(self, *args):
         nonlocal steps
@@ -99,7 +100,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
         if steps == len(first.loader.epoch(0)) + 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFolder, "save_last", save_then_die)
+    monkeypatch.setattr(checkpoint, "save_last", save_then_die)
     with pytest.raises(KeyboardInterrupt):
         train(first)
     monkeypatch.undo()
