@@ -195,7 +195,7 @@ class TestHeads:
         with pytest.raises(CheckpointError, match="text width 48, the config beside it says 64"):
             load(folder / FILE)
         (folder / "med_config.json").write_text("{")
-        with pytest.raises(CheckpointError, match="is not JSON"):
+        with pytest.raises(CheckpointError, match="broken JSON at line 1"):
             load(folder / FILE)
 
     def test_missing_and_unexpected_keys(self, folder: Path) -> None:
