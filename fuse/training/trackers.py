@@ -6,13 +6,15 @@ when they are asked for. All of them are extras: `pip install 'hada[tensorboard]
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError, nearest
-from hada.fuse.run_folder import RunFolder
+from hada.fuse.run_folder import METRICS, RunFolder
 
 KINDS = ("tensorboard", "wandb", "mlflow", "none")
 Report = Callable[[int, Mapping[str, float]], None]
@@ -43,13 +45,36 @@ def open_reports(
     Returns functions of an epoch and its figures, and one that closes everything.
     """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-    opened = [makers[name](run, config, first) for name in names]
+    opened: dict[str, Any] = {}
+
+    def guarded(name: str, step: Callable[..., Any], *words: Any) -> Any:
+        """What a tracker does; one that fails on the disk or the network is left out from then on.
+
+        It has a copy of `metrics.jsonl`, which is no reason to end a training.
+        """
+        try:
+            return step(*words)
+        except OSError as error:
+            opened.pop(name, None)
+            say(
+                f"warning: --report-to {name}: {error}. The training goes on without it; "
+                f"{run.path / METRICS} has all figures"
+            )
+            return None
+
+    for name in names:
+        if made := guarded(name, makers[name], run, config, first):
+            opened[name] = made
+
+    def report(name: str, epoch: int, values: Mapping[str, float]) -> None:
+        if name in opened:
+            guarded(name, opened[name][0], epoch, values)
 
     def close() -> None:
-        for _, end in opened:
-            end()
+        for name in list(opened):
+            guarded(name, opened[name][1])
 
-    return [report for report, _ in opened], close
+    return [functools.partial(report, name) for name in opened], close
 
 
 def figures(line: Mapping[str, Any]) -> dict[str, float]:

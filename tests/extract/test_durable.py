@@ -33,6 +33,8 @@ from hada.extract.store.maintain import convert
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
 from hada.fuse.cli import fuse
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.training import trackers
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 DEAD = f"999999999-{socket.gethostname()}"
@@ -388,3 +390,24 @@ def test_a_sample_of_injected_faults_is_noticed_by_the_commands() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 faults" in done.stdout
+
+
+def test_a_tracker_that_cannot_write_is_left_out_and_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+
+    def make(*_words: Any) -> Any:
+        def step(epoch: int, _values: Any) -> None:
+            seen.append(epoch)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return step, lambda: seen.append(-1)
+
+    monkeypatch.setattr(trackers, "_tensorboard", make)
+    (report,), close = trackers.open_reports(["tensorboard"], RunFolder(tmp_path), {}, 1)
+    for epoch in (1, 2):
+        report(epoch, {"loss": 1.0})
+    close()
+    assert seen == [1]
+    assert "warning: --report-to tensorboard: [Errno 28] No space left" in capsys.readouterr().err
