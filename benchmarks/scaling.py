@@ -187,15 +187,12 @@ def fill(job: Any) -> None:
     from hada.extract.backbones import load_backbone
     from hada.extract.backbones.base import BackboneRequest
     from hada.extract.engine.extraction import Extraction
-    from hada.extract.engine.options import ExtractOptions
     from hada.extract.store import commit, digests
     from hada.extract.store.record import read_record, shard_names
     from hada.pipelines.study.datasets import dataset_of
 
     request = BackboneRequest(name="one", family="fake", weights="a", options={})
-    writer = Extraction.open(
-        load_backbone(request), dataset_of(job), job.store, ExtractOptions(rows_per_shard=job.rows)
-    ).writer
+    writer = Extraction.open(load_backbone(request), dataset_of(job), job.store, job.options).writer
     record = read_record(writer.folder)
     features, digest = record.features, writer.spec.digest()
     for side in ("image", "caption"):

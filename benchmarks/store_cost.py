@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hada.evaluate.methods import build
+from hada.evaluate.methods.request import Request
 from hada.evaluate.results.measure import measure as measure_methods
 from hada.extract.common import atomic
 from hada.extract.common.host import reuse_freed_memory
@@ -77,10 +78,10 @@ def measure(
         folder=Path(manifest.runs) / f"seed{seed}",
     )
     run = train_run(plan)
-    request = build.Request(
+    request = Request(
         dataset=dataset,
         split=test,
-        runs=[run.path],
+        runs=(run.path,),
         models=tuple(models),
         train_split=train,
         val_split=val,

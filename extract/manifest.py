@@ -100,6 +100,24 @@ class Defaults:
     store_format: str = "zarr"
 
 
+@dataclass(frozen=True)
+class StoreRoot:
+    """Where stores lie, for those who need no manifest: a folder or URL above all of them."""
+
+    stores: str
+
+    def store_path(self, dataset: str, split: str, model: str) -> str:
+        """Where the store of `model` on `split` of `dataset` lies."""
+        return f"{self.stores.rstrip('/')}/{dataset}/{split}/{model}"
+
+    def chosen_models(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those that were asked for; raises `UsageError` where there are none."""
+        chosen = tuple(names)
+        if not chosen:
+            raise UsageError("no models: name at least one, or a run, which names its own")
+        return chosen
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The datasets and models that are known, and where stores and runs lie.
@@ -146,7 +164,7 @@ class Manifest:
 
     def store_path(self, dataset: str, split: str, model: str) -> str:
         """Where the store of `model` on `split` of `dataset` lies."""
-        return f"{self.stores.rstrip('/')}/{dataset}/{split}/{model}"
+        return StoreRoot(self.stores).store_path(dataset, split, model)
 
 
 def default_path() -> Path:

@@ -11,11 +11,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from hada.extract.common import remote
 from hada.extract.common.console import say
-from hada.extract.common.errors import RunError
+from hada.extract.common.errors import RunError, UsageError
+from hada.extract.common.shapes import conform
 from hada.fuse.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -48,6 +49,43 @@ class Plan:
             "recipe": self.recipe.to_json(),
             "seed": self.seed,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of the plan as plain JSON values."""
+        return {**self.request(), "paths": self.paths, "folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, values: Any, where: str = "a plan", remedy: str = "") -> Self:
+        """Back from `to_json`.
+
+        Args:
+            values: What `to_json` gave, also after a journey as JSON text.
+            where: What the values are, for messages.
+            remedy: The end of messages.
+
+        Raises:
+            UsageError: The values are no plan of this version.
+        """
+        conform(values, _PlanValues, where, UsageError, remedy)
+        return cls(
+            **{
+                **values,
+                "models": tuple(values["models"]),
+                "recipe": Recipe.from_json(values["recipe"]),
+                "folder": Path(values["folder"]),
+            }
+        )
+
+
+class _PlanValues(TypedDict):
+    dataset: str
+    train_split: str
+    val_split: str
+    models: list[str]
+    recipe: dict[str, Any]
+    seed: int
+    paths: dict[str, list[str]]
+    folder: str
 
 
 def plan_training(

@@ -123,16 +123,16 @@ def _plan(demo: Demo) -> Plan:
 
 def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
     """All methods on test as JSON, and the run's page; returns the result and the page's path."""
-    from hada.evaluate.methods import build
+    from hada.evaluate.methods.build import build, finished_runs
+    from hada.evaluate.methods.request import Request
     from hada.evaluate.pages.report import report as write_report
     from hada.evaluate.results.measure import measure
     from hada.extract.common import atomic
 
     folder = Path(demo.manifest.runs) / DATASET
-    request = build.Request(
-        dataset=DATASET, split="test", runs=build.finished_runs(folder), device=demo.device
-    )
-    result = measure(*build.build(demo.manifest, request))
+    runs = tuple(finished_runs(folder))
+    request = Request(dataset=DATASET, split="test", runs=runs, device=demo.device)
+    result = measure(*build(demo.manifest, request))
     atomic.write_json(folder / "recall-test.json", result)
     run = _plan(demo).folder
     return result, write_report(demo.manifest, run, split="test", device=demo.device)

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hada.evaluate.methods import combinations as make
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.rank_fusion import RankFusion
+from hada.evaluate.methods.request import Request
 from hada.evaluate.methods.rerank import Reranked, model_head, reranked
 from hada.extract.common.console import say
-from hada.extract.common.errors import StoreError, StoreMismatchError
-from hada.extract.manifest import Manifest
+from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
+from hada.extract.manifest import Manifest, StoreRoot
 from hada.extract.store import StoreReader, open_store
 from hada.fuse.run_files.config import CONFIG
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to compare.
-
-    Attributes:
-        dataset: Name of the data set.
-        split: The split to evaluate.
-        runs: Folders of trained runs.
-        models: Models beside those of the runs; the manifest's where there is neither.
-        train_split: Trains "concatenation + linear".
-        val_split: Tunes "weighted sum" and stops "concatenation + linear".
-        quick: Leave out the methods that sort, or that need the stores of the other splits.
-        device: Where runs are applied: `auto`, `cpu`, `cuda` or `cuda:N`.
-        rerank: Add a two-stage method for every run, which reorders this many first results by
-            the run's match head; 0 adds none.
-        rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
-    """
-
-    dataset: str
-    split: str
-    runs: Sequence[Path] = ()
-    models: Sequence[str] = ()
-    train_split: str = "train"
-    val_split: str = "val"
-    quick: bool = False
-    device: str = "auto"
-    rerank: int = 0
-    rerank_with: str | None = None
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -66,11 +36,11 @@ def finished_runs(folder: Path) -> list[Path]:
     )
 
 
-def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
+def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list[Method]]:
     """Open the stores and make every method that they allow; the others are named on stderr.
 
     Args:
-        manifest: Where stores are.
+        stores: Where stores are. Only `rerank_with` needs a manifest: it names a model to load.
         request: What to compare.
 
     Returns:
@@ -80,8 +50,8 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
         StoreError: A store is missing or damaged, or nothing has a score.
         RunError: A run does not fit the stores.
     """
-    models = model_names(manifest, request)
-    gallery = open_gallery(manifest, request.dataset, request.split, models)
+    models = model_names(stores, request)
+    gallery = open_gallery(stores, request.dataset, request.split, models)
     singles = make.single_models(gallery)
     for store in gallery.stores:
         if store.spec.model.embedding_width is None:
@@ -91,10 +61,12 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
         methods.append(make.mean_of_cosines(singles))
         if not request.quick:
             methods.append(RankFusion(tuple(singles)))
-            methods += _trained(manifest, request, gallery, singles)
+            methods += _trained(stores, request, gallery, singles)
     methods += [make.fusion(run, gallery, request.device) for run in request.runs]
     if request.rerank and request.rerank_with:
-        head = model_head(manifest, gallery, request.rerank_with, request.device)
+        if not isinstance(stores, Manifest):
+            raise UsageError("rerank_with: needs the manifest that names the model; give build one")
+        head = model_head(stores, gallery, request.rerank_with, request.device)
         methods += [
             Reranked(method, head, request.rerank)
             for method in list(methods)
@@ -115,15 +87,15 @@ def build(manifest: Manifest, request: Request) -> tuple[Gallery, list[Method]]:
 
 
 def _trained(
-    manifest: Manifest, request: Request, gallery: Gallery, singles: list[EmbeddingMethod]
+    stores: Manifest | StoreRoot, request: Request, gallery: Gallery, singles: list[EmbeddingMethod]
 ) -> list[EmbeddingMethod]:
     """The methods that are tuned or trained, as far as their stores are there."""
     models = [store.spec.model.name for store in gallery.stores]
     methods = []
     try:
-        val = open_gallery(manifest, request.dataset, request.val_split, models)
+        val = open_gallery(stores, request.dataset, request.val_split, models)
         methods.append(make.tuned_sum(singles, val))
-        train = open_gallery(manifest, request.dataset, request.train_split, models)
+        train = open_gallery(stores, request.dataset, request.train_split, models)
         say("training concatenation + linear")
         methods.append(concatenation_linear(gallery, train, val))
     except StoreError as error:
@@ -131,32 +103,34 @@ def _trained(
     return methods
 
 
-def open_gallery(manifest: Manifest, dataset: str, split: str, models: Sequence[str]) -> Gallery:
+def open_gallery(
+    stores: Manifest | StoreRoot, dataset: str, split: str, models: Sequence[str]
+) -> Gallery:
     """The items that several models have on one split.
 
     Raises:
         StoreError: A store is missing or damaged.
         StoreMismatchError: It holds another dataset or split than its path says.
     """
-    return Gallery.of(open_stores(manifest, dataset, split, models))
+    return Gallery.of(open_stores(stores, dataset, split, models))
 
 
-def model_names(manifest: Manifest, request: Request) -> list[str]:
+def model_names(stores: Manifest | StoreRoot, request: Request) -> list[str]:
     """The models of a request's runs, then those asked for; the manifest's where there are none."""
     names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
-    return list(manifest.chosen_models(dict.fromkeys([*names, *request.models])))
+    return list(stores.chosen_models(dict.fromkeys([*names, *request.models])))
 
 
 def open_stores(
-    manifest: Manifest, dataset: str, split: str, models: Sequence[str]
+    stores: Manifest | StoreRoot, dataset: str, split: str, models: Sequence[str]
 ) -> list[StoreReader]:
     """The stores of `open_gallery`, before their items are compared."""
-    stores = [open_store(manifest.store_path(dataset, split, model)) for model in models]
-    for store in stores:
+    opened = [open_store(stores.store_path(dataset, split, model)) for model in models]
+    for store in opened:
         for field, asked in (("dataset", dataset), ("split", split)):
             if getattr(store.spec, field) != asked:
                 raise StoreMismatchError(
                     f"{store.path}: asked for {field} {asked!r}, but the store holds {field} "
                     f"{getattr(store.spec, field)!r}; was it moved? Extract it again"
                 )
-    return stores
+    return opened

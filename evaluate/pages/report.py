@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.frozen_model import load_frozen_model
-from hada.evaluate.methods.build import Request, build
+from hada.evaluate.methods.build import build
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
+from hada.evaluate.methods.request import Request
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
 from hada.evaluate.pages.report_page import Sections, assemble

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hada.evaluate.methods.build import Request, model_names, open_stores
+from hada.evaluate.methods.build import model_names, open_stores
 from hada.evaluate.methods.linear import LinearConfig
 from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, ranks_of_scores
+from hada.evaluate.methods.request import Request
 from hada.evaluate.results.significance import BLOCK_COUNTS
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hada.evaluate.methods.build import Request, build, finished_runs
+from hada.evaluate.methods.build import build, finished_runs
+from hada.evaluate.methods.request import Request
 from hada.evaluate.results import eccv as eccv_caption
 from hada.evaluate.results.measure import measure
 from hada.extract.common.device import choose_device

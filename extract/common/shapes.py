@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hada.extract.common.errors import HadaError, UsageError
@@ -40,10 +41,23 @@ def conform(
     limits. Keys that `kind` does not name are let pass. The error names the place by its keys,
     below `at` where `value` is a part of the document `where`.
     """
+    converted(value, kind, where, error, remedy, at)
+    return value  # type: ignore[no-any-return]
+
+
+def converted(
+    value: Any,
+    kind: type[T],
+    where: str,
+    error: type[HadaError] = UsageError,
+    remedy: str = "",
+    at: str = "",
+) -> T:
+    """The object of type `kind` that plain values describe; see `conform`. Paths may be texts."""
     import msgspec
 
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_from_text)
     except (msgspec.ValidationError, RecursionError) as failure:
         tail = f". {remedy}" if remedy else ""
         raise error(f"{where}: {_in_words(str(failure), value, at)}{tail}") from failure
@@ -51,7 +65,13 @@ def conform(
         raise error(
             f"{where}: {at or 'a key'}: half of a surrogate pair, which is no character"
         ) from failure
-    return value  # type: ignore[no-any-return]
+
+
+def _from_text(kind: type[Any], value: Any) -> Any:
+    """Msgspec's hook for types that it does not know."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"expected {kind.__name__}, got {shown(value)}")
 
 
 def shown(value: Any, most: int = 60) -> str:

@@ -94,7 +94,7 @@ def _work(job: Job, task: dict[str, Any], outcome: Outcome) -> None:
     elif isinstance(job, TrainJob):
         _STATION.clear()
         _mark(task)
-        _train(job, outcome)
+        _train(job)
     elif isinstance(job, EvaluateJob):
         _mark(task)
         _evaluate(job)
@@ -167,12 +167,11 @@ class Station:
     def _open(self, job: ExtractJob, decoders: int) -> Extraction:
         from hada.extract.common.host import reuse_freed_memory
         from hada.extract.engine.extraction import Extraction
-        from hada.extract.engine.options import ExtractOptions
         from hada.extract.one_model import load_model
         from hada.pipelines.study.datasets import dataset_of
 
         reuse_freed_memory()
-        model, data = job.model_entry(), dataset_of(job)
+        model, data = job.model, dataset_of(job)
         key = f"{model} {model.weights_for(data.name)} {job.device} {job.precision}"
         if key != self._key:
             self.clear()
@@ -192,14 +191,7 @@ class Station:
             shown,
             data,
             job.store,
-            ExtractOptions(
-                dtype=job.dtype,
-                tokens=job.tokens,
-                batch_size=job.batch_size,
-                workers=decoders,
-                rows_per_shard=job.rows,
-                format=job.format,
-            ),
+            dataclasses.replace(job.options, workers=decoders),
             view=view,
             keep_reader=decoders > 0,
         )
@@ -210,53 +202,22 @@ class Station:
 _STATION = Station()
 
 
-def _train(job: TrainJob, outcome: Outcome) -> None:
-    from hada.fuse.job import Plan, train_run
-    from hada.fuse.recipes import Recipe
+def _train(job: TrainJob) -> None:
+    from hada.fuse.job import train_run
 
-    recipe = Recipe.from_json(job.recipe)
-    plan = Plan(
-        dataset=job.dataset,
-        train_split=job.train_split,
-        val_split=job.val_split,
-        models=job.models,
-        recipe=recipe,
-        seed=job.seed,
-        paths=job.paths,
-        folder=Path(job.folder),
-    )
-    train_run(plan, device=job.device)
+    train_run(job.plan, device=job.device)
 
 
 def _evaluate(job: EvaluateJob) -> None:
     """The table of `hada-evaluate recall`, over this pipeline's runs."""
-    from hada.evaluate.methods.build import Request, build
+    from hada.evaluate.methods.build import build
     from hada.evaluate.results.measure import measure
     from hada.extract.common import atomic
-    from hada.extract.manifest import Defaults, Manifest
     from hada.pipelines.study.fingerprint import evaluation_inputs, inputs_file
 
     inputs = evaluation_inputs(job)
-    manifest = Manifest(
-        path=Path(),
-        defaults=Defaults(dataset=job.dataset, models=job.models),
-        stores=job.stores,
-        runs=job.runs_root,
-        datasets={},
-        models={},
-    )
-    request = Request(
-        dataset=job.dataset,
-        split=job.split,
-        runs=[Path(run) for run in job.runs],
-        models=job.models,
-        train_split=job.train_split,
-        val_split=job.val_split,
-        quick=job.quick,
-        device=job.device,
-    )
-    result = measure(*build(manifest, request))
-    atomic.write_json(Path(job.output), result)
+    result = measure(*build(job.stores, job.request))
+    atomic.write_json(job.output, result)
     atomic.write_bytes(inputs_file(job), f"{inputs}\n".encode())
 
 

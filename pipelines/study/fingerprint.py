@@ -15,27 +15,28 @@ def evaluation_inputs(job: EvaluateJob) -> str:
     from hada.extract.store.reader import read_spec
     from hada.fuse.run_files.weights import BEST
 
-    digest = hashlib.sha256(repr((job.quick, job.models, job.runs)).encode())
-    splits = [job.split] if job.quick else [job.split, job.train_split, job.val_split]
-    for split in dict.fromkeys(splits):
-        for model in job.models:
-            folder = remote.place(f"{job.stores.rstrip('/')}/{job.dataset}/{split}/{model}")
+    request = job.request
+    runs = tuple(str(run) for run in request.runs)
+    digest = hashlib.sha256(repr((request.quick, request.models, runs)).encode())
+    others = [] if request.quick else [request.train_split, request.val_split]
+    for split in dict.fromkeys([request.split, *others]):
+        for model in request.models:
+            folder = remote.place(job.stores.store_path(request.dataset, split, model))
             digest.update(read_spec(folder).digest().encode())
-    for run in job.runs:
-        digest.update((Path(run) / BEST).read_bytes())
+    for run in request.runs:
+        digest.update((run / BEST).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def inputs_file(job: EvaluateJob) -> Path:
     """Where the digest of a result's inputs lies."""
-    output = Path(job.output)
-    return output.with_name(f".{output.stem}.inputs")
+    return job.output.with_name(f".{job.output.stem}.inputs")
 
 
 def is_evaluated(job: EvaluateJob) -> bool:
     """Whether the table is there and all that it was made from is still the same."""
     file = inputs_file(job)
-    if not (file.exists() and Path(job.output).exists()):
+    if not (file.exists() and job.output.exists()):
         return False
     try:
         return file.read_text().strip() == evaluation_inputs(job)

@@ -1,8 +1,8 @@
 """The jobs of a pipeline: plain values that any worker understands, wherever it runs.
 
-A job carries names, ids and absolute paths, never weights, pixels or features, and becomes JSON as
-it is. An extraction is divided further, into one task a shard; a training and an evaluation are
-one task each.
+A job carries what the stage's own function takes: names, ids and absolute paths, never weights,
+pixels or features. An extraction is divided further, into one task a shard; a training and an
+evaluation are one task each.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from hada.evaluate.methods.request import Request
 from hada.extract.common.errors import UsageError, nearest
-from hada.extract.common.shapes import conform
-from hada.extract.manifest import ModelEntry
+from hada.extract.common.shapes import conform, converted
+from hada.extract.engine.options import ExtractOptions
+from hada.extract.manifest import DatasetEntry, ModelEntry, StoreRoot
 from hada.extract.spec import SideName
+from hada.fuse.job import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,55 +43,57 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractJob(Job):
-    """One store. `dataset` and `model` are entries of the manifest as plain values."""
+    """One store.
+
+    Attributes:
+        store: Its folder or URL.
+        dataset: The manifest's entry, with this split alone.
+        split: The split.
+        model: The manifest's entry.
+        precision: What the model computes in.
+        options: How the store is filled.
+        view: Number of the augmented view; 0 for the images as they are.
+        view_seed: Seed of augmented views.
+        max_errors: Images that may fail.
+    """
 
     store: str
-    dataset: dict[str, Any]
+    dataset: DatasetEntry
     split: str
-    model: dict[str, Any]
+    model: ModelEntry
     precision: str
-    dtype: str
-    tokens: str
-    format: str | None
-    rows: dict[SideName, int]
-    batch_size: int | None
+    options: ExtractOptions
     view: int
     view_seed: int
     max_errors: int
 
-    def model_entry(self) -> ModelEntry:
-        """The manifest's entry."""
-        return ModelEntry(**self.model)
+    @property
+    def rows(self) -> Mapping[SideName, int]:
+        """Items per shard, for each side."""
+        assert self.options.rows_per_shard is not None
+        return self.options.rows_per_shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(Job):
-    """One run. `paths`: split -> the stores of `models`, in their order."""
+    """One run, as `hada.fuse.job.train_run` takes it."""
 
-    dataset: str
-    train_split: str
-    val_split: str
-    models: tuple[str, ...]
-    recipe: dict[str, Any]
-    seed: int
-    paths: dict[str, list[str]]
-    folder: str
+    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob(Job):
-    """One table. `stores` and `runs_root` are the manifest's places."""
+    """One table, as `hada.evaluate.methods.build.build` takes it.
 
-    dataset: str
-    split: str
-    train_split: str
-    val_split: str
-    quick: bool
-    models: tuple[str, ...]
-    runs: tuple[str, ...]
-    stores: str
-    runs_root: str
-    output: str
+    Attributes:
+        stores: The folder or URL above all stores.
+        request: What to compare.
+        output: The file of the table.
+    """
+
+    stores: StoreRoot
+    request: Request
+    output: Path
 
 
 _KINDS: dict[str, type[Job]] = {"extract": ExtractJob, "train": TrainJob, "evaluate": EvaluateJob}
@@ -96,7 +102,18 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 def to_json(job: Job) -> dict[str, Any]:
     """As plain JSON values."""
-    return dataclasses.asdict(job)
+    import msgspec
+
+    values = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    if isinstance(job, TrainJob):
+        values["plan"] = job.plan.to_json()
+    plain: dict[str, Any] = msgspec.to_builtins(values, enc_hook=_plain)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Msgspec's hook for types that it does not know."""
+    return str(value) if isinstance(value, Path) else dict(value)
 
 
 def from_json(values: Mapping[str, Any], where: str = "a job", remedy: str = "") -> Job:
@@ -111,21 +128,15 @@ def from_json(values: Mapping[str, Any], where: str = "a job", remedy: str = "")
     kind = _KINDS[stage]
     if odd := set(values) - {field.name for field in dataclasses.fields(kind)}:
         raise UsageError(f"{where}: unknown {', '.join(sorted(odd))}. {remedy}")
-    conform(values, kind, where, UsageError, remedy)
-    fixed: dict[str, Any] = {
-        k: tuple(v) if k in ("needs", "models", "runs") else v for k, v in values.items()
-    }
-    return kind(**fixed)
+    if kind is not TrainJob:
+        return converted(values, kind, where, UsageError, remedy)
+    # A recipe checks its own values, so a plan is built by its own reader.
+    frame = {name: value for name, value in values.items() if name != "plan"}
+    conform(frame, Job, where, UsageError, remedy)
+    plan = Plan.from_json(values.get("plan"), f"{where}: plan", remedy)
+    return TrainJob(**{**frame, "needs": tuple(frame.get("needs", ())), "plan": plan})
 
 
 def of_kind(jobs: Iterable[Job], kind: type[AnyJob]) -> list[AnyJob]:
     """The jobs of one kind, in their order."""
     return [job for job in jobs if isinstance(job, kind)]
-
-
-def find(jobs: Iterable[Job], key: str) -> Job:
-    """The job with a key; raises `UsageError`."""
-    for job in jobs:
-        if job.key == key:
-            return job
-    raise UsageError(f"no job {key!r} in this pipeline; `hada-pipeline plan` lists them")

@@ -56,7 +56,7 @@ def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
 
 
 def _kin(job: ExtractJob) -> tuple[str, str, str]:
-    return str(job.model["name"]), job.dtype, f"{job.tokens} {bool(job.view)}"
+    return job.model.name, job.options.dtype, f"{job.options.tokens} {bool(job.view)}"
 
 
 def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from hada.evaluate.methods.request import Request
 from hada.extract.common import remote
 from hada.extract.common.errors import ManifestError
-from hada.extract.manifest import Manifest
+from hada.extract.engine.options import ExtractOptions
+from hada.extract.manifest import Manifest, StoreRoot
 from hada.pipelines.study.config import Extract, Fuse, Pipeline
 from hada.pipelines.study.jobs import EvaluateJob, ExtractJob, Job, TrainJob, of_kind
 
@@ -47,7 +49,7 @@ def _add(jobs: dict[str, Job], job: Job, where: str) -> None:
 
 
 def _model_of(job: Job) -> str:
-    return str(cast(ExtractJob, job).model["name"])
+    return cast(ExtractJob, job).model.name
 
 
 def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[ExtractJob]:
@@ -63,27 +65,23 @@ def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[Ex
                     key=f"extract/{entry.dataset}/{split}/{name}{suffix}",
                     device=device,
                     store=path + suffix,
-                    dataset={
-                        **dataclasses.asdict(dataclasses.replace(dataset, splits={})),
-                        "root": str(dataset.root.absolute()),
-                        "splits": {
-                            split: {**dataclasses.asdict(wanted), "sources": list(wanted.sources)}
-                        },
-                    },
+                    dataset=dataclasses.replace(
+                        dataset, root=dataset.root.absolute(), splits={split: wanted}
+                    ),
                     split=split,
-                    model={
-                        "name": name,
-                        "family": model.family,
-                        "weights": {k: _located(v) for k, v in model.weights.items()},
-                        "precision": model.precision,
-                        "options": {k: _located(v) for k, v in model.options.items()},
-                    },
+                    model=dataclasses.replace(
+                        model,
+                        weights={k: _located(v) for k, v in model.weights.items()},
+                        options={k: _located(v) for k, v in model.options.items()},
+                    ),
                     precision=entry.precision or model.precision or manifest.defaults.precision,
-                    dtype=entry.store_dtype or manifest.defaults.store_dtype,
-                    tokens=entry.tokens,
-                    format=entry.store_format,
-                    rows={"image": entry.shard_size, "caption": 8 * entry.shard_size},
-                    batch_size=entry.batch_size,
+                    options=ExtractOptions(
+                        dtype=entry.store_dtype or manifest.defaults.store_dtype,
+                        tokens=entry.tokens,
+                        format=entry.store_format,
+                        rows_per_shard={"image": entry.shard_size, "caption": 8 * entry.shard_size},
+                        batch_size=entry.batch_size,
+                    ),
                     view=view,
                     view_seed=entry.view_seed,
                     max_errors=entry.max_errors,
@@ -116,14 +114,7 @@ def _trainings(
                 key=f"train/{entry.dataset}/{plan.folder.name}",
                 device=device,
                 needs=needs,
-                dataset=entry.dataset,
-                train_split=entry.train_split,
-                val_split=entry.val_split,
-                models=models,
-                recipe=entry.recipe.to_json(),
-                seed=seed,
-                paths=plan.paths,
-                folder=str(plan.folder),
+                plan=plan,
             )
 
 
@@ -131,8 +122,10 @@ def _evaluations(
     pipeline: Pipeline, manifest: Manifest, jobs: Mapping[str, Job]
 ) -> Iterable[tuple[EvaluateJob, str]]:
     for entry in pipeline.evaluate:
-        trained = [job for job in of_kind(jobs.values(), TrainJob) if job.dataset == entry.dataset]
-        fused = [name for job in trained for name in job.models]
+        trained = [
+            job for job in of_kind(jobs.values(), TrainJob) if job.plan.dataset == entry.dataset
+        ]
+        fused = [name for job in trained for name in job.plan.models]
         models = list(dict.fromkeys([*fused, *entry.models])) or list(manifest.defaults.models)
         splits = [entry.split] if entry.quick else [entry.split, entry.train_split, entry.val_split]
         needs = _needed(entry.dataset, splits, models, manifest, jobs, entry.where)
@@ -141,16 +134,18 @@ def _evaluations(
             key=f"evaluate/{entry.dataset}/{entry.split}",
             device=pipeline.device,
             needs=(*needs, *(job.key for job in trained)),
-            dataset=entry.dataset,
-            split=entry.split,
-            train_split=entry.train_split,
-            val_split=entry.val_split,
-            quick=entry.quick,
-            models=tuple(models),
-            runs=tuple(sorted(job.folder for job in trained)),
-            stores=manifest.stores,
-            runs_root=manifest.runs,
-            output=str(folder / f"recall-{entry.split}.json"),
+            stores=StoreRoot(manifest.stores),
+            request=Request(
+                dataset=entry.dataset,
+                split=entry.split,
+                runs=tuple(Path(run) for run in sorted(str(job.plan.folder) for job in trained)),
+                models=tuple(models),
+                train_split=entry.train_split,
+                val_split=entry.val_split,
+                quick=entry.quick,
+                device=pipeline.device,
+            ),
+            output=folder / f"recall-{entry.split}.json",
         )
         yield job, entry.where
 

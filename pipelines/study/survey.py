@@ -172,7 +172,7 @@ def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
 
     shown = _pictures_only(data) if job.view else data
     wanted: dict[str, tuple[object, object]] = {
-        "dtype": (spec.dtype, job.dtype),
+        "dtype": (spec.dtype, job.options.dtype),
         "shard_size": (spec.rows_per_shard["image"], job.rows["image"]),
         "precision": (spec.model.precision, job.precision),
         "the dataset": (spec.dataset_digest, shown.digest()),
@@ -181,8 +181,8 @@ def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
             job.view_seed if job.view else None,
         ),
     }
-    if (describe(spec.model.image) == "none") != (job.tokens == "none"):
-        wanted["tokens"] = describe(spec.model.image), job.tokens
+    if (describe(spec.model.image) == "none") != (job.options.tokens == "none"):
+        wanted["tokens"] = describe(spec.model.image), job.options.tokens
     for name, (there, asked) in wanted.items():
         if there != asked:
             return f"{name} is {there} there, {asked} here"
@@ -218,12 +218,12 @@ def _survey_run(job: TrainJob) -> State:
     from hada.fuse.run_folder import RunFolder
 
     state = State(job=job)
-    run = RunFolder(job.folder)
+    run = RunFolder(job.plan.folder)
     if not (run.path / CONFIG).exists():
         return state
     try:
         config = run.config()
-        asked = json.loads(json.dumps(request_of(job)))
+        asked = json.loads(json.dumps(job.plan.request()))
         found = differences({key: config.get(key) for key in asked}, asked)
         if found:
             name, there, here = found[0]
@@ -233,15 +233,3 @@ def _survey_run(job: TrainJob) -> State:
     except HadaError as error:
         state.other = str(error)
     return state
-
-
-def request_of(job: TrainJob) -> dict[str, object]:
-    """What makes a run what it is, as `hada.fuse.job.Plan.request` says it."""
-    return {
-        "dataset": job.dataset,
-        "train_split": job.train_split,
-        "val_split": job.val_split,
-        "models": list(job.models),
-        "recipe": job.recipe,
-        "seed": job.seed,
-    }

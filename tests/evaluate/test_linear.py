@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from hada.evaluate.methods import build as build_module
-from hada.evaluate.methods.build import Request, build, finished_runs
+from hada.evaluate.methods.build import build, finished_runs
 from hada.evaluate.methods.combinations import single_models
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.methods.linear import LinearConfig, concatenation_linear, contrastive
+from hada.evaluate.methods.request import Request
 from hada.extract.manifest import load_manifest
 from hada.fuse.ranking.ranks import rank_positives, recalls
 

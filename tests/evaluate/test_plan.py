@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.methods.build import Request, build
+from hada.evaluate.methods.build import build
 from hada.evaluate.methods.gallery import EmbeddingMethod
+from hada.evaluate.methods.request import Request
 from hada.evaluate.results import cost as planning
 from hada.evaluate.results.measure import measure
 from hada.extract.manifest import load_manifest
@@ -77,7 +78,7 @@ def test_the_plan_has_the_widths_of_a_run(
     report_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(report_project)
-    request = Request(dataset="tiny", split="val", quick=True, runs=[Path("runs/tiny/mine")])
+    request = Request(dataset="tiny", split="val", quick=True, runs=(Path("runs/tiny/mine"),))
     _, methods = build(load_manifest(None), request)
     found = planned(request)
     assert [step.name for step in found.methods] == [method.name for method in methods]

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.frozen_model import load_frozen_model
-from hada.evaluate.methods.build import Request, build
+from hada.evaluate.methods.build import build
 from hada.evaluate.methods.gallery import EmbeddingMethod
+from hada.evaluate.methods.request import Request
 from hada.evaluate.methods.rerank import Reranked, RunHead
 from hada.extract.cli import extract
 from hada.extract.datasets.images import open_image
@@ -44,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_it_equals_a_loop(made: Path, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     monkeypatch.chdir(made)
     request = Request(
-        dataset="tiny", split="val", runs=[Path("runs/tiny/itm")], quick=True, rerank=depth
+        dataset="tiny", split="val", runs=(Path("runs/tiny/itm"),), quick=True, rerank=depth
     )
     gallery, methods = build(load_manifest(None), request)
     second = methods[-1]

@@ -170,11 +170,13 @@ def test_what_a_batch_job_reads(study: Folder, tmp_path: Path) -> None:
     file = study.path / "jobs.json"
     odd: list[Any] = [[], 7, {}, {job.key: []}, {job.key: {}}, {job.key: {**good, "parts": "2"}}]
     odd += [{job.key: {**good, "pending": {"image": ["0"]}}}, {job.key: {**good, "job": 5}}]
-    wrong = {"key": "cook/x", "rows": 3, "store": None, "needs": "a", "view": "0"}
+    wrong = {"key": "cook/x", "options": 3, "store": None, "needs": "a", "view": "0"}
     for name, value in wrong.items():
         odd.append({job.key: {**good, "job": {**to_json(job), name: value}}})
     odd.append({job.key: {**good, "job": {**to_json(job), "surplus": 1}}})
-    odd.append({job.key: {**good, "job": {k: v for k, v in to_json(job).items() if k != "rows"}}})
+    odd.append(
+        {job.key: {**good, "job": {k: v for k, v in to_json(job).items() if k != "options"}}}
+    )
     for entries in odd:
         file.write_text(json.dumps(entries))
         assert str(file) in said("work", str(file), job.key, code=2), entries

@@ -1,0 +1,36 @@
+"""What to compare on one split; light, so that a study's jobs can carry it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to compare.
+
+    Attributes:
+        dataset: Name of the data set.
+        split: The split to evaluate.
+        runs: Folders of trained runs.
+        models: Models beside those of the runs; the manifest's where there is neither.
+        train_split: Trains "concatenation + linear".
+        val_split: Tunes "weighted sum" and stops "concatenation + linear".
+        quick: Leave out the methods that sort, or that need the stores of the other splits.
+        device: Where runs are applied: `auto`, `cpu`, `cuda` or `cuda:N`.
+        rerank: Add a two-stage method for every run, which reorders this many first results by
+            the run's match head; 0 adds none.
+        rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
+    """
+
+    dataset: str
+    split: str
+    runs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    train_split: str = "train"
+    val_split: str = "val"
+    quick: bool = False
+    device: str = "auto"
+    rerank: int = 0
+    rerank_with: str | None = None
