@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import makers
 import numpy as np
 import pytest
 from places import ROOT
@@ -38,3 +39,24 @@ def test_the_readmes_program(report_project: Path, monkeypatch: pytest.MonkeyPat
     result = names["result"]
     assert isinstance(result, dict)
     assert any(method["kind"] == "hada" for method in result["methods"])
+
+
+def test_the_program_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    makers.make_dataset(tmp_path / "drawn", splits={"train": [1] * 16})
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(sorted((tmp_path / "drawn/images").glob("*.jpg"))):
+        image.rename(tmp_path / "photos" / image.name)
+        text = f"a drawing of two colours\nthe image with number {number}\n"
+        (tmp_path / "photos" / image.name).with_suffix(".txt").write_text(text)
+    (code,) = programs("docs/python.md")
+    assert sum(bool(line.strip()) for line in code.splitlines()) < 45
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/python.md", "exec"), names)
+    printed = capsys.readouterr().out
+    for method in ("blip", "clip", "mean of cosines", "HADA"):
+        assert re.search(rf"^{method}.* RSum \d", printed, re.MULTILINE), method
+    assert Path(str(names["page"])).read_text().startswith("<!doctype html>")
+    images, captions = names["image_vectors"], names["caption_vectors"]
+    assert isinstance(images, np.ndarray)
+    assert isinstance(captions, np.ndarray)
+    assert (len(images), len(captions)) == (4, 8)
