@@ -1,4 +1,4 @@
-"""Fail one system call after another below a project's folder, and see whether anybody notices.
+"""Fails system calls below a project's folder, one after another, and checks that each is noticed.
 
     python benchmarks/faults.py                      # about 1,500 faults; an hour on two cores
     python benchmarks/faults.py --per 1 --stages extract-zarr extract-hdf5

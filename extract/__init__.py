@@ -1,4 +1,4 @@
-"""The ground floor of HADA: pictures and captions in, feature stores out.
+"""Extraction: images and captions in, feature stores out.
 
 The public names below are imported on first use, so importing this package costs nothing but the
 standard library; heavy packages are imported where they are used.

@@ -1,4 +1,4 @@
-"""Options that several commands share: where the manifest is, and which roots stand in it."""
+"""Options that several commands share: the manifest and its roots."""
 
 from __future__ import annotations
 

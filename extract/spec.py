@@ -1,4 +1,4 @@
-"""What a backbone declares before it sees data, and what a store says it holds.
+"""The specifications of models and stores, declared before any data.
 
 Both are plain frozen records that travel as JSON inside a store, so that another machine, on
 another day, can tell whether features fit. NumPy is not even needed here.

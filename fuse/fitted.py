@@ -1,4 +1,4 @@
-"""What the parameters of a run were fitted on, as plain values that travel with its figures.
+"""The data that a run's parameters were fitted on, as plain values that travel with its figures.
 
 A figure on data that fitted a method is flattered. Whoever reports one has to know; the run's
 configuration does, and its embeddings, written as a store, say it too.

@@ -1,4 +1,4 @@
-"""`hada-fuse suggest`, `export` and `import`: what to fuse, and fusions from and for elsewhere.
+"""`hada-fuse suggest`, `export` and `import`.
 
 Nothing heavy is imported until a command runs.
 """

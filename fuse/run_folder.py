@@ -1,4 +1,4 @@
-"""A run's folder: what it was asked, how it went, its best weights, and where it stopped.
+"""A run's folder: configuration, metrics, best weights and checkpoints.
 
     config.json        the resolved request: recipe, seed, stores, shapes, environment
     metrics.jsonl      one line an epoch

@@ -1,4 +1,4 @@
-"""Which models are worth fusing, read off their stores: `hada-fuse suggest`.
+"""Which models are worth fusing, computed from their stores: `hada-fuse suggest`.
 
 A fusion can gain where models err on different queries. Nothing is trained: each model's own
 cosines are compared on the same images and captions.

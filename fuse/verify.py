@@ -1,4 +1,4 @@
-"""What is wrong with a run's folder, file by file, and checksums for runs that have none yet."""
+"""Checks a run's folder file by file, and adds checksums to runs without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lock of a pipeline: who drives it now, and when a lock is nobody's any more.
+"""The lock of a pipeline: its driver, and when a lock has expired.
 
 A lock is stale, and is taken over, when
 

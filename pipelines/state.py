@@ -1,4 +1,4 @@
-"""What a pipeline remembers beside stores and runs: a folder of its own, RUNS/pipelines/NAME.
+"""The state of a pipeline beside stores and runs: the folder RUNS/pipelines/NAME.
 
     lock            who drives it now
     tasks.jsonl     how each task ended, for estimates, `status` and `--retry-failed`

@@ -1,4 +1,4 @@
-"""What `hada-evaluate zeroshot` does: stored crops to retrieval or classification figures."""
+"""`hada-evaluate zeroshot`: stored crops to retrieval or classification figures."""
 
 from __future__ import annotations
 

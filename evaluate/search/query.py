@@ -1,4 +1,4 @@
-"""What `hada-evaluate search` does: from names to an index, from a query to results."""
+"""`hada-evaluate search`: from names to an index, from a query to results."""
 
 from __future__ import annotations
 

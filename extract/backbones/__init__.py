@@ -1,4 +1,4 @@
-"""The families of backbones by name, imported only when one is asked for.
+"""The families of backbones by name, imported on first use.
 
 A family is a callable that takes a `BackboneRequest` and returns a `Backbone`. It is named by a
 built-in word ("clip"), by an entry point of the group `hada.backbones` in an installed package,

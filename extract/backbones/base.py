@@ -1,4 +1,4 @@
-"""The protocol every backbone follows, and the batch it answers with.
+"""The protocol of backbones, and the batch of features that they return.
 
 A backbone is frozen and in eval mode. It declares its `ModelSpec` before it sees data, tokenises
 captions on its own (so that their lengths are known before anything is written), turns one

@@ -1,4 +1,4 @@
-"""Finding and loading what open_clip calls a model: folders, hub ids, tags and files."""
+"""Finds and loads open_clip models: folders, hub ids, tags and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dual encoders of transformers through what they share, with no list of their classes.
+"""Dual encoders of transformers through their common interface, without a list of classes.
 
 VisionTextDualEncoderModel, CLIPModel, SiglipModel and their kin have `vision_model`,
 `text_model`, `get_image_features` and `get_text_features`. Whether a tower has a CLS or an EOT

@@ -1,4 +1,4 @@
-"""Reading a dual encoder's folder, and what its tokenizer and processor say about themselves."""
+"""Reads a dual encoder's folder, its tokenizer and its processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models that see region features instead of pictures share."""
+"""Base of the models that read region features instead of images."""
 
 from __future__ import annotations
 

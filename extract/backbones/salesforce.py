@@ -1,4 +1,4 @@
-"""What ALBEF, BLIP and BLIP-2 share: caption cleaning, BERT files, heads and folders.
+"""Code that ALBEF, BLIP and BLIP-2 share: caption cleaning, BERT files, heads and folders.
 
 Numbers of attention heads cannot be read off tensors. They come from an option, from the configs
 beside a checkpoint, or from the published sizes; they are never guessed, because a wrong number

@@ -1,4 +1,4 @@
-"""What the families that run in PyTorch share: freezing, precision, padding, the way to NumPy."""
+"""Base of the families that run in PyTorch: freezing, precision, padding, conversion to NumPy."""
 
 from __future__ import annotations
 

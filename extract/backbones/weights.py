@@ -1,4 +1,4 @@
-"""Weight files: found, read without running what they contain, named when they are wrong."""
+"""Finds and reads weight files without running what they contain."""
 
 from __future__ import annotations
 

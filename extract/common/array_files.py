@@ -1,4 +1,4 @@
-"""NumPy's files that others wrote, read without surprises: .npz and .npy.
+"""Reads NumPy files from outside, .npz and .npy, with limits and without running anything.
 
 What a header claims is compared with the bytes that are there before anything is allocated, no
 pickle is opened, and whatever is wrong is an error of the caller's kind with file and array.

@@ -1,4 +1,4 @@
-"""Two things that every room does with arrays: rows of unit length, and captions by image.
+"""Rows of unit length, and captions grouped by image.
 
 Shape letters: I images, T captions, E width.
 """

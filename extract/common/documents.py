@@ -1,4 +1,4 @@
-"""Text that others wrote, made into values: JSON and JSON lines, one line told for what is wrong.
+"""Parses JSON and JSON lines from outside; an error is one line with its place.
 
 Every document of a user, of another program or of an earlier run goes through here, so that a
 damaged, hostile or foreign one ends in an error of the caller's kind with the file and the place,

@@ -1,4 +1,4 @@
-"""The shape of a plain value checked against a type, and values shown in messages.
+"""Checks the shape of a plain value against a type, and formats values for messages.
 
 The check is msgspec's: it knows TypedDicts, dataclasses, unions and limits, names the place of
 what is wrong, and costs 20 ms to import where it is used and nothing where it is not.

@@ -1,4 +1,4 @@
-"""YAML read strictly: every value knows its line, and every key must be asked for.
+"""Strict YAML: every value knows its line, and a key that nobody reads is an error.
 
 `Section` is one mapping of the file. The manifest's loader takes what it knows out of it and
 calls `finish`; whatever is left over is a mistake, named with its line and the nearest key.

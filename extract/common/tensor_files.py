@@ -1,4 +1,4 @@
-"""Weights that others saved, read without running them: PyTorch's pickles and safetensors.
+"""Reads weights from outside without running them: PyTorch's pickles and safetensors.
 
 `read_torch` opens nothing but tensors and plain values. A tensor counts only as what it seems:
 dense, on the CPU, of plain numbers, and as long in the file as its shape says (a stride of zero

@@ -1,4 +1,4 @@
-r"""Text that reaches a terminal, without the characters that would steer it.
+r"""Escapes characters in printed text that would control a terminal.
 
 Captions, ids, file names, model names and errors come from files that somebody else may have
 written. An escape sequence in them could clear the screen, retitle the window or write a clipboard;

@@ -1,4 +1,4 @@
-"""`${VAR}` and `${VAR:-default}` in a manifest: where they are replaced, and what they may not do.
+"""`${VAR}` and `${VAR:-default}` in a manifest: where they are replaced, and their limits.
 
 A manifest is shared, and whoever wrote it may not be who runs it. So variables are replaced in the
 few fields that say where something lies on this machine, and no value of the environment becomes

@@ -1,4 +1,4 @@
-"""YAML text made into nodes and plain values, with limits: no tags, no loops, no alias bombs.
+"""Parses YAML into nodes and plain values, with limits: no tags, no loops, no alias bombs.
 
 PyYAML composes the nodes. What a short file can make large is refused while it is composed: the
 depth of nesting, an alias inside of what it stands for, and the number of values that the file

@@ -1,1 +1,1 @@
-"""Images and captions as they lie on disk."""
+"""Images, captions and region features on disk."""

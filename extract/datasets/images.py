@@ -1,4 +1,4 @@
-"""Picture files to RGB: any mode the library decodes, upright, or one error with the reason."""
+"""Image files to upright RGB, from any mode that Pillow decodes, or one error with the reason."""
 
 from __future__ import annotations
 

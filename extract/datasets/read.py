@@ -1,4 +1,4 @@
-"""Caption datasets: which pictures there are, and what people wrote about them.
+"""Caption data sets: their images and captions.
 
 Every reader ends in a `CaptionDataset`: one split, in the order of its file, any number of
 captions per image. Reading it checks the annotations and that the pictures exist; it decodes none.

@@ -1,4 +1,4 @@
-"""How many items a forward pass takes: as asked, as the store has it, or what the device holds.
+"""Items per forward pass: as requested, as in the store, or as many as the device holds.
 
 A batch's size decides the last bits of its features, so every shard's marker records it, and a
 run without a given size goes on with what the store's last shard has.

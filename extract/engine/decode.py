@@ -1,4 +1,4 @@
-"""Pictures read ahead of the model, by threads or by worker processes, in order."""
+"""Images read ahead of the model, by threads or by worker processes, in order."""
 
 from __future__ import annotations
 

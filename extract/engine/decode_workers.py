@@ -1,4 +1,4 @@
-"""Pictures decoded in processes of their own, straight into memory that all of them share.
+"""Worker processes that decode images into memory shared with the loop.
 
 Each process is served by a thread of ours, which knows at any moment which pictures it has. When a
 process dies, or hangs, those pictures are tried again one by one: a picture that kills its

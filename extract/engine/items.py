@@ -1,4 +1,4 @@
-"""The image side of a dataset as a backbone takes it: pictures to decode, or region features.
+"""The image side of a data set as a backbone reads it: images to decode, or region features.
 
 The runner reads items by row from worker threads, encodes them in batches, and must know before
 anything is written how many tokens each item will have.

@@ -1,4 +1,4 @@
-"""From a picture's file to a model's input: what every decoding thread and process does."""
+"""From an image file to a model's input, as every decoding thread and process computes it."""
 
 from __future__ import annotations
 

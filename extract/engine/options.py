@@ -1,4 +1,4 @@
-"""What an extraction may be asked for, as one record that every step hands on whole."""
+"""The options of an extraction, as one record that every step passes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one extraction did."""
+"""The report on one extraction."""
 
 from __future__ import annotations
 

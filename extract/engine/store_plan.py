@@ -1,4 +1,4 @@
-"""What the store of a backbone on a dataset will hold, known before the first picture is read."""
+"""The contents of a store before extraction, from the backbone and the data set."""
 
 from __future__ import annotations
 

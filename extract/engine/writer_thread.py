@@ -1,4 +1,4 @@
-"""Finished shards written by a thread of their own, while the model is busy with the next."""
+"""A thread that writes finished shards while the model computes the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hada-store import: features that exist already become a store."""
+"""`hada-store import`: a store from features of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that exist already, opened by their layout."""
+"""Opens features from other programs by their layout."""
 
 from __future__ import annotations
 

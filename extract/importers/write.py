@@ -1,4 +1,4 @@
-"""Features that somebody else extracted, as a store: the loop, and what a source of them is.
+"""Writes features from other programs as a store.
 
 A source says how wide its features are and how many tokens each item has, and reads one item at
 a time, so that an import of 25 GB needs the memory of one shard.

@@ -1,4 +1,4 @@
-"""What there is to tell in `scenes`, for zero-shot classification: classes and true labels.
+"""Classes and true labels of `scenes`, for zero-shot classification.
 
     classes.json   class ("red circle") -> sentences that describe it, in the captions' words
     labels.json    picture -> the classes of all things in it

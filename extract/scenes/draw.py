@@ -1,4 +1,4 @@
-"""Scene -> picture, in whole numbers, so that the same scene gives the same bytes everywhere.
+"""Scene to image in whole numbers, so that the same scene gives the same bytes everywhere.
 
 Shapes are tested pixel by pixel with integer arithmetic instead of a drawing library's rasteriser,
 whose edges move between its versions; the PNG holds its pixels uncompressed, because what zlib and

@@ -1,4 +1,4 @@
-"""The words that captions are made of: what each attribute's value may be called."""
+"""The words of captions: the names of each attribute's values."""
 
 from __future__ import annotations
 

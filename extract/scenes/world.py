@@ -1,4 +1,4 @@
-"""What a scene is, and how one is drawn by lot: a pure function of (seed, split, index).
+"""Scenes and their random generation: a pure function of (seed, split, index).
 
 A picture holds two to five things on a grid of three by three cells, over a background. Scenes come
 in families: one prototype is drawn per family, and each member of the family changes a few of its

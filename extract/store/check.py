@@ -1,4 +1,4 @@
-"""Whether a store is whole: `hada-store verify` without its words."""
+"""Checks whether a store is whole: `hada-store verify` without its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store's parts lie, and the markers that say which shards are whole."""
+"""Paths of a store's parts, and the markers of committed shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making a store's empty frame, whole or not at all, and telling whether one fits."""
+"""Creates a store without shards, whole or not at all, and compares it with one that exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store may hold its numbers in, and how they get there and back.
+"""Number types of a store, and the conversions to and from them.
 
 `bfloat16` has no NumPy type: it lies on disk as uint16, the upper half of a float32, and is
 read as float32.

@@ -1,4 +1,4 @@
-"""What a store format must do, and which ones there are.
+"""The protocol of store formats, and the list of formats.
 
 A format lays the arrays of a store into files: small arrays that are known before the first
 feature (ids, spans), and arrays in shards that are written one by one. Everything else (which

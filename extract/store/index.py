@@ -1,4 +1,4 @@
-"""What a store knows before its first feature: ids, lengths, and which rows each shard holds."""
+"""The index of a store: ids, lengths, and the rows of each shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mending and converting stores, and what is known of one: `hada-store` without its words."""
+"""Repairs, converts and describes stores: `hada-store` without its output."""
 
 from __future__ import annotations
 

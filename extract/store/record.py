@@ -1,4 +1,4 @@
-"""What a store knows before its first feature, and the root digest that binds all of it.
+"""The record of a store: digests of everything that precedes its first feature.
 
 The attributes hold the spec (`hada`) and the record (`hada_bound`): a digest of each part (spec,
 the metadata of every array, the elements of ids, spans and image_index) and the root, which is the

@@ -1,4 +1,4 @@
-"""Rows of one sharded array behind a URL: as few byte ranges as there are runs of wanted chunks.
+"""Rows of one sharded array behind a URL: one byte range for each run of wanted chunks.
 
 A shard's index is fetched once. The chunks that a call wants are then asked for all at once;
 chunks that lie beside each other, or nearly so, are one range. Every chunk is verified each time

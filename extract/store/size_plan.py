@@ -1,4 +1,4 @@
-"""How large a store will be, known before its first feature, and whether the disk has the room."""
+"""The size of a store before extraction, and whether it fits on the disk."""
 
 from __future__ import annotations
 

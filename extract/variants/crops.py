@@ -1,4 +1,4 @@
-"""Random crops of every picture and their expansions, encoded once, for WCA and LGCA.
+"""Random crops of every image and their expansions, encoded once, for WCA and LGCA.
 
 A crop is a square of a random share of the shorter side at a random place; an expansion has the
 same centre, is `expand` times as wide, and is moved to lie inside the picture. Which crops a

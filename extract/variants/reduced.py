@@ -1,4 +1,4 @@
-"""A backbone of whose tokens fewer are kept; `hada.extract.store.pooling` says which."""
+"""A backbone that keeps fewer tokens; `hada.extract.store.pooling` says which."""
 
 from __future__ import annotations
 

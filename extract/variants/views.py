@@ -1,4 +1,4 @@
-"""Augmented views of pictures: the same for an image whatever batch, thread or machine makes them.
+"""Augmented views of images, independent of batch, thread and machine.
 
 View 0 is a model's evaluation transform. Views 1 to K are renderings as the papers trained with:
 a random crop of half to all of the area, a flip, and two random operations of strength 7 of 10.

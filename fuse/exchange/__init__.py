@@ -1,1 +1,1 @@
-"""Fusions from and for elsewhere: official checkpoints, the Hub."""
+"""Import and export of fusions: official checkpoints, the Hub."""

@@ -1,4 +1,4 @@
-"""What decides a branch's arithmetic: widths, graph, norms and the order of things.
+"""The configuration of a branch: widths, graph, norms and the order of operations.
 
 The published code orders its layers in three ways, which `norm` names:
 

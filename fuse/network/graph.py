@@ -1,4 +1,4 @@
-"""Which nodes and edges the fusion graph has: the same facts packed, padded and as edge lists.
+"""Nodes and edges of the fusion graph: packed, padded and as edge lists.
 
 One graph is one image or one caption as M frozen models see it. Every token of every model is a
 node; one node per model is its global node. Edges point from what is read to who reads:

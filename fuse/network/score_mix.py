@@ -1,4 +1,4 @@
-"""How much the fused cosine and the models' own cosines count in retrieval."""
+"""Shares of the fused cosine and of the models' own cosines in the score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many others beat, or tie with, each query's best positive: exact, at the speed of float32.
+"""Counts what beats or ties with each query's best positive: exact, at the speed of float32.
 
 The scores of a tile are computed in float32, whose error has a bound. What lies farther from the
 threshold than that bound is decided; the few scores that do not are computed again in float64. So

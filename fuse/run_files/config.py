@@ -1,4 +1,4 @@
-"""`config.json` of a run: read, checked field by field, and what of it makes the run what it is."""
+"""`config.json` of a run: reading it, checking it field by field, and the run's identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that tell whether they are what was written: a digest inside each, and what it belongs to.
+"""Files with a digest inside that shows whether they are as written, and what they belong to.
 
 Three forms, all of which stock libraries still open:
 

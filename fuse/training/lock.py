@@ -1,4 +1,4 @@
-"""One trainer a run folder: a lock that dies with its process.
+"""One trainer per run folder: a lock that ends with its process.
 
 The kernel holds the lock, so a killed trainer leaves a file and no lock; the next one takes over.
 """

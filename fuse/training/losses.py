@@ -1,4 +1,4 @@
-"""What the fusion is trained on, as plain functions of embeddings and similarities.
+"""Losses of the fusion as plain functions of embeddings and similarities.
 
 Shape letters: B images and T captions of a batch (equal where batches are pairs), Q queries,
 K keys (batch first, then queue), E embedding width.

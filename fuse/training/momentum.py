@@ -1,4 +1,4 @@
-"""Slow copies of the encoders, and the queues of what they said.
+"""Momentum encoders, and queues of their embeddings.
 
 Shape letters: Q queue entries, N pushed rows, E embedding width.
 """

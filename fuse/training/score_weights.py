@@ -1,4 +1,4 @@
-"""How much each score counts in retrieval, fitted on a validation split.
+"""Weights of the scores in retrieval, fitted on a validation split.
 
 A run's score is a weighted sum of cosines: the fused one and the frozen models' own. The weights
 are those under which a softmax over the sum finds the right captions and the right images most

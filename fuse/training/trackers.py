@@ -1,4 +1,4 @@
-"""Where a training's figures go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow.
+"""Trackers of a training beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow.
 
 TensorBoard event files are written wherever the `tensorboard` package is installed; the others
 when they are asked for. All of them are extras: `pip install 'hada[tensorboard]'`.

@@ -1,1 +1,1 @@
-"""Who does the work: this machine, Dask, Slurm."""
+"""Execution on this machine, on Dask and on Slurm."""

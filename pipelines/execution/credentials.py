@@ -1,4 +1,4 @@
-"""Who may talk to the schedulers and workers that we start: their user, and nobody else.
+"""TLS credentials: only the user who starts schedulers and workers may connect to them.
 
 Dask runs whatever a client sends it, so whoever reaches a port without credentials is the user that
 the worker runs as. Every connection is TLS in both directions, with a key that is made for one run

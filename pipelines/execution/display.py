@@ -1,4 +1,4 @@
-"""How a pipeline goes, live: a few lines that stay on a terminal, a line now and then in a log."""
+"""Live progress of a pipeline: fixed lines on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver: which task is next, what becomes of one that failed, and when to stop.
+"""The driver: the order of tasks, retries, and when to stop.
 
 It knows no engine: it gives tasks to a `Pool` and takes outcomes back. It gives no worker more
 than it can do at once, so a task that kills its worker takes no other with it.

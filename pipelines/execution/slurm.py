@@ -1,4 +1,4 @@
-"""Plain batch scripts for Slurm, for sites where no driver may stay: write, submit, ask, cancel.
+"""Plain batch scripts for Slurm, without a driver: write, submit, query, cancel.
 
 Every extraction is an array whose elements share its shards, every training and evaluation a job
 that waits for what it needs (`afterok`). The scripts only call `hada-pipeline work`.

@@ -1,4 +1,4 @@
-"""What a worker process does with a task: one shard, the end of a store, a training, a table.
+"""Tasks as a worker process runs them: one shard, the end of a store, a training, a table.
 
 Every task may run twice: what is there already is left as it is, and what is written is committed
 atomically. A worker keeps one model, and the stores that it fills with it.

@@ -1,1 +1,1 @@
-"""What a study asks for and what of it is done."""
+"""A study: its configuration, jobs and progress."""

@@ -1,4 +1,4 @@
-"""What a table of recall was made from, kept beside it: where that has changed, it is made anew."""
+"""The inputs of a recall table, kept beside it: it is made again when they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a pipeline for people and programs: what is done, and what is left will take."""
+"""The plan of a pipeline as text and JSON: work that is done, and the cost of the rest."""
 
 from __future__ import annotations
 

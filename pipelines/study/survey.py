@@ -1,4 +1,4 @@
-"""What of a pipeline is there already: read from stores, runs and results alone; writes nothing.
+"""Finds what of a pipeline is done, from stores, runs and results alone; writes nothing.
 
 Shards are counted from their markers and the sizes of their files, from one listing a store, so
 that a hundred thousand of them take seconds.
