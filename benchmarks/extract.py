@@ -51,7 +51,7 @@ from turns import Way, measure, rates, ratios
 
 from hada.extract import one_model
 from hada.extract.backbones import BackboneRequest, load_backbone
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run

@@ -16,7 +16,7 @@ import torch
 from hada.extract import scenes
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.common.host import reuse_freed_memory
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 
 TINY = {
     "embed_dim": 32,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from hada.extract.backbones import BackboneRequest, load_backbone
-from hada.extract.common.device import choose_device
 from hada.extract.common.errors import StoreMismatchError
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
@@ -32,15 +31,8 @@ def load_frozen_model(manifest: Manifest, store: StoreReader, device: str = "cpu
         StoreMismatchError: The manifest's weights are not those that the store was made with.
     """
     name = store.spec.model.name
-    entry = manifest.model(name)
     backbone = load_backbone(
-        BackboneRequest(
-            name=name,
-            family=entry.family,
-            weights=entry.weights_for(store.spec.dataset),
-            device=choose_device(device),
-            options=dict(entry.options),
-        )
+        BackboneRequest.of(manifest.model(name), store.spec.dataset, device=device)
     )
     if backbone.spec.weights_digest != store.spec.model.weights_digest:
         raise StoreMismatchError(

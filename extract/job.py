@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hada.extract.backbones import REGION_FAMILIES
 from hada.extract.common.errors import UsageError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.manifest import Manifest, ModelEntry, is_name, load_manifest

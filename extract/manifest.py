@@ -30,7 +30,10 @@ from hada.extract.spec import STORE_DTYPES
 FILE_NAME = "data_manifest.yaml"
 PRECISIONS = ("fp32", "bf16", "fp16")
 STORE_FORMATS = ("zarr", "hdf5")
-READERS = ("karpathy",)
+# `reader:` -> the module whose `read_images` reads such a dataset, imported when it is needed.
+READERS = {
+    "karpathy": "hada.extract.datasets.karpathy",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _BUILTIN = "builtin:"
 _SHIPPED = Path(__file__).parent / FILE_NAME
@@ -241,7 +244,7 @@ def _dataset(name: str, section: Section) -> DatasetEntry:
     splits = section.take_section("splits")
     entry = DatasetEntry(
         name=name,
-        reader=_choice(section, "reader", READERS, None),
+        reader=_choice(section, "reader", tuple(READERS), None),
         root=Path(section.take("root", str, variables=Rule.PLACE)).expanduser(),
         annotations=section.take("annotations", str),
         images=section.take("images", str, "."),

@@ -14,7 +14,7 @@ from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.common.host import cores
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.extraction import ERRORS
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
@@ -167,16 +167,7 @@ def load_model(
     model: ModelEntry, dataset: str, device: str, precision: str
 ) -> Backbone | RegionBackbone:
     """A model of the manifest with its weights for a dataset, on a device."""
-    return load_backbone(
-        BackboneRequest(
-            name=model.name,
-            family=model.family,
-            weights=model.weights_for(dataset),
-            device=choose_device(device),
-            precision=precision,
-            options=dict(model.options),
-        )
-    )
+    return load_backbone(BackboneRequest.of(model, dataset, device=device, precision=precision))
 
 
 def _remove_store(path: str) -> None:

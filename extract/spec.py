@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from hada.extract.common.differences import differences
 from hada.extract.common.errors import StoreError
 
 SCHEMA_VERSION = 1
@@ -119,7 +120,7 @@ class StoreSpec:
 
     def differences(self, other: StoreSpec) -> list[tuple[str, Any, Any]]:
         """The fields in which two specs differ, as (dotted name, own value, other value)."""
-        return list(_differences(self.to_json(), other.to_json(), ""))
+        return list(differences(self.to_json(), other.to_json()))
 
 
 def _check_types(spec: StoreSpec) -> None:
@@ -145,13 +146,3 @@ def _check_types(spec: StoreSpec) -> None:
         raise ValueError(f"unknown dtype {spec.dtype!r} or unknown global token")
     if not (isinstance(model.preprocessing, dict) and isinstance(model.libraries, dict)):
         raise ValueError("preprocessing and libraries must be mappings")
-
-
-def _differences(own: Any, other: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(own, dict) and isinstance(other, dict):
-        found = []
-        for key in sorted(own.keys() | other.keys()):
-            name = f"{path}.{key}" if path else str(key)
-            found += _differences(own.get(key), other.get(key), name)
-        return found
-    return [] if own == other else [(path, own, other)]

@@ -21,6 +21,7 @@ from hada.evaluate.methods.seen import Fitted
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.store import StoreReader
+from hada.extract.store.readable import readable_items
 from hada.fuse.ranking.ranks import Ranks, rank_positives
 from hada.fuse.tokens.split import check_together
 
@@ -63,18 +64,7 @@ class Gallery:
                     f"{first.path}: {side.side} id {twice!r} appears twice, so queries would be "
                     "counted twice; extract the split again"
                 )
-        image_of = np.asarray(first.caption_to_image, np.int64)
-        bad_image = np.any([store.image.failed for store in stores], axis=0)
-        good = ~np.any([store.caption.failed for store in stores], axis=0) & ~bad_image[image_of]
-        used = np.bincount(image_of[good], minlength=len(bad_image)) > 0
-        if not good.any():
-            raise StoreError(f"{first.path}: no image with a caption is readable in every store")
-        return cls(
-            stores=tuple(stores),
-            image_rows=np.flatnonzero(used),
-            caption_rows=np.flatnonzero(good),
-            caption_to_image=(np.cumsum(used) - 1)[image_of[good]],
-        )
+        return cls(tuple(stores), *readable_items(stores))
 
     def own(self, store: StoreReader) -> Pair | None:
         """A model's own embeddings.

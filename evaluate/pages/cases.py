@@ -17,7 +17,7 @@ from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.pages import attention, thumbnails
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split

@@ -22,7 +22,8 @@ from hada.extract.common import atomic
 from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import HadaError, RunError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
 from hada.fuse.ranking.ranks import Ranks

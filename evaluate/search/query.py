@@ -16,7 +16,8 @@ from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
 from hada.extract.common import atomic
 from hada.extract.common.console import say, tell
 from hada.extract.common.errors import DatasetError, RunError, UsageError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName
 from hada.fuse.run_files.weights import BEST

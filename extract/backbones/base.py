@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from hada.extract.datasets.regions import RegionRules, Regions
+    from hada.extract.manifest import ModelEntry
     from hada.extract.spec import ModelSpec
 
 
@@ -155,3 +157,28 @@ class BackboneRequest:
     device: str = "cpu"
     precision: str = "fp32"
     options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, model: ModelEntry, dataset: str, *, device: str = "auto", precision: str = "fp32"
+    ) -> Self:
+        """The request for a model of the manifest with its weights for a dataset.
+
+        Args:
+            model: The manifest's entry.
+            dataset: Decides between weights that were fine-tuned.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            precision: `fp32`, `bf16` or `fp16`.
+
+        Raises:
+            ManifestError: The model has no weights for the dataset.
+            UsageError: The device is not there.
+        """
+        return cls(
+            name=model.name,
+            family=model.family,
+            weights=model.weights_for(dataset),
+            device=choose_device(device),
+            precision=precision,
+            options=dict(model.options),
+        )

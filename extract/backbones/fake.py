@@ -13,7 +13,7 @@ import re
 import threading
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -201,9 +201,7 @@ def load(request: BackboneRequest) -> FakeBackbone:
             f"got {image_tokens!r}"
         )
     checked = read_options(
-        BackboneRequest(
-            name=request.name, family=request.family, weights=request.weights, options=options
-        ),
+        replace(request, options=options),
         {**known, "pooled": bool, "tokens": bool},
     )
     given: dict[str, Any] = {key: value for key, value in checked.items() if value is not None}

@@ -26,7 +26,7 @@ from hada.extract.common import atomic, remote
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
 from hada.extract.common.progress import Advance, progress
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.batch_size import BatchSizes, is_out_of_memory, release_memory
 from hada.extract.engine.decode import MOST_THREADS, Reader, make_reader
 from hada.extract.engine.encode import Shard, encode_captions, encode_images

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.common.errors import DatasetError, trouble_behind
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.datasets.region_sources import open_regions
 from hada.extract.engine.model_input import PictureReader
 from hada.extract.store.pooling import pooled_lengths

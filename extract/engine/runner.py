@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hada.extract.backbones.base import Backbone, RegionBackbone
 from hada.extract.common.errors import HadaError
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.extraction import Extraction
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report

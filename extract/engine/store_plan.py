@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hada.extract.backbones.base import Backbone, RegionBackbone
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.items import ImageItems, image_items
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.token_ids import TokenIds, tokenize

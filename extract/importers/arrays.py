@@ -14,7 +14,7 @@ from hada.extract.common.array_files import map_npy, reason
 from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_bytes
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import conform, listed
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SIDES, SideName
 

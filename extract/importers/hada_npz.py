@@ -19,7 +19,7 @@ from hada.extract.common import errors
 from hada.extract.common.array_files import PickledError, opened
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import listed
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SideName
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.importers.source import FeatureSource, ImportRequest
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import DatasetError, HadaError, trouble_behind
 from hada.extract.common.progress import progress
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.importers.source import FeatureSource, Item
 from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreWriter

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hada.extract.backbones.preprocessing import MEAN, STD
 from hada.extract.pretraining.corpus import to_input
 from hada.extract.pretraining.recipes import Recipe
 
 # Mean and deviation of RGB that both libraries use for CLIP and BLIP.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 _LENGTH_GROUPS = 3
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from hada.extract.backbones.preprocessing import MEAN, STD
 from hada.extract.pretraining.recipes import Recipe
-from hada.extract.pretraining.towers import MEAN, STD, MatchingTowers
+from hada.extract.pretraining.towers import MatchingTowers
 from hada.extract.scenes.words import vocabulary
 
 

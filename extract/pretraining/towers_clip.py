@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from hada.extract.backbones.preprocessing import MEAN, STD
 from hada.extract.common import atomic
 from hada.extract.pretraining.recipes import Recipe
-from hada.extract.pretraining.towers import MEAN, STD, Towers
+from hada.extract.pretraining.towers import Towers
 from hada.extract.scenes.words import vocabulary
 
 

@@ -19,7 +19,7 @@ import torch
 from torchvision import transforms
 
 from hada.extract.backbones.base import Backbone
-from hada.extract.datasets.read import CaptionDataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.variants.changed import ChangedBackbone
 
 # torchvision draws from PyTorch's global generator: one view at a time, its state put back.

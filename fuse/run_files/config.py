@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from hada.extract.common.differences import differences as all_differences
 from hada.extract.common.documents import read_json
 from hada.extract.common.errors import HadaError, RunError
 from hada.extract.common.shapes import conform
@@ -181,16 +182,13 @@ def completed(values: Mapping[str, Any], today: Mapping[str, Any] | None = None)
     }
 
 
-def differences(own: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(own: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """The fields that differ, as (dotted name, own value, other value), free ones left out."""
-    if isinstance(own, dict) and isinstance(other, dict):
-        found = []
-        for key in sorted(own.keys() | other.keys()):
-            if path or key not in FREE_FIELDS:
-                name = f"{path}.{key}" if path else key
-                found += differences(own.get(key), other.get(key), name)
-        return found
-    return [] if own == other else [(path, own, other)]
+
+    def bound(config: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in config.items() if key not in FREE_FIELDS}
+
+    return all_differences(bound(own), bound(other))
 
 
 def branch_to_json(config: BranchConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hada.extract.common.errors import StoreError, StoreMismatchError
 from hada.extract.common.host import free_memory
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
+from hada.extract.store.readable import readable_items
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.tokens.order import Order
 from hada.fuse.tokens.sources import Source, Window
@@ -89,20 +90,7 @@ class Split:
                 source.reside(device)
 
     def _keep(self) -> None:
-        first = self.stores[0]
-        bad_image = np.any([s.image.failed for s in self.stores], axis=0)
-        bad_caption = np.any([s.caption.failed for s in self.stores], axis=0)
-        image_of = np.asarray(first.caption_to_image, dtype=np.int64)
-        good_caption = ~bad_caption & ~bad_image[image_of]
-        used = np.bincount(image_of[good_caption], minlength=len(bad_image)) > 0
-        self.image_rows, self.caption_rows = np.flatnonzero(used), np.flatnonzero(good_caption)
-        if not len(self.caption_rows):
-            raise StoreError(
-                f"{first.path}: no image with a caption is readable in every store; "
-                "extract the split again and look at the failures it reports"
-            )
-        renumbered = np.cumsum(used) - 1
-        self.owner = renumbered[image_of[self.caption_rows]]
+        self.image_rows, self.caption_rows, self.owner = readable_items(self.stores)
         self._by_image, self._bounds = group_by_image(self.owner, self.images)
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hada.pipelines.study.jobs import ExtractJob
 
 if TYPE_CHECKING:
-    from hada.extract.datasets.read import CaptionDataset
+    from hada.extract.datasets.caption_dataset import CaptionDataset
 
 MOST_KEPT = 4
 _KEPT: dict[tuple[str, str, bool], CaptionDataset] = {}

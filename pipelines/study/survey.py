@@ -24,7 +24,7 @@ from hada.pipelines.study.fingerprint import is_evaluated
 from hada.pipelines.study.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 
 if TYPE_CHECKING:
-    from hada.extract.datasets.read import CaptionDataset
+    from hada.extract.datasets.caption_dataset import CaptionDataset
 
 Condition = Literal["done", "part", "missing", "other"]
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.cli import extract as command
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine import batch_size
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.runner import run

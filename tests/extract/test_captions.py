@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hada.extract.common.errors import DatasetError, UnknownNameError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 
 
@@ -150,3 +151,10 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path) -
 
     change(tmp_path, edit)
     assert read().captions == ("a dog \ufffd and \U0001f600",)
+
+
+def test_a_reader_that_nobody_knows_names_those_there_are(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    entry = replace(load_manifest().dataset(), reader="karpaty")
+    with pytest.raises(UnknownNameError, match=r"reader of dataset.*'karpaty'.*'karpathy'"):
+        read_dataset(entry, "val")

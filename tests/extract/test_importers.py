@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
 from hada.extract.store_cli import store

@@ -16,7 +16,8 @@ from hada.extract import one_model
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.common.host import cores
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine import token_ids
 from hada.extract.engine.decode import ThreadReader, read_ahead
 from hada.extract.engine.items import PictureItems

@@ -18,7 +18,8 @@ import pytest
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.common.errors import HadaError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
 from hada.extract.engine.runner import run

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
 
+from hada.extract.backbones.preprocessing import MEAN, STD  # noqa: E402
 from hada.extract.common.device import choose_device  # noqa: E402
 from hada.extract.common.errors import NonFiniteError, UsageError  # noqa: E402
 from hada.extract.pretraining.build import build, load  # noqa: E402
@@ -31,7 +32,7 @@ from hada.extract.pretraining.figures import cosines, recalls, table  # noqa: E4
 from hada.extract.pretraining.learner import Learner  # noqa: E402
 from hada.extract.pretraining.pretrain import main, pretrain, save  # noqa: E402
 from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
-from hada.extract.pretraining.towers import MEAN, STD, Towers  # noqa: E402
+from hada.extract.pretraining.towers import Towers  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
 from hada.extract.scenes.world import sample_scene  # noqa: E402
 

@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import Backbone, BackboneRequest
 from hada.extract.common.errors import StoreError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest

@@ -27,7 +27,8 @@ from PIL import Image
 from hada.extract.backbones import load_backbone
 from hada.extract.backbones.base import BackboneRequest
 from hada.extract.common.errors import HadaError
-from hada.extract.datasets.read import CaptionDataset, read_dataset
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
 from hada.extract.engine import decode_workers
 from hada.extract.engine.decode import ProcessReader
 from hada.extract.engine.items import PictureItems
