@@ -66,10 +66,11 @@ class OptionalParts(Protocol):
     truncated: int = 0
     device: Any = None
     clock: Mapping[str, float] = MappingProxyType({})
+    spec: ModelSpec
 
     def compile(self) -> None:
         """Run the model through `torch.compile`; raises `UsageError` where that cannot be."""
-        raise UsageError("--compile: this model is no PyTorch model of ours")
+        raise UsageError(f"--compile: family {self.spec.family!r} is no PyTorch model of ours")
 
 
 class Backbone(OptionalParts, Protocol):
