@@ -297,7 +297,7 @@ def warm_up(heavy: bool) -> None:
 
 def prepare(nursery: Nursery, stage: Stage, work: Path) -> None:
     """Make the stage's project, run it undisturbed twice, and count its calls."""
-    sys.path.insert(0, str(HERE.parent / "tests"))
+    sys.path.insert(0, str(HERE.parent / "tests" / "support"))
     import makers
 
     stage.base = work / f"base-{stage.name}"

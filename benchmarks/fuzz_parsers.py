@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 One = Callable[[bytes], None]
 Made = tuple[One, list[bytes]]
@@ -545,7 +545,7 @@ def state(folder: Path) -> Made:
 
 def store(folder: Path) -> Made:
     """A store's record, markers, arrays' metadata, plans and indexes of shards."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "extract"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "programs"))
     import fuzz_store
 
     fuzz_store.prepare(folder)

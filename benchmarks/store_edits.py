@@ -18,12 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).parents[1] / "tests"),
-    str(Path(__file__).parents[1] / "tests/extract"),
-]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
 
-import store_edits  # noqa: E402
+import store_edits
 
 
 def main() -> None:

@@ -9,13 +9,12 @@ import pkgutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from import_graph import circle, import_graph, module_files, sub_rooms
-from places import ROOT
+from places import ROOT, commands
 
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
 # Package -> the only places that may import it.
@@ -123,11 +122,6 @@ def test_the_ground_floor_costs_numpy_at_most() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def commands() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return dict(project["scripts"])
 
 
 @pytest.mark.parametrize("script", commands())

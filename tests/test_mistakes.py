@@ -20,7 +20,7 @@ import click
 import makers
 import pytest
 from click.testing import CliRunner
-from places import ROOT
+from places import ROOT, commands
 
 TRAIN = ["hada-fuse", "train", "--epochs", "1"]
 
@@ -166,8 +166,6 @@ MISTAKES = [
 
 
 def command(name: str) -> click.Command:
-    from test_layers import commands
-
     module, _, attribute = commands()[name].partition(":")
     loaded: click.Command = getattr(importlib.import_module(module), attribute)
     return loaded

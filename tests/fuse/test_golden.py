@@ -6,7 +6,7 @@ from pathlib import Path
 
 import golden_files
 import pytest
-from golden_errors import TABLE
+from fuse_golden_errors import TABLE
 
 # Outputs in float32 agree to 1e-5, gradients to 1e-4 of their norm. Where not, why not:
 LIMITS = {

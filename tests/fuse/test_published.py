@@ -14,6 +14,7 @@ import official_slow
 import pytest
 import torch
 from fuse_golden import load_npz, load_safetensors
+from golden_steps import FILES, settings, state
 from published_worlds import (
     SIDES,
     as_tensors,
@@ -24,7 +25,6 @@ from published_worlds import (
     stir,
     their_names,
 )
-from test_objective import FILES, settings, state
 
 from hada.extract.store import open_store
 from hada.fuse.recipes import RECIPES

@@ -18,7 +18,7 @@ from published_worlds import (
     random_sides,
     their_names,
 )
-from test_objective import tiny, tiny_batch
+from small_batches import tiny, tiny_batch
 
 from hada.extract.common.errors import CheckpointError, RunError, StoreMismatchError
 from hada.fuse.cli import fuse

@@ -1,0 +1,50 @@
+"""Small trainings, by the trainer and by the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from click.testing import CliRunner
+
+from hada.fuse.cli import fuse
+from hada.fuse.recipes import RECIPES
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.tokens.loader import Loader
+from hada.fuse.training.trainer import Job, build_objective, build_optimizer
+
+SMALL = {
+    "node_width": 24, "heads": 2, "head_width": 12, "graph_width": 24, "out_width": 24,
+    "batch_size": 16, "epochs": 3, "warmup_epochs": 0.5,
+}  # fmt: skip
+FAST = replace(RECIPES["fast"], **SMALL)
+HADA = replace(RECIPES["hada"], **{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
+
+
+def job(splits, path, recipe, seed=0):
+    objective = build_objective(recipe, splits[0], seed)
+    return Job(
+        objective=objective,
+        optimizer=build_optimizer(recipe, objective),
+        loader=Loader(splits[0], recipe.order, recipe.batch_size, seed),
+        val=splits[1],
+        recipe=recipe,
+        run=RunFolder(path),
+        device=torch.device("cpu"),
+        report=lambda _text: None,
+    )
+
+
+def without_time(lines):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+SETTINGS = [f"--set={k}={v}" for k, v in SMALL.items() if k != "epochs"]
+
+
+def call(*words):
+    """A command in this process; `(exit code, stdout, stderr)`."""
+    result = CliRunner().invoke(fuse, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
