@@ -9,6 +9,7 @@ from pathlib import Path
 
 import golden_files
 import pytest
+from places import SUPPORT
 
 FOLDER = golden_files.ARCHIVES
 
@@ -63,7 +64,7 @@ def test_without_the_folder_beside_the_project_only_what_is_large_is_missing(
         "    except pytest.skip.Exception: continue\n"
         "    raise AssertionError(name)\n"
     )
-    environment = {"HADA_SHARED": str(tmp_path / "nowhere"), "PYTHONPATH": str(FOLDER.parent)}
+    environment = {"HADA_SHARED": str(tmp_path / "nowhere"), "PYTHONPATH": str(SUPPORT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
