@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fuse_fakes import make_store
-from test_training import FAST
+from small_trainings import FAST
 
 from hada.extract.common.errors import RunError
 from hada.fuse.embedding import check_features, embed, features_of

@@ -93,7 +93,7 @@ def main() -> None:
     backbone.encode_images = slow(backbone.encode_images)  # type: ignore[method-assign]
     backbone.encode_captions = slow(backbone.encode_captions)  # type: ignore[method-assign]
     data = read_dataset(load_manifest().dataset(), "train")
-    spec = store_spec(backbone, data, rows_per_shard=ROWS)
+    spec = store_spec(backbone, data, ExtractOptions(rows_per_shard=ROWS))
     index = store_index(backbone, data, tokenize(backbone, data.captions))
     counts = {"at a step": 0, "at a moment": 0, "finished first": 0}
     while counts["at a step"] + counts["at a moment"] < kills and counts["finished first"] < 5:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fuse_fakes import make_store
-from test_training import FAST, HADA, job
+from small_trainings import FAST, HADA, job
 
 from hada.fuse.embedding import embed
 from hada.fuse.network.graph import EdgeWeights

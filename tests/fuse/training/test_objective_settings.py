@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_objective import tiny, tiny_batch
+from small_batches import tiny, tiny_batch
 
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.training import losses
