@@ -64,3 +64,16 @@ def test_p_counts_both_sides_and_is_never_0() -> None:
     assert difference(-values, zero).p == pytest.approx(0.2, abs=1e-3)
     assert difference(values + 5, zero).p == pytest.approx(2 / 1002)
     assert difference(zero, zero).p == 1.0
+
+
+def test_a_resample_of_folds_is_the_mean_of_its_folds() -> None:
+    """Two galleries of two images, with very uneven captions: each fold weighs the same."""
+    one = Hits(
+        np.array([[1.0], [0.0], [1.0], [1.0]]),
+        np.array([[4.0], [0.0], [1.0], [0.0]]),
+        np.array([8.0, 1.0, 1.0, 1.0]),
+        folds=2,
+    )
+    found = one.rsum(np.array([[1, 1, 1, 1], [2, 0, 0, 2]]))
+    want = [(1 / 2 + 4 / 9 + 1 + 1 / 2) / 2, (1 + 4 / 8 + 1 + 0) / 2]
+    assert found.tolist() == pytest.approx([100 * value for value in want])

@@ -14,7 +14,7 @@ from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import Position, RunFolder
 from hada.fuse.tokens.split import Split
-from hada.fuse.training import trainer
+from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
 from hada.fuse.training.score_weights import tuned_shares
 from hada.fuse.training.trainer import (
@@ -168,9 +168,7 @@ def test_an_epoch_runs_in_training_mode(splits, tmp_path):
 def test_another_run_gives_its_encoders_to_the_slow_ones_and_its_matching_head(splits, tmp_path):
     first = job(splits, tmp_path / "one", SMALL_HADA, seed=1)
     first.run.path.mkdir()
-    given = {"fuser": first.objective.fuser, "discriminator": first.objective.discriminator}
-    tensors = {f"{p}.{k}": v for p, part in given.items() for k, v in part.state_dict().items()}
-    first.run.save_tensors(tensors)
+    checkpoint.save_best(first.run, first.objective, 0)
     second = build_objective(SMALL_HADA, splits[0], 2)
     parts = [(second.fuser, first.objective.fuser), (second.slow, first.objective.fuser)]
     parts.append((second.discriminator, first.objective.discriminator))
