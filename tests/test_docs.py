@@ -130,6 +130,32 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def missing_files(page: Path, text: str) -> set[str]:
+    """Paths, test files and link targets in the text of a page that do not exist."""
+    code = [*inline(text), *(block for _, block in blocks(text))]
+    missing = {
+        path
+        for piece in code
+        for path in PATH.findall(piece)
+        if path not in NO_PATHS and not (ROOT / path).exists()
+    }
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    defined = set(re.findall(r"^`(\w+\.py)`$", text, re.MULTILINE))
+    missing |= {
+        piece
+        for piece in inline(text)
+        if re.fullmatch(r"test_\w+\.py", piece) and piece not in tests | defined
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            missing.add(target)
+    return missing
+
+
 def resolve(dotted: str) -> None:
     """Import the longest module that a dotted name begins with, and look the rest up in it."""
     parts = dotted.split(".")
@@ -168,29 +194,18 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
 
 @by_page
 def test_every_file_and_link_exists(page: Path) -> None:
-    text = page.read_text()
-    code = [*inline(text), *(block for _, block in blocks(text))]
-    missing = {
-        path
-        for piece in code
-        for path in PATH.findall(piece)
-        if path not in NO_PATHS and not (ROOT / path).exists()
-    }
-    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
-    defined = set(re.findall(r"^`(\w+\.py)`$", text, re.MULTILINE))
-    missing |= {
-        piece
-        for piece in inline(text)
-        if re.fullmatch(r"test_\w+\.py", piece) and piece not in tests | defined
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
-        if target.startswith("http"):
-            continue
-        name, _, anchor = target.partition("#")
-        linked = page.parent / name if name else page
-        if not linked.exists() or (anchor and anchor not in anchors(linked)):
-            missing.add(target)
-    assert not missing
+    assert missing_files(page, page.read_text()) == set()
+
+
+def test_a_missing_file_or_link_is_noticed() -> None:
+    text = (
+        "`extract/cli.py`, `extract/clip.py`, `test_nowhere.py`, [a](docs/store.md#layout), "
+        "[b](docs/store.md#lay-out), [c](docs/shop.md)\n\n```sh\npython benchmarks/recal.py\n```\n"
+    )
+    assert missing_files(ROOT / "README.md", text) == {
+        "extract/clip.py", "test_nowhere.py", "docs/store.md#lay-out", "docs/shop.md",
+        "benchmarks/recal.py",
+    }  # fmt: skip
 
 
 @by_page
