@@ -32,6 +32,8 @@ from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective
 
+pytestmark = pytest.mark.slow
+
 # Published name -> whose arithmetic, and the learned weights' initial values.
 KINDS = {
     "hada": ("hada", {}),

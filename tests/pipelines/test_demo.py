@@ -13,6 +13,8 @@ from hada.extract.manifest import load_shipped
 from hada.pipelines.cli import pipeline
 from hada.pipelines.demo import Demo, run_demo
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"epochs": "2", "node_width": "32", "head_width": "16", "graph_width": "32"}
 
 

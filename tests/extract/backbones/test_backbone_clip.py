@@ -18,6 +18,8 @@ from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError, UsageError
 from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract, split
 
+pytestmark = pytest.mark.slow
+
 HF_TEXT = {**TEXT, "vocab_size": 64, "hf_tokenizer_name": "local"}
 SIGLIP_TEXT = {
     **HF_TEXT,

@@ -16,6 +16,8 @@ from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError
 from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract, pictures
 
+pytestmark = pytest.mark.slow
+
 
 def make_siglip(folder: Path) -> Path:
     torch.manual_seed(0)

@@ -22,6 +22,8 @@ from hada.extract.backbones import Backbone
 from hada.extract.common.errors import CheckpointError
 from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
+pytestmark = pytest.mark.slow
+
 SQUARE = {"height": 32, "width": 32}
 
 

@@ -17,6 +17,8 @@ from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.cli import extract
 from hada.extract.store import open_store
 
+pytestmark = pytest.mark.slow
+
 PICTURES = ("gray", "rgba", "small", "tall", "wide")
 MANIFEST = """\
 schema: 1

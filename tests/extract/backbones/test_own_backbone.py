@@ -15,6 +15,8 @@ from places import ROOT
 
 from hada.extract.store import open_store
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from hada.extract.cli import extract; extract()"
 
 

@@ -36,6 +36,8 @@ from hada.fuse.cli import fuse
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.training import trackers
 
+pytestmark = pytest.mark.slow
+
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 DEAD = f"999999999-{socket.gethostname()}"
 

@@ -22,6 +22,8 @@ from hada.extract.common.errors import UsageError
 from hada.extract.store import open_store
 from hada.extract.testing.backbone_contract import CAPTIONS, pictures
 
+pytestmark = pytest.mark.slow
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 

@@ -41,6 +41,8 @@ from hada.extract.spec import SideName
 from hada.extract.store import open_store
 from hada.extract.testing.store_contract import files_of
 
+pytestmark = pytest.mark.slow
+
 ROWS: dict[SideName, int] = {"image": 3, "caption": 4}
 
 

@@ -37,6 +37,8 @@ from hada.extract.pretraining.towers import Towers  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
 from hada.extract.scenes.world import sample_scene  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = ROOT / "extract" / "scenes" / "weights"
 CAPTIONS = ["A red star to the left of a big ring.", "Two shapes, one of them blue", "a zebra"]
 

@@ -23,6 +23,8 @@ from hada.extract.store.reader import read_spec, shard_status
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import files_of
 
+pytestmark = pytest.mark.slow
+
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 KILLS = 50
 KILL_EXTRACTION = PROGRAMS / "kill_extraction.py"

@@ -20,6 +20,8 @@ from hada.extract.store.record import read_record
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
 
+pytestmark = pytest.mark.slow
+
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 # Of several hundred edits; `benchmarks/store_edits.py` does them all.
 EVERY = 14

@@ -25,6 +25,8 @@ from hada.extract.store.maintain import describe, repair
 from hada.extract.store.reader import read_spec, shard_status
 from hada.extract.testing.store_contract import Content
 
+pytestmark = pytest.mark.slow
+
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 # The same examples every time: a run of the tests must not fail by chance. `--hypothesis-seed`
 # with `derandomize=False` looks further.

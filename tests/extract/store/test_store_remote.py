@@ -35,6 +35,8 @@ from hada.extract.store.record import read_contents, read_record
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of, signed
 
+pytestmark = pytest.mark.slow
+
 Url = Callable[[], str]
 
 

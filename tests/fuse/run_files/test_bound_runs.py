@@ -30,6 +30,8 @@ from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import build_objective, build_optimizer, train
 from hada.fuse.verify import bind, examine
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["train", "--manifest", "toy.yaml", "--report-to=none", "--set=save_minutes=0",
          "--epochs=2", *SETTINGS]  # fmt: skip
 INDEX = "index-val-image.npz"

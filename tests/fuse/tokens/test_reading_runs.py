@@ -19,6 +19,8 @@ from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "node_width": 16, "heads": 2, "head_width": 8, "graph_width": 16, "out_width": 16,
     "batch_size": 16, "epochs": 2, "warmup_epochs": 0.5,

@@ -21,6 +21,8 @@ from hada.fuse.tokens.split import Split
 from hada.fuse.training.objective import Objective, ObjectiveConfig
 from hada.fuse.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 # Every third keeps no tokens, the fifth no embedding, and no two have the same width.
 ZOO = [
     ModelShape(

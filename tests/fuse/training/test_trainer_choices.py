@@ -25,6 +25,8 @@ from hada.fuse.training.trainer import (
     validate,
 )
 
+pytestmark = pytest.mark.slow
+
 # No epoch is one step only, so the ramp of distillation has one.
 SMALL_HADA = replace(HADA, scores="fused", learn_scores=False, batch_size=20, queue=32)
 

@@ -23,6 +23,8 @@ from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse
 from hada.fuse.training.trainer import train, train_epoch, train_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):

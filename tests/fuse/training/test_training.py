@@ -27,6 +27,8 @@ from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 def test_fusion_beats_each_of_its_views(tmp_path):
     models = ("left", "right")

@@ -28,6 +28,8 @@ from hada.pipelines.cli import pipeline
 from hada.pipelines.execution import credentials, dask_pools
 from hada.pipelines.state import Folder, private_folder
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 
 

@@ -14,6 +14,8 @@ from study_runs import ENVIRONMENT, accident, serial
 
 from hada.extract.common import remote
 
+pytestmark = pytest.mark.slow
+
 # moto's server in a process of its own; it says where it listens.
 SERVER = """
 from moto.server import DomainDispatcherApplication, create_backend_app

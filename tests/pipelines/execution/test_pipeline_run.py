@@ -25,6 +25,8 @@ from hada.pipelines.study.plan_table import table
 from hada.pipelines.study.resolve import build_jobs
 from hada.pipelines.study.survey import survey
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

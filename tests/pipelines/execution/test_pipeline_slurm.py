@@ -21,6 +21,8 @@ from hada.pipelines.study.config import Cluster
 from hada.pipelines.study.resolve import build_jobs
 from hada.pipelines.study.survey import survey
 
+pytestmark = pytest.mark.slow
+
 
 def test_scripts_say_what_slurm_needs(tmp_path: Path) -> None:
     """No Slurm needed."""

@@ -17,6 +17,8 @@ from study_runs import ONLY_EXTRACT, accident, serial, stores
 from hada.extract.scenes import write_scenes
 from hada.pipelines.state import Folder
 
+pytestmark = pytest.mark.slow
+
 SCENES = """\
 schema: 1
 name: scenes
