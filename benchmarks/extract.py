@@ -47,7 +47,7 @@ from extract_inputs import (
     make_model,
     make_pictures,
 )
-from turns import Way, measure, rates, ratios
+from interleaved import Way, measure, rates, ratios
 
 from hada.extract import one_model
 from hada.extract.backbones import BackboneRequest, load_backbone

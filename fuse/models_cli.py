@@ -137,10 +137,12 @@ def import_official(
       hada-evaluate recall --dataset flickr30k --split test
     """
     from hada.extract.store import open_store
-    from hada.fuse.exchange.import_official import adopt
+    from hada.fuse.exchange.import_official import import_checkpoint
 
     name = manifest.dataset(dataset).name
     folder = run_path or Path(manifest.runs) / name / f"{'+'.join(models)}-imported"
     stores = [open_store(manifest.store_path(name, split, model)) for model in models]
-    adopt(checkpoint_path, stores, folder, settings=parse_assignments(settings, "--set"))
+    import_checkpoint(
+        checkpoint_path, stores, folder, settings=parse_assignments(settings, "--set")
+    )
     tell(str(folder))

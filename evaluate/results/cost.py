@@ -54,7 +54,7 @@ class PlannedMethod:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """A recall of `images` x `captions` in `folds` galleries."""
 
     images: int
@@ -96,7 +96,7 @@ class Plan:
 
 def make_plan(
     manifest: Manifest, request: Request, asked: str, *, folds: int, resamples: int
-) -> Plan:
+) -> CostPlan:
     """The plan of a request.
 
     Args:
@@ -120,7 +120,7 @@ def make_plan(
     if min(images, captions) < folds or captions < images:
         raise UsageError(f"--plan: {images:,} x {captions:,}: expected a caption or more an image")
     on_cpu = choose_device(request.device) == "cpu"
-    return Plan(
+    return CostPlan(
         images=images,
         captions=captions,
         folds=folds,
@@ -156,7 +156,7 @@ def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMet
     return methods
 
 
-def seconds(plan: Plan, device: str) -> dict[str, float]:
+def seconds(plan: CostPlan, device: str) -> dict[str, float]:
     """How long each method and the bootstrap will take, from what a small piece takes here."""
     times = {}
     of_width: dict[int, float] = {}
@@ -210,7 +210,7 @@ def _fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def as_text(plan: Plan, times: dict[str, float], device: str) -> str:
+def as_text(plan: CostPlan, times: dict[str, float], device: str) -> str:
     """The plan for a terminal."""
     lines = [
         f"{plan.images:,} images x {plan.captions:,} captions"

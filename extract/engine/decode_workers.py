@@ -162,7 +162,7 @@ class _Worker:
         try:
             self._connection.send(tasks)
         except OSError:
-            self._bury()
+            self._raise_cause_of_death()
         answers: list[str | None] = []
         for answer in self._answer(PICTURE_LIMIT_S * len(tasks)):
             if isinstance(answer, OSError):
@@ -187,12 +187,12 @@ class _Worker:
             if self._connection.poll(limit_s):
                 return self._connection.recv()
         except (EOFError, OSError):
-            self._bury()
+            self._raise_cause_of_death()
         self._process.kill()
         self.stop()
         raise _WorkerDiedError(f"took longer than {limit_s:.0f} s")
 
-    def _bury(self) -> None:
+    def _raise_cause_of_death(self) -> None:
         """Raise what the process died of."""
         process = self._process
         with _PROCESSES:

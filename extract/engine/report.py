@@ -23,7 +23,6 @@ class Report:
     total_captions: int = 0
     images: int = 0
     captions: int = 0
-    skipped_shards: int = 0
     busy_shards: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     wall_seconds: float = 0.0

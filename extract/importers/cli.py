@@ -13,7 +13,7 @@ from hada.extract.manifest import Manifest, is_name
 from hada.extract.spec import STORE_DTYPES
 
 _PATH = click.Path(path_type=Path)
-_FORMATS = ("hada", "clip-retrieval", "npy", "safetensors")
+FORMATS = ("hada", "clip-retrieval", "npy", "safetensors")
 _HELP = """Make a store from features that another program extracted.
 
 \b
@@ -35,7 +35,7 @@ The dataset of the manifest says which images and captions the store holds and i
 
 
 @click.command("import", cls=HadaCommand, help=_HELP)
-@click.argument("kind", metavar="FORMAT", type=click.Choice(_FORMATS))
+@click.argument("kind", metavar="FORMAT", type=click.Choice(FORMATS))
 @click.option("--model", "-m", "name", required=True, help="The model's name in the stores.")
 @click.option("--split", "-s", required=True, help="Split of the dataset.")
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the manifest's]")

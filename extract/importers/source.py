@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from hada.extract.spec import SideName
 
-FORMATS = ("hada", "clip-retrieval", "npy", "safetensors")
-
 
 @dataclass(frozen=True)
 class Item:

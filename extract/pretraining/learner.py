@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from hada.extract.common.errors import NonFiniteError
 from hada.extract.pretraining.corpus import VALUES, Batch
-from hada.extract.pretraining.recipes import Plan
+from hada.extract.pretraining.recipes import PretrainingPlan
 from hada.extract.pretraining.towers import MatchingTowers, Towers
 
 # The summed cross-entropy of some 150 tags starts near 30; so weighted it starts near the others.
@@ -29,7 +29,9 @@ _TAG_WEIGHT = 0.2
 class Learner:
     """A model, its optimiser and the losses; one `step` is one batch."""
 
-    def __init__(self, towers: Towers, plan: Plan, tag_share: NDArray[np.float64]) -> None:
+    def __init__(
+        self, towers: Towers, plan: PretrainingPlan, tag_share: NDArray[np.float64]
+    ) -> None:
         self.towers, self.plan = towers, plan
         width = towers.recipe.width
         self.heads = torch.nn.ModuleDict(

@@ -18,17 +18,17 @@ from hada.extract.common import atomic
 from hada.extract.common.console import HadaCommand, say
 from hada.extract.common.device import choose_device
 from hada.extract.common.progress import progress
-from hada.extract.pretraining.recipes import RECIPES, Plan, Recipe
+from hada.extract.pretraining.recipes import RECIPES, PretrainingPlan, Recipe
 
 if TYPE_CHECKING:
     from hada.extract.pretraining.corpus import Corpus
     from hada.extract.pretraining.learner import Learner
     from hada.extract.pretraining.towers import Towers
 
-_DEFAULT = Plan()
+_DEFAULT = PretrainingPlan()
 
 
-def pretrain(recipe: Recipe, plan: Plan, output: Path, device: str = "cpu") -> Towers:
+def pretrain(recipe: Recipe, plan: PretrainingPlan, output: Path, device: str = "cpu") -> Towers:
     """Train a model of this recipe and leave it in `output`; also now and then on the way.
 
     Every save is written beside and swapped in, so an interrupted training leaves the last
@@ -126,7 +126,7 @@ def main(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    plan = Plan(steps=steps, minutes=minutes, scenes=scenes, rate=rate, seed=seed)
+    plan = PretrainingPlan(steps=steps, minutes=minutes, scenes=scenes, rate=rate, seed=seed)
     began = time.monotonic()
     towers = pretrain(RECIPES[name], plan, output, choose_device(device))
     say(f"trained in {(time.monotonic() - began) / 60:.1f} minutes: {output}")

@@ -99,7 +99,7 @@ RECIPES = {"blip": BLIP, "clip": CLIP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PretrainingPlan:
     """How long and how fast to train.
 
     Attributes:

@@ -29,7 +29,7 @@ _FEW = 16
 # Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
 _MAPPED = 1 << 17
 
-Rows = NDArray[np.int64]
+RowArray = NDArray[np.int64]
 # Bytes start..stop-1 of the result come from `offset` on; the first chunk ends at `cut`, and so
 # many follow it: (offset, start, cut, stop, count).
 Part = tuple[int, int, int, int, int]
@@ -137,7 +137,9 @@ class RawShard:
             self._read_checked(file, start, out[place:end])
         _read_parts(file, self.chunk_bytes, quick, out.data)
 
-    def _plan_few(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+    def _plan_few(
+        self, starts: RowArray, stops: RowArray, places: RowArray
+    ) -> tuple[list[Part], list[Slow]]:
         """Parts that one call reads, and those to be read chunk by chunk."""
         size, row_bytes, offsets = self.chunk_bytes, self.row_bytes, self._offsets
         quick: list[Part] = []
@@ -160,7 +162,9 @@ class RawShard:
                 rest.append((start, place, end))
         return quick, rest
 
-    def _plan_many(self, starts: Rows, stops: Rows, places: Rows) -> tuple[list[Part], list[Slow]]:
+    def _plan_many(
+        self, starts: RowArray, stops: RowArray, places: RowArray
+    ) -> tuple[list[Part], list[Slow]]:
         """`_plan_few` for all parts at once: one by one it takes longer than reading them."""
         size = self.chunk_bytes
         begins, ends = starts * self.row_bytes, stops * self.row_bytes
@@ -218,7 +222,7 @@ class RawShard:
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
 
-    def _verify_pages(self, file: OpenFile, starts: Rows, stops: Rows) -> None:
+    def _verify_pages(self, file: OpenFile, starts: RowArray, stops: RowArray) -> None:
         """Verify the small chunks of small parts where they lie, before these are copied."""
         if self.chunk_bytes >= _MAPPED:
             return

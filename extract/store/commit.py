@@ -23,18 +23,24 @@ COMMIT = "commit"
 
 
 class Fault(str):
-    """What is wrong with a part of a store, in words; `kind` is missing, damaged or foreign."""
+    """What is wrong with a part of a store, in words.
+
+    Attributes:
+        kind: "missing", "damaged" or "foreign".
+        unwritten: Whether nothing is wrong but that the shard is still to be written.
+    """
 
     kind: str
+    unwritten: bool
 
-    def __new__(cls, text: str, kind: str = "damaged") -> Self:
+    def __new__(cls, text: str, kind: str = "damaged", *, unwritten: bool = False) -> Self:
         """A text with its kind."""
         fault = super().__new__(cls, text)
-        fault.kind = kind
+        fault.kind, fault.unwritten = kind, unwritten
         return fault
 
 
-UNWRITTEN = Fault("not written yet", "missing")
+UNWRITTEN = Fault("not written yet", "missing", unwritten=True)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
         "shards": {
             side: {
                 "done": sum(state is None for state in shards.values()),
-                "damaged": sum(state not in (None, commit.UNWRITTEN) for state in shards.values()),
+                "damaged": sum(
+                    state is not None and not state.unwritten for state in shards.values()
+                ),
                 "total": len(shards),
             }
             for side, shards in status.items()
@@ -109,7 +111,7 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
             with commit.shard_lock(folder, side, shard) as mine:
                 files = form.files(features, side, shard)
                 # A shard that nobody has begun is no damage.
-                if state == commit.UNWRITTEN and not files:
+                if state.unwritten and not files:
                     continue
                 if not mine:
                     removed.append(Removed(side, shard, state, busy=True))
@@ -120,7 +122,7 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
                 commit.remove_leftovers(folder, side, shard)
                 for file in files:
                     file.unlink(missing_ok=True)
-                reason = "files without a marker" if state == commit.UNWRITTEN else state
+                reason = "files without a marker" if state.unwritten else state
                 removed.append(Removed(side, shard, reason))
     return removed
 

@@ -57,7 +57,7 @@ class RemoteRows(RowReader):
         super()._reset()
         described = self._source.remote()  # type: ignore[attr-defined]
         self._folder: Path = described[0]
-        self._layout: zarr_shard.Layout = described[1]
+        self._layout: zarr_shard.ShardLayout = described[1]
         self._chunk_bytes = self._layout.chunk_rows * self._layout.row_bytes
         self._indexes: dict[int, NDArray[np.int64]] = {}
         self._tables: dict[int, NDArray[np.uint32] | None] = {}

@@ -15,7 +15,7 @@ from hada.extract.store import digests
 from hada.extract.store.chunks import OpenFile, RawShard
 from hada.extract.store.formats import ArraySource
 
-Rows = NDArray[np.int64]
+RowArray = NDArray[np.int64]
 # Files kept open for each array; systems allow a process about a thousand.
 OPEN_FILES = 64
 # Through a library, reading one row costs about as much as reading this share of a shard at once.
@@ -50,10 +50,6 @@ class RowReader:
     def slice(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Rows start..stop-1."""
         return self.ranges(np.array([[start, stop]]), out)
-
-    def rows(self, rows: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Any rows in any order."""
-        return self.ranges(np.stack([rows, rows + 1], axis=1), out)
 
     def ranges(self, spans: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The rows of `spans` (n, 2), first and one past the last, one span after the other.
@@ -101,7 +97,9 @@ class RowReader:
             for start, stop, place in zip(starts, stops, places, strict=True):
                 yield shard, start, stop, place
 
-    def _by_shard(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, Rows, Rows, Rows]]:
+    def _by_shard(
+        self, spans: NDArray[np.int64]
+    ) -> Iterator[tuple[int, RowArray, RowArray, RowArray]]:
         """Spans cut at the ends of shards: shard, first rows, rows after the last, places in out.
 
         A shard comes once, with all its pieces.

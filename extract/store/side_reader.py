@@ -33,7 +33,7 @@ Items = Rows | NDArray[np.bool_] | Sequence[int]
 ITEMS_AT_ONCE = 256
 
 
-class Item(NamedTuple):
+class StoredItem(NamedTuple):
     """One image or caption of a store.
 
     Attributes:
@@ -48,12 +48,12 @@ class Item(NamedTuple):
 
 
 class SideReader:
-    """The n images, or the n captions, of a store, as a sequence of `Item`.
+    """The n images, or the n captions, of a store, as a sequence of `StoredItem`.
 
-    `len(side)` is n. `side[3]` and `side[-1]` are one `Item`; `side[10:20]`, `side[rows]` with an
-    int array and `side[mask]` with a bool array are lists of `Item`, read together. Iterating
+    `len(side)` is n. `side[3]` and `side[-1]` are one item; `side[10:20]`, `side[rows]` with an
+    int array and `side[mask]` with a bool array are lists of them, read together. Iterating
     reads `ITEMS_AT_ONCE` items at a time. Items that could not be encoded have NaN features.
-    `tokens` and `embeddings` give whole arrays of many items, which is faster than `Item`s.
+    `tokens` and `embeddings` give whole arrays of many items, which is faster than `StoredItem`s.
 
     Attributes:
         side: "image" or "caption".
@@ -88,10 +88,10 @@ class SideReader:
         return len(self.ids)
 
     @overload
-    def __getitem__(self, rows: int | np.integer[Any]) -> Item: ...
+    def __getitem__(self, rows: int | np.integer[Any]) -> StoredItem: ...
     @overload
-    def __getitem__(self, rows: Items) -> list[Item]: ...
-    def __getitem__(self, rows: int | np.integer[Any] | Items) -> Item | list[Item]:
+    def __getitem__(self, rows: Items) -> list[StoredItem]: ...
+    def __getitem__(self, rows: int | np.integer[Any] | Items) -> StoredItem | list[StoredItem]:
         """The item of a row, or a list of the items of many rows, in the order asked for.
 
         Args:
@@ -99,7 +99,7 @@ class SideReader:
                 rows, or a bool array (n,).
 
         Returns:
-            An `Item`, or a list of them.
+            An `StoredItem`, or a list of them.
 
         Raises:
             IndexError: A row is not there.
@@ -112,18 +112,18 @@ class SideReader:
             return self._items(np.array([row % len(self)], np.int64))[0]
         return self._items(self._rows(rows))
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[StoredItem]:
         for start in range(0, len(self), ITEMS_AT_ONCE):
             yield from self[start : start + ITEMS_AT_ONCE]
 
-    def _items(self, rows: NDArray[np.int64]) -> list[Item]:
+    def _items(self, rows: NDArray[np.int64]) -> list[StoredItem]:
         """Items of their own memory, so that keeping one does not keep all that were read."""
         embeddings = self.embeddings(rows)
         tokens: list[NDArray[Any]] | None = None
         if self.tokens_spec is not None:
             tokens = np.split(self.tokens(rows), np.cumsum(self.lengths[rows])[:-1])
         return [
-            Item(
+            StoredItem(
                 self.ids[row],
                 None if tokens is None else tokens[position].copy(),
                 None if embeddings is None else embeddings[position].copy(),

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hada.extract.common import remote
 from hada.extract.common.errors import StoreError
@@ -55,19 +54,6 @@ class SizePlan:
                 f"{size(self.free or 0)} left. Free some space, choose another place "
                 "(--root stores=FOLDER), or go on all the same: hada-extract --force."
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "store": str(self.folder),
-            "items": dict(self.items),
-            "shards": dict(self.shards),
-            "arrays": dict(self.arrays),
-            "present_bytes": self.present,
-            "needed_bytes": self.needed,
-            "free_bytes": self.free,
-            "fits": self.fits,
-        }
 
     def text(self) -> str:
         """For people."""

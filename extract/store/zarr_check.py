@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from hada.extract.common import remote
 from hada.extract.store.chunks import MISSING
-from hada.extract.store.zarr_shard import CRC_BYTES, Layout, index_bytes, parse_index
+from hada.extract.store.zarr_shard import CRC_BYTES, ShardLayout, index_bytes, parse_index
 
 
 def read_file(
-    path: Path, layout: Layout, known_bytes: int | None = None
+    path: Path, layout: ShardLayout, known_bytes: int | None = None
 ) -> tuple[int, str, NDArray[np.uint32]]:
     """What `zarr_shard.write_file` returned, from the file's bytes, every chunk verified.
 

@@ -75,7 +75,7 @@ class ZarrFormat:
     ) -> Written:
         files, crcs = {}, {}
         for name, (plan, values) in arrays.items():
-            layout = zarr_shard.Layout(
+            layout = zarr_shard.ShardLayout(
                 shape=plan.shape,
                 dtype=np.dtype(plan.dtype),
                 fill=plan.fill,
@@ -230,7 +230,7 @@ class ZarrSource:
             return None
         return zarr_shard.open_shard(self._folder / self._layout.key(shard), self._layout)
 
-    def remote(self) -> tuple[Path, zarr_shard.Layout] | None:
+    def remote(self) -> tuple[Path, zarr_shard.ShardLayout] | None:
         """The array's folder and layout where its chunks are ranges of remote files."""
         there = self._layout is not None and remote.is_remote(self._folder)
         return (self._folder, self._layout) if there and self._layout else None

@@ -31,11 +31,11 @@ _BYTE = [{"name": "bytes"}, {"name": "crc32c"}]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """How one array's files are divided: what its zarr.json says, as far as we can read it.
 
     shape, dtype, fill: of the array. shard_rows: rows of a file. chunk_rows: rows of an inner
-    chunk. sharded: whether files have an index. trailing: the ends of a chunk key ("0/0").
+    chunk. sharded: whether files have an index.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ def chunk_key(shard: int, axes: int) -> str:
     return "/".join(("c", str(shard), *("0",) * (axes - 1)))
 
 
-def parse_layout(metadata: dict[str, Any]) -> Layout | None:
+def parse_layout(metadata: dict[str, Any]) -> ShardLayout | None:
     """The layout of an array from its zarr.json, or None where only zarr itself can read it.
 
     Readable are arrays divided along their first axis alone, stored little-endian with crc32c
@@ -101,7 +101,7 @@ def parse_layout(metadata: dict[str, Any]) -> Layout | None:
         return None
     if not plain or min((*inner, *shape[1:]), default=0) < 1 or outer[0] % inner[0]:
         return None
-    return Layout(shape, dtype, fill, outer[0], inner[0], sharded)
+    return ShardLayout(shape, dtype, fill, outer[0], inner[0], sharded)
 
 
 def _is_byte(codecs: list[dict[str, Any]], dtype: np.dtype[Any]) -> bool:
@@ -114,7 +114,7 @@ def _normal(codec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in codec.items() if key != "configuration" or value}
 
 
-def read_layout(folder: Path) -> Layout | None:
+def read_layout(folder: Path) -> ShardLayout | None:
     """The layout of the array in a folder, or None where only zarr can tell."""
     try:
         metadata = json.loads(remote.read_bytes(folder / "zarr.json"))
@@ -123,7 +123,7 @@ def read_layout(folder: Path) -> Layout | None:
     return parse_layout(metadata) if isinstance(metadata, dict) else None
 
 
-def open_shard(path: Path, layout: Layout) -> RawShard | None:
+def open_shard(path: Path, layout: ShardLayout) -> RawShard | None:
     """The chunks of one file; None where they are not as `layout` says (another writer's).
 
     Raises ValueError where the index is damaged and OSError where the file is missing.
@@ -193,7 +193,7 @@ def parse_index(
 
 
 def write_file(
-    sink: atomic.Sink, layout: Layout, values: NDArray[Any]
+    sink: atomic.Sink, layout: ShardLayout, values: NDArray[Any]
 ) -> tuple[int, str, NDArray[np.uint32]]:
     """Write the first `len(values)` rows of one file; returns its size, digest and chunks' crc32c.
 

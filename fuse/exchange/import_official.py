@@ -18,7 +18,7 @@ from hada.fuse.recipes import Recipe
 from hada.fuse.tokens.split import Split
 
 
-def adopt(
+def import_checkpoint(
     path: Path,
     stores: Sequence[StoreReader],
     folder: Path,

@@ -72,7 +72,7 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
     outcome.host, outcome.pid = socket.gethostname(), os.getpid()
     began, worked = time.monotonic(), time.process_time()
     try:
-        with _said_to(task.get("log")):
+        with _output_to(task.get("log")):
             _work(job, task, outcome)
     except Exception as error:  # reported with its cause by whoever gave the task
         outcome.status = "failed"
@@ -90,9 +90,9 @@ def _name(error: BaseException) -> str:
 
 def _work(job: Job, task: dict[str, Any], outcome: Outcome) -> None:
     if isinstance(job, ExtractJob):
-        _STATION.extract(job, task, outcome)
+        _EXTRACTOR.extract(job, task, outcome)
     elif isinstance(job, TrainJob):
-        _STATION.clear()
+        _EXTRACTOR.clear()
         _mark(task)
         _train(job)
     elif isinstance(job, EvaluateJob):
@@ -106,7 +106,7 @@ def _mark(task: dict[str, Any]) -> None:
         Path(task["mark"]).touch()
 
 
-class Station:
+class Extractor:
     """One model at a time, loaded once, and the stores that are filled with it."""
 
     def __init__(self) -> None:
@@ -199,7 +199,7 @@ class Station:
         return opened
 
 
-_STATION = Station()
+_EXTRACTOR = Extractor()
 
 
 def _train(job: TrainJob) -> None:
@@ -222,7 +222,7 @@ def _evaluate(job: EvaluateJob) -> None:
 
 
 @contextlib.contextmanager
-def _said_to(log: str | None) -> Iterator[None]:
+def _output_to(log: str | None) -> Iterator[None]:
     """Lines of the work go to a file: many workers on one terminal are read by nobody."""
     if log is None:
         yield

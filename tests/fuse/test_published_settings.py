@@ -24,7 +24,7 @@ from hada.extract.common.errors import CheckpointError, RunError, StoreMismatchE
 from hada.fuse.cli import fuse
 from hada.fuse.embedding import embed_split
 from hada.fuse.exchange.hub import HadaModel
-from hada.fuse.exchange.import_official import adopt
+from hada.fuse.exchange.import_official import import_checkpoint
 from hada.fuse.exchange.official import read_official
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.config import completed, differences
@@ -157,7 +157,7 @@ def lavis(tmp_path, monkeypatch):
 def test_lavis_is_told_by_its_file_whatever_clips_store_holds(lavis, tmp_path):
     """The second store here has tokens, which HADA-LAVIS never looked at."""
     path, sides, _, stores, fuser = lavis
-    run = adopt(path, stores, tmp_path / "run")
+    run = import_checkpoint(path, stores, tmp_path / "run")
     recipe = run.config()["recipe"]
     told = {k: recipe[k] for k in ("inputs", "first_tokens_only", "second_from_first")}
     assert told == {"inputs": "as-is", "first_tokens_only": True, "second_from_first": True}
@@ -175,7 +175,7 @@ def test_lavis_is_told_by_its_file_whatever_clips_store_holds(lavis, tmp_path):
 
 def test_the_corrected_graph_does_not_depend_on_the_batch(lavis, tmp_path):
     path, sides, owner, stores, _ = lavis
-    run = adopt(path, stores, tmp_path / "run", settings={"second_from_first": "false"})
+    run = import_checkpoint(path, stores, tmp_path / "run", settings={"second_from_first": "false"})
     whole = embed_split(run, stores, device="cpu")
     few = {side: sides[side][:3] for side in SIDES}
     part = embed_split(run, put_stores(tmp_path, "few", few, owner[:3]), device="cpu")
@@ -192,11 +192,11 @@ def unit(sides):
 @pytest.mark.parametrize("recipe", ["hada-lavis", "hada-lavis-weighted", "hada-2"])
 def test_unit_length_stores_are_refused_where_projections_are_needed(lavis, tmp_path, recipe):
     path, sides, owner, stores, _ = lavis
-    run = adopt(path, stores, tmp_path / "run")
+    run = import_checkpoint(path, stores, tmp_path / "run")
     for split in ("train", "val", "unit"):
         old = put_stores(tmp_path, split, unit(sides), owner, normalized=(True, False))
     with pytest.raises(StoreMismatchError, match=r"normalized: true.*Extract 'one' again"):
-        adopt(path, old, tmp_path / "other")
+        import_checkpoint(path, old, tmp_path / "other")
     with pytest.raises(RunError, match="normalized: the run was trained on False"):
         embed_split(run, old, device="cpu")
     words = ["train", "--recipe", recipe, "--model", "one", "--model", "two", "--manifest"]
@@ -215,7 +215,7 @@ def test_unit_length_stores_give_hada_m_the_same(lavis, tmp_path):
     old = put_stores(tmp_path, "old", unit(sides), owner, normalized=(True, True))
     fuser = build_objective(recipe, Split(stores), 0).fuser
     path = checkpoint(tmp_path / "hada.pth.tar", fuser, {})
-    run = adopt(path, stores, tmp_path / "run")
+    run = import_checkpoint(path, stores, tmp_path / "run")
     found = [embed_split(run, some, device="cpu") for some in (stores, old)]
     np.testing.assert_allclose(found[0].fused_image, found[1].fused_image, atol=1e-6)
     np.testing.assert_allclose(found[0].own[0][0], found[1].own[0][0], atol=1e-6)
@@ -224,7 +224,7 @@ def test_unit_length_stores_give_hada_m_the_same(lavis, tmp_path):
 def test_a_misfit_names_the_settings_that_tensors_do_not_tell(lavis, tmp_path):
     path, *_, stores, _ = lavis
     with pytest.raises(CheckpointError, match="--set first_tokens_only=true"):
-        adopt(path, stores[:1], tmp_path / "run")
+        import_checkpoint(path, stores[:1], tmp_path / "run")
 
 
 def test_a_learned_number_that_is_none_is_named(lavis, tmp_path):
@@ -238,7 +238,8 @@ def test_a_learned_number_that_is_none_is_named(lavis, tmp_path):
 
 def test_a_run_of_before_these_settings_is_the_same_run(lavis, tmp_path):
     path, *_, stores, _ = lavis
-    today = adopt(path, stores, tmp_path / "run").config() | {"recipe": RECIPES["fast"].to_json()}
+    imported = import_checkpoint(path, stores, tmp_path / "run").config()
+    today = imported | {"recipe": RECIPES["fast"].to_json()}
     before = json.loads(json.dumps(today))
     for key in ("raw_embeddings", "hinge_repeats"):
         del before["recipe"][key]

@@ -52,7 +52,7 @@ def write(split: str, images: int, per_image: int, widths: dict[str, int]) -> No
         )
 
 
-def planned(request: Request, size: str = "stores", **options: Any) -> planning.Plan:
+def planned(request: Request, size: str = "stores", **options: Any) -> planning.CostPlan:
     values = {"folds": 1, "resamples": 1000, **options}
     return planning.make_plan(load_manifest(None), request, size, **values)
 

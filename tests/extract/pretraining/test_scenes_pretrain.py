@@ -32,7 +32,7 @@ from hada.extract.pretraining.corpus import (  # noqa: E402
 from hada.extract.pretraining.figures import cosines, recalls, table  # noqa: E402
 from hada.extract.pretraining.learner import Learner  # noqa: E402
 from hada.extract.pretraining.pretrain import main, pretrain, save  # noqa: E402
-from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, Plan, Recipe  # noqa: E402
+from hada.extract.pretraining.recipes import BLIP, CLIP, RECIPES, PretrainingPlan, Recipe  # noqa: E402
 from hada.extract.pretraining.towers import Towers  # noqa: E402
 from hada.extract.scenes.draw import PALETTE, SIDE, render  # noqa: E402
 from hada.extract.scenes.world import sample_scene  # noqa: E402
@@ -59,7 +59,9 @@ def tiny(name: str) -> Recipe:
 @pytest.fixture(scope="module", params=["blip", "clip"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("models") / request.param
-    towers = pretrain(tiny(request.param), Plan(steps=4, scenes=40, save_every=2), folder)
+    towers = pretrain(
+        tiny(request.param), PretrainingPlan(steps=4, scenes=40, save_every=2), folder
+    )
     return towers, folder
 
 
@@ -142,7 +144,7 @@ def test_training_makes_the_loss_fall(name: str) -> None:
     torch.manual_seed(0)
     recipe = tiny(name)
     corpus = Corpus(recipe, 40, seed=3)
-    learner = Learner(build(recipe), Plan(), corpus.tag_share)
+    learner = Learner(build(recipe), PretrainingPlan(), corpus.tag_share)
     batch = corpus.batch(8, 1, 0)
     losses = [learner.step(batch, 0.0, 1.0)["loss"] for _ in range(12)]
     assert losses[-1] < losses[0] - 1
@@ -151,7 +153,7 @@ def test_training_makes_the_loss_fall(name: str) -> None:
 def test_a_loss_that_is_no_number_stops_the_training() -> None:
     recipe = tiny("clip")
     corpus = Corpus(recipe, 20, seed=3)
-    learner = Learner(build(recipe), Plan(), corpus.tag_share)
+    learner = Learner(build(recipe), PretrainingPlan(), corpus.tag_share)
     with torch.no_grad():
         next(iter(learner.towers.model.parameters())).fill_(torch.nan)
     with pytest.raises(NonFiniteError):
@@ -236,7 +238,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not usable here"):
         choose_device("cuda:77")
     with pytest.raises(UsageError, match="at least 1"):
-        Plan(steps=0)
+        PretrainingPlan(steps=0)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import open_store, write_store
 from hada.fuse.cli import fuse
 from hada.fuse.embedding import embed_split
-from hada.fuse.exchange.import_official import adopt
+from hada.fuse.exchange.import_official import import_checkpoint
 from hada.fuse.exchange.official import our_names, read_official
 from hada.fuse.recipes import RECIPES
 from hada.fuse.training.trainer import build_objective
@@ -97,7 +97,7 @@ def test_golden_weights_through_a_checkpoint_a_run_and_embedding(golden, tmp_pat
     encoder = load_safetensors("hada_m_C5_mh_weights_f16.safetensors")
     path = checkpoint_of(tmp_path / "best.pth.tar", encoder)
     # The golden inputs are standardised already.
-    run = adopt(path, stores, tmp_path / "run", settings={"inputs": "as-is"})
+    run = import_checkpoint(path, stores, tmp_path / "run", settings={"inputs": "as-is"})
     found = embed_split(run, stores[::-1], device="cpu")
     np.testing.assert_allclose(found.fused_image, want["image"], atol=1e-6)
     np.testing.assert_allclose(found.fused_caption, want["caption"], atol=1e-6)
@@ -105,7 +105,7 @@ def test_golden_weights_through_a_checkpoint_a_run_and_embedding(golden, tmp_pat
     assert float(run.load_tensors()["temperature"]) == pytest.approx(TEMPERATURE)
     assert run.config()["recipe"]["norm"] == "batch"
     with pytest.raises(UsageError, match="holds a run already"):
-        adopt(path, stores, tmp_path / "run")
+        import_checkpoint(path, stores, tmp_path / "run")
 
 
 def theirs(branch):
@@ -154,14 +154,14 @@ def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
     fuser = build_objective(recipe, split, 0).fuser.eval()
     scalars = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in weights.items()}
     path = checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), **scalars)
-    run = adopt(path, stores, tmp_path / "run", settings=lavis | OFF)
+    run = import_checkpoint(path, stores, tmp_path / "run", settings=lavis | OFF)
     again, mix = run.load_best()
     with torch.no_grad():
         batch = split.features("image", np.arange(5))
         assert torch.equal(again.image(batch), fuser.image(batch))
     if lavis:
         (tmp_path / "run").rename(tmp_path / "corrected")
-        config = adopt(path, stores, tmp_path / "run", settings=lavis).config()
+        config = import_checkpoint(path, stores, tmp_path / "run", settings=lavis).config()
         assert config["recipe"]["second_from_first"] is True
         assert config["branches"]["image"]["models"][1]["has_tokens"] is False
         found = embed_split(tmp_path / "run", stores, device="cpu")
@@ -214,7 +214,7 @@ def test_weights_of_other_models_do_not_fit(golden, tmp_path):
     encoder = load_safetensors("hada_m_C5_mh_weights_f16.safetensors")
     path = checkpoint_of(tmp_path / "best.pth.tar", encoder)
     with pytest.raises(CheckpointError, match="does not fit these models' stores"):
-        adopt(path, stores[:1], tmp_path / "run")
+        import_checkpoint(path, stores[:1], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

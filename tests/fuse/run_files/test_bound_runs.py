@@ -306,13 +306,13 @@ def test_a_kill_between_any_two_renames_leaves_a_run_that_goes_on(
     links,
 ):
     """The n-th rename never happens; the next process knows nothing of it."""
-    real, count, deadly = os.replace, 0, 1
+    real, count, failing_call = os.replace, 0, 1
 
     def dying(*places):
-        nonlocal count, deadly
+        nonlocal count, failing_call
         count += 1
-        if count == deadly:
-            count, deadly = 0, deadly + 1
+        if count == failing_call:
+            count, failing_call = 0, failing_call + 1
             raise KeyboardInterrupt
         real(*places)
 
@@ -329,7 +329,7 @@ def test_a_kill_between_any_two_renames_leaves_a_run_that_goes_on(
         except KeyboardInterrupt:
             continue
         break
-    assert deadly > 4
+    assert failing_call > 4
     ends_like(uninterrupted, made)
 
 
