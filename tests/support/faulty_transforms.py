@@ -16,7 +16,7 @@ from hada.extract.backbones.fake import Shrink
 
 
 @dataclass(frozen=True)
-class Deadly:
+class Failing:
     """As `Shrink`, but a picture whose first pixel is nearly `colour` meets `fate`."""
 
     fate: str

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import tiny_clip
 import tiny_dual
-from faulty_transforms import Deadly, Homebound, Slow
+from faulty_transforms import Failing, Homebound, Slow
 from PIL import Image
 from places import SUPPORT
 
@@ -111,7 +111,7 @@ def test_transforms_travel(golden_root: Path, tmp_path: Path, family: str) -> No
 
 
 def mark(folder: Path, *names: str) -> None:
-    """Pictures in the colour that `Deadly` looks for."""
+    """Pictures in the colour that `Failing` looks for."""
     for name in names:
         Image.new("RGB", (32, 24), (200, 30, 120)).save(
             folder / "data" / "images" / name, quality=95
@@ -129,7 +129,7 @@ def mark(folder: Path, *names: str) -> None:
 def test_a_picture_that_ends_its_worker(tmp_path: Path, fate: str, reason: str) -> None:
     makers.make_project(tmp_path)
     mark(tmp_path, "train_001.jpg", "train_007.jpg")
-    report = extract(fake(Deadly(fate)), "stores/x", 2)
+    report = extract(fake(Failing(fate)), "stores/x", 2)
     assert list(report.failures) == ["train_001.jpg", "train_007.jpg"]
     for text in report.failures.values():
         assert re.search(reason, text)
@@ -142,7 +142,7 @@ def test_a_picture_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     makers.make_project(tmp_path)
     mark(tmp_path, "train_001.jpg")
     monkeypatch.setattr(decode_workers, "PICTURE_LIMIT_S", 0.5)
-    report = extract(fake(Deadly("hang")), "stores/x", 2)
+    report = extract(fake(Failing("hang")), "stores/x", 2)
     assert list(report.failures) == ["train_001.jpg"]
     assert "its decoder took longer than" in report.failures["train_001.jpg"]
 
@@ -151,7 +151,7 @@ def test_a_worker_that_is_killed_is_no_fault_of_the_picture(tmp_path: Path) -> N
     makers.make_project(tmp_path)
     mark(tmp_path, "train_001.jpg")
     with pytest.raises(HadaError, match=r"was killed while .*train_001.*fewer --workers"):
-        extract(fake(Deadly("SIGKILL")), "stores/x", 2)
+        extract(fake(Failing("SIGKILL")), "stores/x", 2)
     assert extract(fake(), "stores/x", 2).failures == {}
 
 
@@ -183,7 +183,7 @@ def test_too_many_deaths_are_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     mark(tmp_path, *(f"train_{number:03d}.jpg" for number in range(12)))
     monkeypatch.setattr(decode_workers, "MOST_DEATHS", 4)
     with pytest.raises(HadaError, match=r"[5-9] worker processes have died"):
-        extract(fake(Deadly("exit")), "stores/x", 2)
+        extract(fake(Failing("exit")), "stores/x", 2)
 
 
 def test_workers_that_cannot_start(tmp_path: Path) -> None:
