@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from hada.extract.cli import extract
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
-from hada.extract.spec import SIDES
+from hada.extract.spec import SIDES, TokenSpec
 from hada.extract.store import StoreWriter, commit, open_store
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store_cli import store
@@ -201,7 +201,7 @@ def test_a_small_disk_is_refused_before_the_work(
 def test_the_planned_bytes_are_those_on_disk(tmp_path: Path) -> None:
     from hada.extract.store.size_plan import plan_size
 
-    content = Content(makers.make_spec(image=makers.TokenSpec(width=64, count=50)))
+    content = Content(makers.make_spec(image=TokenSpec(width=64, count=50)))
     plan = plan_size(tmp_path / "s", content.spec, content.index())
     content.write(tmp_path / "s")
     for name, planned in plan.arrays.items():
