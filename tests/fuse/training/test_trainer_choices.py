@@ -12,7 +12,7 @@ from small_trainings import FAST, HADA, job
 from hada.fuse.embedding import embed
 from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.ranking.ranks import rank_positives, recalls
-from hada.fuse.run_folder import Position, RunFolder
+from hada.fuse.run_folder import Position
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
@@ -111,7 +111,7 @@ def test_gains_are_kept_and_their_absence_ends_the_training(
 
     monkeypatch.setattr(trainer, "train_epoch", epoch_of_nothing)
     monkeypatch.setattr(trainer, "validate", scripted)
-    monkeypatch.setattr(RunFolder, "save_best", lambda *_: saved.append(len(made.run.metrics())))
+    monkeypatch.setattr(checkpoint, "save_best", lambda *_: saved.append(len(made.run.metrics())))
     position = trainer.train(made)
     assert saved == kept
     assert (position.best_epoch, position.epoch) == (kept[-1], epochs)
@@ -175,7 +175,7 @@ def test_another_run_gives_its_encoders_to_the_slow_ones_and_its_matching_head(s
     parts = [(second.fuser, first.objective.fuser), (second.slow, first.objective.fuser)]
     parts.append((second.discriminator, first.objective.discriminator))
     assert not any(_equal(a, b) for a, b in parts)
-    first.run.start_from(second)
+    checkpoint.start_from(first.run, second)
     assert all(_equal(a, b) for a, b in parts)
 
 
