@@ -369,9 +369,9 @@ def check_sums(folder: Path) -> None:
         path = folder.parent / name
         if path.parent != folder:
             continue
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        if found != expected:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        if digest != expected:
             raise CheckpointError(
-                f"{path}: shipped weights are damaged (sha256 {found[:12]}, expected "
+                f"{path}: shipped weights are damaged (sha256 {digest[:12]}, expected "
                 f"{expected[:12]}). Install HADA again, or `git checkout` the file."
             )

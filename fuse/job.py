@@ -167,7 +167,9 @@ def train_run(
 
     reuse_freed_memory()
     chosen = torch.device(choose_device(device))
-    stores = {split: [open_store(path) for path in some] for split, some in plan.paths.items()}
+    stores = {
+        split: [open_store(path) for path in folders] for split, folders in plan.paths.items()
+    }
     say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
     splits = {
         split: Split(
@@ -253,12 +255,12 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
                 "put the file back from a copy, or start over with --fresh"
             )
         tables += best
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in sorted(set.intersection(*(set(table) for table in tables))):
         values = [float(table[name]) for table in tables]
-        found[name] = statistics.fmean(values)
-        found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    return runs, found
+        figures[name] = statistics.fmean(values)
+        figures[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return runs, figures
 
 
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:

@@ -201,8 +201,8 @@ def status(pipeline: Pipeline, manifest: Manifest) -> None:
         tell(f"driven by {who}")
     for key, counts in slurm.queue(folder).items():
         if counts:
-            told = ", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items()))
-            tell(f"in the queue: {key}: {told} (job {slurm.submitted(folder)[key]})")
+            counted = ", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items()))
+            tell(f"in the queue: {key}: {counted} (job {slurm.submitted(folder)[key]})")
     for (key, side, shard), record in folder.failures().items():
         if key in states and states[key].condition != "done":
             name = " ".join(str(part) for part in (key, side, shard) if part not in ("", -1))

@@ -92,12 +92,12 @@ def driving(folder: Folder) -> Iterator[None]:
 def holder(folder: Folder) -> str | None:
     """Who drives the pipeline now, in words; None where nobody does."""
     try:
-        found = _read(folder.lock_file)
+        record = _read(folder.lock_file)
     except _DamagedError:
         return f"somebody whose lock is damaged: {folder.lock_file}"
-    if found is None or _is_stale(folder.lock_file, found, time.time()):
+    if record is None or _is_stale(folder.lock_file, record, time.time()):
         return None
-    return _words(found)
+    return _words(record)
 
 
 def _take(file: Path, mine: Holder) -> None:
@@ -124,19 +124,19 @@ def _take(file: Path, mine: Holder) -> None:
 def _clear(file: Path, now: float) -> None:
     """Take a stale lock away; raises `BusyError` where it is not stale."""
     try:
-        found = _read(file)
+        record = _read(file)
     except _DamagedError as damage:
         if not _silent(file, now):
             raise BusyError(
                 f"{damage}. If no process drives this pipeline, delete {file}"
             ) from None
-        found = None
+        record = None
     else:
-        if found is None:
+        if record is None:
             return
-        if not _is_stale(file, found, now):
+        if not _is_stale(file, record, now):
             raise BusyError(
-                f"{_words(found)} drives this pipeline. Wait for it or stop it; if it is "
+                f"{_words(record)} drives this pipeline. Wait for it or stop it; if it is "
                 f"certainly gone, delete {file}"
             )
     # Renamed, not deleted: of two who find a stale lock only one can rename it.
@@ -144,16 +144,16 @@ def _clear(file: Path, now: float) -> None:
         stale = atomic.temporary_name(file.with_name(f"{file.name}-stale"))
         file.rename(stale)
         with contextlib.suppress(_DamagedError):
-            if _read(stale) != found:  # somebody was faster, and this is theirs
+            if _read(stale) != record:  # somebody was faster, and this is theirs
                 with contextlib.suppress(FileExistsError):
                     os.link(stale, file)
         stale.unlink()
 
 
-def _is_stale(file: Path, found: Holder, now: float) -> bool:
-    if found["host"] == socket.gethostname():
-        began = _started(found["pid"])
-        return began is None or began != found["started"]
+def _is_stale(file: Path, record: Holder, now: float) -> bool:
+    if record["host"] == socket.gethostname():
+        began = _started(record["pid"])
+        return began is None or began != record["started"]
     return _silent(file, now)
 
 
@@ -164,8 +164,8 @@ def _silent(file: Path, now: float) -> bool:
         return True
 
 
-def _words(found: Holder) -> str:
-    return f"process {found['pid']} on {found['host']}"
+def _words(record: Holder) -> str:
+    return f"process {record['pid']} on {record['host']}"
 
 
 def _read(file: Path) -> Holder | None:

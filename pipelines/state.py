@@ -41,17 +41,17 @@ def private_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
-        found = path.stat()
+        status = path.stat()
     except FileExistsError as error:
         raise HadaError(f"{path}: expected a folder; take away what lies there") from error
     if not hasattr(os, "geteuid"):
         return
-    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
         raise HadaError(
-            f"{path}: belongs to another user (uid {found.st_uid}). Give the pipeline another "
+            f"{path}: belongs to another user (uid {status.st_uid}). Give the pipeline another "
             "name, or other runs: --root runs=FOLDER"
         )
-    if not stat.S_IMODE(found.st_mode) & 0o077:
+    if not stat.S_IMODE(status.st_mode) & 0o077:
         return
     try:
         path.chmod(0o700)

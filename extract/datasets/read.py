@@ -77,8 +77,8 @@ def _assemble(entry: DatasetEntry, split: str, images: list[CaptionedImage]) -> 
 
 
 def _check_counts(dataset: CaptionDataset, wanted: SplitEntry, entry: DatasetEntry) -> None:
-    found = {"images": len(dataset.image_ids), "captions": len(dataset.captions)}
-    for what, number in found.items():
+    counts = {"images": len(dataset.image_ids), "captions": len(dataset.captions)}
+    for what, number in counts.items():
         expected = getattr(wanted, what)
         if expected is not None and number != expected:
             raise DatasetError(

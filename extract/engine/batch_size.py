@@ -129,13 +129,13 @@ def _probe(backbone: Any, items: PictureItems, device: Any) -> Callable[[int], f
 
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_allocated(device)
+    allocated = torch.cuda.memory_allocated(device)
 
     def used(size: int) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         backbone.encode_images(np.zeros((size, *items.shape), np.float32)).wait()
         # Two batches are on the device at a time: one computes, one is being fetched.
-        return 2 * float(torch.cuda.max_memory_allocated(device) - held) / max(free, 1)
+        return 2 * float(torch.cuda.max_memory_allocated(device) - allocated) / max(free, 1)
 
     return used
 

@@ -145,8 +145,8 @@ def read_ahead(
     """
     waiting: deque[tuple[BatchT, range, Pending]] = deque()
     while True:
-        while len(waiting) <= reader.ahead and (found := next(batches, None)) is not None:
-            waiting.append((*found, reader.begin(found[1])))
+        while len(waiting) <= reader.ahead and (batch_rows := next(batches, None)) is not None:
+            waiting.append((*batch_rows, reader.begin(batch_rows[1])))
         if not waiting:
             return
         batch, rows, pending = waiting.popleft()

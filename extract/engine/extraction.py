@@ -158,15 +158,15 @@ class Extraction:
 
     def await_others(self, report: Report) -> None:
         """Wait for shards that other processes are writing, and write those that they give up."""
-        told = False
+        announced = False
         # Without such, nothing is looked at again: behind a URL that costs requests.
         while report.busy_shards and (
             busy := sum(len(self.writer.pending(side)) for side in SIDES)
         ):
-            if not told:
+            if not announced:
                 name = self.writer.spec.model.name
                 say(f"{name}: waiting for {busy} shards that another process is writing")
-            told = True
+            announced = True
             time.sleep(WAIT_S)
             for side in SIDES:
                 self.fill(side, report, shown=False)

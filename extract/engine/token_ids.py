@@ -32,8 +32,8 @@ class TokenIds:
 
     def __getitem__(self, row: int) -> list[int]:
         end = self._ends[row]
-        found: list[int] = self._values[end - self.lengths[row] : end].tolist()
-        return found
+        ids: list[int] = self._values[end - self.lengths[row] : end].tolist()
+        return ids
 
     def length(self, row: int) -> int:
         """How many ids a caption has."""

@@ -85,14 +85,16 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
             # NumPy has no bfloat16.
             plain = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
             arrays[key] = plain.numpy()
-    found: dict[SideName, NDArray[Any]] = {}
+    arrays_by_side: dict[SideName, NDArray[Any]] = {}
     ids: dict[SideName, list[str]] = {}
     for side in SIDES:
         if f"{side}_embeddings" not in arrays:
             raise DatasetError(
                 f"{files[0]}: no tensor '{side}_embeddings'; it holds {listed(sorted(arrays))}"
             )
-        found[side] = _matrix(arrays[f"{side}_embeddings"], f"{files[0]}: {side}_embeddings")
+        arrays_by_side[side] = _matrix(
+            arrays[f"{side}_embeddings"], f"{files[0]}: {side}_embeddings"
+        )
         file_of_ids = request.image_ids if side == "image" else request.caption_ids
         if file_of_ids is not None:
             ids[side] = read_ids(file_of_ids)
@@ -101,10 +103,10 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
         else:
             raise UsageError(f"{files[0]} has no '{side}_ids' in its metadata: give --{side}-ids")
     tokens = arrays.get("image_tokens")
-    if tokens is not None and (tokens.ndim != 3 or len(tokens) != len(found["image"])):
+    if tokens is not None and (tokens.ndim != 3 or len(tokens) != len(arrays_by_side["image"])):
         raise DatasetError(f"{files[0]}: image_tokens {tokens.shape}: expected (images, N, D)")
-    places = _by_id(dataset, found, ids)
-    return ArraySource(files, {s: [found[s]] for s in SIDES}, places, tokens)
+    places = _by_id(dataset, arrays_by_side, ids)
+    return ArraySource(files, {s: [arrays_by_side[s]] for s in SIDES}, places, tokens)
 
 
 def clip_retrieval(request: ImportRequest, dataset: CaptionDataset) -> ArraySource:

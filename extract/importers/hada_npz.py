@@ -60,9 +60,9 @@ class HadaFolders:
             embedding = _numbers(arrays["proj_embed"].reshape(-1), file, "proj_embed", 1)
             return Item(_numbers(arrays["feat"], file, "feat", 2), embedding)
         arrays, file = self._caption_file(row)
-        place = int(self._places[row])
-        tokens = _numbers(arrays["feat"][place], file, "feat", 2).astype(np.float32)
-        embedding = _numbers(arrays["proj_embed"][place], file, "proj_embed", 1)
+        position = int(self._places[row])
+        tokens = _numbers(arrays["feat"][position], file, "feat", 2).astype(np.float32)
+        embedding = _numbers(arrays["proj_embed"][position], file, "proj_embed", 1)
         return Item(tokens[: self._valid(row)], embedding.astype(np.float32))
 
     def _valid(self, row: int) -> int:
@@ -106,10 +106,10 @@ class HadaFolders:
                 arrays = {key: array[None] for key, array in arrays.items()}
             if any(array.ndim == 0 for array in arrays.values()):
                 raise DatasetError(f"{file}: single values, expected arrays of {count} captions")
-            found = {key: len(array) for key, array in arrays.items()}
-            if set(found.values()) != {count}:
+            counts = {key: len(array) for key, array in arrays.items()}
+            if set(counts.values()) != {count}:
                 raise DatasetError(
-                    f"{file}: arrays of {found} captions, but the dataset has {count} captions "
+                    f"{file}: arrays of {counts} captions, but the dataset has {count} captions "
                     f"of {self._dataset.image_ids[owner]!r}"
                 )
             self._last = file, arrays

@@ -142,7 +142,7 @@ def _model_spec(source: FeatureSource, name: str, origin: str) -> ModelSpec:
 
 def _probe(source: FeatureSource, side: SideName) -> list[NDArray[Any]] | None:
     """Some embeddings of a side, None where it has none."""
-    found = []
+    probed = []
     for row in range(len(source.lengths[side])):
         try:
             item = source.read(side, row)
@@ -152,10 +152,10 @@ def _probe(source: FeatureSource, side: SideName) -> list[NDArray[Any]] | None:
             continue
         if item.embedding is None:
             return None
-        found.append(item.embedding)
-        if len(found) == _PROBED:
+        probed.append(item.embedding)
+        if len(probed) == _PROBED:
             break
-    return found or None
+    return probed or None
 
 
 def _token_spec(source: FeatureSource, side: SideName) -> TokenSpec | None:

@@ -88,13 +88,13 @@ class DaskPool:
 
 def _outcome(task: Task, future: Any) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = future.result(timeout=60)
+        outcome: dict[str, Any] = future.result(timeout=60)
     except KilledWorker:
         why = "its worker process died (killed, or out of memory?)"
     except Exception as error:  # a connection that broke, a worker of another version
         why = f"{type(error).__name__}: {error}"
     else:
-        return found
+        return outcome
     side, shard = task.get("side", ""), task.get("shard", -1)
     return vars(Outcome(key=task["job"]["key"], status="failed", side=side, shard=shard, error=why))
 
@@ -195,8 +195,8 @@ def choose_devices(text: str | None) -> list[str]:
     import torch
 
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [name for name in seen.split(",") if name] if seen is not None else []
-    names = found or [str(number) for number in range(torch.cuda.device_count())]
+    visible = [name for name in seen.split(",") if name] if seen is not None else []
+    names = visible or [str(number) for number in range(torch.cuda.device_count())]
     if not torch.cuda.is_available() or not names:
         raise UsageError("--gpus all: this machine has no CUDA device that torch can use")
     return names

@@ -68,7 +68,7 @@ def scripts(
 
     Raises `HadaError` where something else lies in a job's place.
     """
-    found = []
+    made = []
     waiting = {key for key, state in states.items() if state.condition != "done"}
     for key in waiting:
         if states[key].other:
@@ -77,8 +77,8 @@ def scripts(
         if key in waiting:
             needs = tuple(need for need in state.job.needs if need in waiting)
             text = _text(pipeline, state, folder, at_once)
-            found.append(Script(key=key, text=text, needs=needs))
-    return found
+            made.append(Script(key=key, text=text, needs=needs))
+    return made
 
 
 def parts_of(state: State, cluster: Cluster) -> int:
@@ -228,13 +228,13 @@ def queue(folder: Folder) -> dict[str, Counter[str]]:
 
 def cancel(folder: Folder) -> list[str]:
     """End all batch jobs of the last submission that are in the queue; returns their keys."""
-    found = [key for key, counts in queue(folder).items() if counts]
+    queued = [key for key, counts in queue(folder).items() if counts]
     ids = submitted(folder)
-    if found:
-        done = _call("scancel", *(ids[key] for key in found))
+    if queued:
+        done = _call("scancel", *(ids[key] for key in queued))
         if done.returncode:
             raise HadaError(f"scancel: {done.stderr.strip()}")
-    return found
+    return queued
 
 
 def requeue() -> bool:

@@ -17,10 +17,10 @@ WORDS = {"done": "done", "part": "in part", "missing": "missing", "other": "DIFF
 
 def estimate(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, float | None]:
     """Seconds of one worker that each job still needs; None where none of its kind was timed."""
-    found: dict[str, float | None] = {}
+    seconds: dict[str, float | None] = {}
     for key, state in states.items():
         if state.condition == "done":
-            found[key] = 0.0
+            seconds[key] = 0.0
         elif isinstance(state.job, ExtractJob):
             total: float | None = 0.0
             for side in SIDES:
@@ -30,10 +30,10 @@ def estimate(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[st
                     if total is None or (count and rate is None)
                     else total + count * (rate or 0.0)
                 )
-            found[key] = total
+            seconds[key] = total
         else:
-            found[key] = rates.get(rate_key(key, ""))
-    return found
+            seconds[key] = rates.get(rate_key(key, ""))
+    return seconds
 
 
 def pending_bytes(states: Mapping[str, State]) -> dict[str, int | None]:
@@ -131,10 +131,10 @@ def _total(
     rooms = [needed[key] for key in open_jobs if key in needed]
     times = [seconds[key] for key in open_jobs]
     room, time = _known(rooms, size), _known(times, duration)
-    told = ["1 task" if tasks == 1 else f"{tasks:,} tasks"]
-    told += [f"{room} to write"] if room else []
-    told += [f"{time} of one worker"] if time else []
-    line = f"{len(open_jobs)} of {len(states)} jobs to do: {', '.join(told)}"
+    parts = ["1 task" if tasks == 1 else f"{tasks:,} tasks"]
+    parts += [f"{room} to write"] if room else []
+    parts += [f"{time} of one worker"] if time else []
+    line = f"{len(open_jobs)} of {len(states)} jobs to do: {', '.join(parts)}"
     if None not in [*rooms, *times]:
         return line
     first = "shard is written" if rooms else "one is done"

@@ -175,8 +175,8 @@ def _needed(
     return tuple(needs)
 
 
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+def _absolute(location: str) -> str:
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
 def _located(value: Any) -> Any:

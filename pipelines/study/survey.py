@@ -107,15 +107,15 @@ def survey_store(job: ExtractJob) -> State:
     }
     state = State(job=job, items=items)
     folder = remote.place(job.store)
-    found = formats.find(folder) if folder.exists() else None
-    if found is None:
+    layout = formats.find(folder) if folder.exists() else None
+    if layout is None:
         if not remote.is_remote(folder) and folder.exists():
             state.other = "the folder holds something that is no store"
         state.pending = {s: list(range(ceil(items[s] / job.rows[s]))) for s in SIDES}
         state.total = sum(map(len, state.pending.values()))
         return state
     try:
-        _compare(state, job, data, folder, found[1])
+        _compare(state, job, data, folder, layout[1])
     except UnreachableError:
         raise
     except StoreError as error:
@@ -199,17 +199,17 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Path below `folder` -> bytes, faster than `remote.file_sizes` on a local disk."""
     if remote.is_remote(folder):
         return remote.file_sizes(folder)
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     waiting = [("", str(folder))]
     while waiting:
-        prefix, place = waiting.pop()
-        with os.scandir(place) as entries:
+        prefix, folder_path = waiting.pop()
+        with os.scandir(folder_path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append((f"{prefix}{entry.name}/", entry.path))
                 else:
-                    found[prefix + entry.name] = entry.stat().st_size
-    return found
+                    sizes[prefix + entry.name] = entry.stat().st_size
+    return sizes
 
 
 def _survey_run(job: TrainJob) -> State:
@@ -224,9 +224,9 @@ def _survey_run(job: TrainJob) -> State:
     try:
         config = run.config()
         asked = json.loads(json.dumps(job.plan.request()))
-        found = differences({key: config.get(key) for key in asked}, asked)
-        if found:
-            name, there, here = found[0]
+        changes = differences({key: config.get(key) for key in asked}, asked)
+        if changes:
+            name, there, here = changes[0]
             state.other = f"{name} is {there} there, {here} here"
         elif (run.path / LAST).exists():
             state.done = int(bool(run.position().finished))
