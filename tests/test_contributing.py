@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 
+import pytest
 from places import ROOT
 
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
@@ -35,3 +37,18 @@ def test_the_tree_names_every_folder_and_top_module_once() -> None:
 def test_make_lists_its_targets() -> None:
     done = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True)
     assert {"install", "check", "types", "quick", "test", "clean"} <= set(done.stdout.split())
+
+
+def test_an_editor_finds_definitions_in_the_checkout() -> None:
+    """The finder of an editable install says nothing to editors; the folder for them does."""
+    jedi = pytest.importorskip("jedi", reason="needs jedi: pip install jedi")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    paths = [str(ROOT / path) for path in settings["extraPaths"]]
+    project = jedi.Project(ROOT, added_sys_path=paths)
+    code = "from hada.fuse.network.fuser import Fuser\nFuser\n"
+    (definition,) = jedi.Script(code, path=ROOT / "x.py", project=project).goto(
+        2, 2, follow_imports=True
+    )
+    assert definition.module_path.resolve() == ROOT / "fuse" / "network" / "fuser.py"
+    line = definition.module_path.read_text().splitlines()[definition.line - 1]
+    assert line.startswith("class Fuser")
