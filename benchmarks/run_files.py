@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,15 @@ import torch
 
 from hada.extract.common import atomic
 from hada.fuse.batch import ModelShape
+from hada.fuse.network.build import branch_config
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.checkpoint import LAST, Position
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.training.checkpoint import load_last, save_best, save_last
-from hada.fuse.training.objective import Objective, ObjectiveConfig
-from hada.fuse.training.trainer import branch_config, build_optimizer
+from hada.fuse.training.objective import Objective
+from hada.fuse.training.trainer import build_optimizer
 
 
 def main() -> None:
@@ -42,12 +42,12 @@ def main() -> None:
     options = parser.parse_args()
     recipe = RECIPES[options.recipe]
     if options.queue is not None:
-        recipe = replace(recipe, queue=options.queue)
+        recipe = recipe.changed(queue=options.queue)
     shapes = (ModelShape(node_width=768, embedding_width=256),) * 2
-    settings = {name: getattr(recipe, name) for name in ObjectiveConfig.__dataclass_fields__}
     objective = Objective(
         Fuser(branch_config(recipe, shapes), branch_config(recipe, shapes)),
-        ObjectiveConfig(**settings),
+        recipe.loss,
+        recipe.scores,
     )
     optimizer = build_optimizer(recipe, objective)
     for parameter in objective.trainable().values():

@@ -152,7 +152,7 @@ def main(words: list[str] | None = None) -> None:
         job = Job(
             objective=objective,
             optimizer=build_optimizer(recipe, objective),
-            loader=Loader(split, recipe.order, recipe.batch_size, 0),
+            loader=Loader(split, recipe.training.order, recipe.training.batch_size, 0),
             val=split,
             recipe=recipe,
             run=RunFolder(Path(folder)),
@@ -163,7 +163,8 @@ def main(words: list[str] | None = None) -> None:
     epoch, once = statistics.median(times[1:] or times), split.bytes / rate
     print(
         f"{split.images:,} images, {split.captions:,} captions, {split.bytes / GIB:.1f} GiB of "
-        f"tokens, reading {arguments.reading}, {recipe.name}, {recipe.precision}, {device}\n"
+        f"tokens, reading {arguments.reading}, {recipe.name}, {recipe.training.precision}, "
+        f"{device}\n"
         f"epochs {', '.join(f'{t:.2f}' for t in times)} s; median after the first {epoch:.2f} s\n"
         f"reading the tokens once {once:.2f} s at {rate / 1e9:.0f} GB/s; "
         f"an epoch takes {epoch / once:.1f} times as long; 30 epochs {30 * epoch:.0f} s"

@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,13 @@ from torch import Tensor, nn
 
 from hada.extract.common.host import reuse_freed_memory
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
+from hada.fuse.network.build import branch_config
 from hada.fuse.network.fuser import Branch, Fuser, prepare
 from hada.fuse.network.graph import edge_list
 from hada.fuse.network.pyg import layer
 from hada.fuse.recipes import RECIPES, Recipe
-from hada.fuse.training.objective import Objective, ObjectiveConfig
-from hada.fuse.training.trainer import branch_config, build_optimizer
+from hada.fuse.training.objective import Objective
+from hada.fuse.training.trainer import build_optimizer
 
 CASES = {"batch": "hada", "none": "hada-extend"}
 WIDTHS = ((768, 256), (768, 768))
@@ -88,14 +88,14 @@ class PlainStep(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.config = objective.config
+        self.config, self.scores = objective.loss, objective.scores
         self.fast = nn.ModuleList(PlainBranch(b) for b in sides(objective.fuser))
         self.slow = nn.ModuleList(PlainBranch(b) for b in sides(objective.slow))
         self.slow.requires_grad_(False)
         self.temperature = nn.Parameter(objective.temperature.detach().clone())
         self.discriminator = copy.deepcopy(objective.discriminator)
         self.weight = None
-        if self.config.scores == "first":
+        if self.scores.mode == "first":
             self.weight = nn.Parameter(objective.mix.values[0].detach().clone())
         self.queues = [
             [getattr(queue, f"values_{k}").T.contiguous() for k in range(queue.count)]
@@ -200,10 +200,7 @@ def setup(recipe: Recipe, images: int, per: int, scale: float = 1.0) -> tuple[Ob
     torch.manual_seed(0)
     shapes = tuple(ModelShape(node_width=a, embedding_width=b) for a, b in WIDTHS)
     config = branch_config(recipe, shapes)
-    names = ObjectiveConfig.__dataclass_fields__
-    objective = Objective(
-        Fuser(config, config), ObjectiveConfig(**{n: getattr(recipe, n) for n in names})
-    )
+    objective = Objective(Fuser(config, config), recipe.loss, recipe.scores)
     ids = torch.arange(images)
     batch = Batch(
         features("image", images, scale),
@@ -216,7 +213,7 @@ def setup(recipe: Recipe, images: int, per: int, scale: float = 1.0) -> tuple[Ob
 
 def edges_of(batch: Batch, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
     """Edge lists as the authors' loader builds them."""
-    weights = branch_config(recipe, ()).edges
+    weights = recipe.network.edges
     found = []
     for side in (batch.image, batch.caption):
         lengths = torch.stack([layout.lengths_B for layout in side.layouts], 1)
@@ -248,9 +245,9 @@ def measure(kind: str, case: str, images: int, per: int, steps: int) -> dict[str
     for _ in range(steps + 1):
         started = time.process_time()
         if kind != "ours":
-            loss = model(batch, edges, recipe.distill, None)
+            loss = model(batch, edges, recipe.loss.distill, None)
         else:
-            loss = model(batch, recipe.distill)["total"]
+            loss = model(batch, recipe.loss.distill)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if kind == "ours":
@@ -297,8 +294,7 @@ def run(kind: str, case: str, images: int, per: int, steps: int) -> dict[str, fl
 def equal_losses(norm: str, steps: int = 3) -> tuple[list[float], list[float]]:
     """Total losses of both steps over some steps, small, without dropout, negatives given."""
     off = dict.fromkeys(("dropout_nodes", "dropout_graph", "dropout_head", "dropout_match"), 0.0)
-    recipe = replace(
-        RECIPES[CASES[norm]],
+    recipe = RECIPES[CASES[norm]].changed(
         node_width=32,
         head_width=16,
         graph_width=32,
@@ -313,8 +309,8 @@ def equal_losses(norm: str, steps: int = 3) -> tuple[list[float], list[float]]:
     losses: tuple[list[float], list[float]] = ([], [])
     for _ in range(steps):
         both = [
-            objective(batch, recipe.distill, (turned, turned))["total"],
-            plain(batch, edges, recipe.distill, (turned, turned)),
+            objective(batch, recipe.loss.distill, (turned, turned))["total"],
+            plain(batch, edges, recipe.loss.distill, (turned, turned)),
         ]
         for loss, optimizer, kept in zip(both, optimizers, losses, strict=True):
             optimizer.zero_grad()

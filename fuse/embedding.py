@@ -88,7 +88,7 @@ def embed_split(
     was trained on.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    config = folder.config()
+    config, recipe = folder.config(), folder.recipe()
     by_name = {store.spec.model.name: store for store in stores}
     for name in config["models"]:
         if name not in by_name:
@@ -100,12 +100,11 @@ def embed_split(
             config["features"][name],
             by_name[name],
             folder.path,
-            inputs=config["recipe"].get("inputs", "unit"),
+            inputs=recipe.network.inputs,
         )
     split = Split(
         [by_name[name] for name in config["models"]],
-        # Runs of before this setting have no such field.
-        first_tokens_only=config["recipe"].get("first_tokens_only", False),
+        first_tokens_only=recipe.features.first_tokens_only,
     )
     fuser, mix = folder.load_best()
     return embed(fuser, mix, split, torch.device(choose_device(device)))

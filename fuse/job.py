@@ -17,6 +17,7 @@ from hada.extract.common import remote
 from hada.extract.common.console import say
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.common.shapes import conform
+from hada.extract.spec import SIDES
 from hada.fuse.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def train_run(
         split: Split(
             opened,
             in_memory=False,
-            first_tokens_only=plan.recipe.first_tokens_only,
+            first_tokens_only=plan.recipe.features.first_tokens_only,
             pinned=chosen.type == "cuda",
         )
         for split, opened in stores.items()
@@ -185,8 +186,8 @@ def train_run(
     way = choose_reading(
         train_part,
         val_part,
-        plan.recipe.order,
-        plan.recipe.batch_size,
+        plan.recipe.training.order,
+        plan.recipe.training.batch_size,
         mode=reading,
         memory=memory,
         begun=None if fresh else run.window_shards(),
@@ -210,8 +211,8 @@ def train_run(
         way.apply(train_part, val_part)
         loader = Loader(
             train_part,
-            plan.recipe.order,
-            plan.recipe.batch_size,
+            plan.recipe.training.order,
+            plan.recipe.training.batch_size,
             plan.seed,
             shards=way.shards,
             windows=way.mode == "window",
@@ -267,16 +268,16 @@ def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[s
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import run_folder
     from hada.fuse.embedding import check_features, check_raw, features_of
-    from hada.fuse.training import trainer
+    from hada.fuse.network.build import branch_config
 
     features = {s.spec.model.name: features_of(s) for s in train_part.stores}
     for store in (store for part in splits.values() for store in part.stores):
         check_features(
-            features[store.spec.model.name], store, plan.folder, inputs=plan.recipe.inputs
+            features[store.spec.model.name], store, plan.folder, inputs=plan.recipe.network.inputs
         )
-        if plan.recipe.raw_embeddings:
+        if plan.recipe.features.raw_embeddings:
             check_raw(store)
-    image, caption = trainer.branches(plan.recipe, train_part)
+    image, caption = (branch_config(plan.recipe, train_part.shapes(side)) for side in SIDES)
     return {
         **plan.request(),
         "format": run_folder.FORMAT,

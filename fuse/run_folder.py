@@ -29,6 +29,7 @@ from hada.extract.common import atomic
 from hada.extract.common.errors import RunError
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
+from hada.fuse.recipes import Recipe
 from hada.fuse.run_files.checkpoint import FORMAT as STATE_FORMAT
 from hada.fuse.run_files.checkpoint import (
     LAST,
@@ -89,6 +90,10 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved configuration; raises `RunError` where there is none or a broken one."""
         return read_config(self.path)[0]
+
+    def recipe(self) -> Recipe:
+        """What the run is trained by, settings newer than the run at their defaults."""
+        return Recipe.from_json(self.config()["recipe"])
 
     def owner(self) -> tuple[str, bool]:
         """The configuration's `identity`, and whether it has a checksum. Read once."""
@@ -235,10 +240,8 @@ class RunFolder:
         """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
         config, tensors = self.config(), self.load_tensors()
         fuser = Fuser(*(branch_from_json(config["branches"][s]) for s in ("image", "caption")))
-        settings = config["recipe"]
-        mix = ScoreMix(
-            settings["scores"], settings["score_weights"], len(mixable_models(fuser)), False
-        )
+        scores = Recipe.from_json(config["recipe"]).scores
+        mix = ScoreMix(scores.mode, scores.weights, len(mixable_models(fuser)), False)
         parts = {
             prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for prefix in ("fuser.", "mix.")

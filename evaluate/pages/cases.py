@@ -121,7 +121,7 @@ def _attention(
     stores = {store.spec.model.name: store for store in material.gallery.stores}
     split = Split(
         [stores[name] for name in names],
-        first_tokens_only=config["recipe"].get("first_tokens_only", False),
+        first_tokens_only=material.folder.recipe().features.first_tokens_only,
     )
     fuser, _ = material.folder.load_best()
     # The gallery may lack items that the run's own models could read.

@@ -192,8 +192,8 @@ class Encoder:
     def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
         """The run's fusion as a function from the stores of a query to its embeddings."""
         fuser, mix = run.load_best()
-        config = run.config()
-        inputs = config["recipe"].get("inputs", "unit")
+        config, recipe = run.config(), run.recipe()
+        inputs = recipe.network.inputs
         for store, backbone in zip(self._like, self._backbones, strict=True):
             model = store.spec.model
             check_features(config["features"][model.name], store, run.path, inputs=inputs)
@@ -202,7 +202,7 @@ class Encoder:
                     f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
                     "no longer gives, and this run takes them as they are; extract again"
                 )
-        first_only = config["recipe"].get("first_tokens_only", False)
+        first_only = recipe.features.first_tokens_only
 
         def fuse(stores: Sequence[StoreReader]) -> Embedded:
             split = Split(stores, first_tokens_only=first_only)

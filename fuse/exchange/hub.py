@@ -118,7 +118,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         Raises `RunError` where no epoch is finished, or for a licence of a model it has not.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder(run)
-        config = folder.config()
+        config, recipe = folder.config(), folder.recipe()
         licences = licences or {}
         for name in licences:
             if name not in config["models"]:
@@ -131,9 +131,9 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
                 name: licences.get(name, LICENCES.get(config["features"][name]["family"], UNKNOWN))
                 for name in config["models"]
             },
-            scores=config["recipe"]["scores"],
+            scores=recipe.scores.mode,
             score_weights=mix_values(mix),
-            recipe=config["recipe"]["name"],
+            recipe=recipe.name,
             dataset=config["dataset"],
         )
         model.fuser.load_state_dict(fuser.state_dict())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hada.extract.common.errors import RunError
@@ -42,19 +41,19 @@ def import_checkpoint(
         raise RunError(f"{folder}: holds a run already; choose another folder with --run")
     found = official.read_official(path)
     given = settings or {}
-    recipe = replace(found.recipe, name="imported").with_settings(given)
-    mistaken = found.lavis and recipe.first_tokens_only and len(stores) == 2
-    if mistaken and "second_from_first" not in given:
-        recipe = replace(recipe, second_from_first=True)
-    if recipe.raw_embeddings:
+    recipe = found.recipe.changed(name="imported").with_settings(given)
+    mistaken = found.lavis and recipe.features.first_tokens_only and len(stores) == 2
+    if mistaken and not {"second_from_first", "network.second_from_first"} & set(given):
+        recipe = recipe.changed(second_from_first=True)
+    if recipe.features.raw_embeddings:
         for store in stores:
             check_raw(store)
-    split = Split(stores, in_memory=False, first_tokens_only=recipe.first_tokens_only)
+    split = Split(stores, in_memory=False, first_tokens_only=recipe.features.first_tokens_only)
     shapes = {side: split.shapes(side) for side in ("image", "caption")}
     fuser = official.build(found, shapes, recipe)
     run = run_folder.RunFolder(folder)
     run.claim(_config(path, split, recipe, fuser))
-    mix = ScoreMix(recipe.scores, recipe.score_weights, len(mixable_models(fuser)), False)
+    mix = ScoreMix(recipe.scores.mode, recipe.scores.weights, len(mixable_models(fuser)), False)
     tensors = {f"fuser.{k}": v for k, v in fuser.state_dict().items()}
     tensors |= {f"mix.{k}": v for k, v in mix.state_dict().items()}
     tensors |= {f"discriminator.{k}": v for k, v in found.discriminator.items()}

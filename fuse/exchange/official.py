@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from hada.extract.common.errors import CheckpointError
 from hada.extract.common.shapes import listed, shown
 from hada.extract.common.tensor_files import read_torch
+from hada.fuse.network.build import build_fuser
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.recipes import RECIPES, Recipe
@@ -91,9 +92,7 @@ def build(official: Official, shapes: Mapping[str, Sequence[Any]], recipe: Recip
 
     Raises `CheckpointError` where they do not fit, naming the first tensor that does not.
     """
-    from hada.fuse.training.trainer import branch_config
-
-    fuser = Fuser(*(branch_config(recipe, tuple(shapes[side])) for side in SIDES))
+    fuser = build_fuser(recipe, shapes)
     for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
         theirs = official.encoders[side]
         names = our_names(theirs, dense=branch.config.dense)
@@ -194,7 +193,7 @@ def _recipe_of(encoder: Mapping[str, Tensor], name: str, weights: tuple[float, .
         }
     changes["scores"] = {0: "fused", 1: "first"}.get(len(weights), "all")
     changes |= {"score_weights": weights, "learn_scores": bool(weights)}
-    return replace(RECIPES[name], **changes)
+    return RECIPES[name].changed(**changes)
 
 
 def _stack(width: Mapping[str, int], start: str, end: str = ".weight") -> tuple[int, ...]:

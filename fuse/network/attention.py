@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hada.fuse.batch import Layout
-from hada.fuse.network.graph import EdgeWeights, self_loops
+from hada.fuse.network.graph import self_loops
+from hada.fuse.settings import EdgeWeights
 
 # Numbers of one chunk of activations: 1 MiB of float32 stays in a CPU's second cache, while a
 # GPU wants few large pieces.

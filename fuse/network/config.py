@@ -12,56 +12,26 @@ stacks of one layer (all published configurations) contain no LayerNorm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.batch import ModelShape
-from hada.fuse.network.graph import EdgeWeights
-
-Norm = Literal["batch", "none", "layer"]
-Inputs = Literal["as-is", "l2", "unit", "published"]
-Convolution = Literal["gatv2", "gcn", "transformer", "none"]
-Activation = Literal["gelu", "relu", "swish", "tanh", "elu", "id"]
+from hada.fuse.settings import NetworkSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class BranchConfig:
-    """All that decides a branch's arithmetic; widths are the paper's by default.
+class BranchConfig(NetworkSettings):
+    """All that decides a branch's arithmetic: the network's settings and the models' shapes.
 
-    `node_hidden`, `graph_hidden` and `head_hidden` are the widths of layers before the last one
-    of each part; `use_embeddings` and `use_globals` take the models' embeddings and the global
-    tokens' own features past the graph to the head; `skip` adds a graph layer's input to its
-    output where there are several.
-    `convolution` "none" leaves the graph out: the head sees the embeddings alone.
-    `second_from_first` repeats a published mistake; see `hada.fuse.network.fuser.Branch`. What it
-    gives depends on the batch, so evaluation takes items in order, `evaluation_batch` at a time.
+    What `second_from_first` gives depends on the batch, so evaluation takes items in order,
+    `evaluation_batch` at a time.
     """
 
     models: tuple[ModelShape, ...]
-    node_width: int = 512
-    heads: int = 4
-    head_width: int = 512
-    graph_width: int = 512
-    out_width: int = 512
-    norm: Norm = "batch"
-    inputs: Inputs = "as-is"
-    use_embeddings: bool = True
-    use_globals: bool = False
-    dropout_nodes: float = 0.0
-    dropout_graph: float = 0.0
-    dropout_head: float = 0.0
-    edges: EdgeWeights = field(default_factory=EdgeWeights)
-    convolution: Convolution = "gatv2"
-    node_hidden: tuple[int, ...] = ()
-    graph_hidden: tuple[int, ...] = ()
-    head_hidden: tuple[int, ...] = ()
-    skip: bool = False
-    activation: Activation = "gelu"
-    second_from_first: bool = False
     evaluation_batch: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.convolution == "none" and not self.passing_widths:
             raise UsageError(
                 "convolution none: without a graph there must be embeddings to fuse; use models "

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from hada.extract.spec import SideName
 from hada.fuse.batch import Features
-from hada.fuse.network.config import BranchConfig, Inputs
+from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.global_layer import GraphLayer
 from hada.fuse.network.layers import Dense
 from hada.fuse.network.packed import PackedGraph
+from hada.fuse.settings import Inputs
 
 # The two scalars the authors standardise every unit-length feature with, text and image alike.
 PUBLISHED_MEAN, PUBLISHED_STD = -0.0006847491604276001, 0.036077868193387985

@@ -19,7 +19,6 @@ Shape letters: B graphs of a batch, M models, L padded length, S packed rows, E 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Literal
 
@@ -28,31 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-NO_EDGE = -1.0  # a weight of -1 draws no edges of that kind, as in the paper's configurations
+from hada.fuse.settings import NO_EDGE, EdgeWeights
+
 Loops = Literal["mean", "given", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EdgeWeights:
-    """The one number each kind of edge carries; the paper's values by default.
-
-    `tokens` joins every token to the tokens of the other models; `loop_token` and `loop_global`
-    are the self loops that GCN and Transformer layers see.
-    """
-
-    own: float = 0.9
-    other: float = 0.7
-    between: float = 1.1
-    tokens: float = NO_EDGE
-    loop_token: float = 0.9
-    loop_global: float = 1.1
-    undirected: bool = False
-
-    @property
-    def global_only(self) -> bool:
-        """Whether only global nodes hear others, over all the paper's kinds of edges."""
-        drawn = NO_EDGE not in (self.own, self.other, self.between)
-        return drawn and self.tokens == NO_EDGE and not self.undirected
 
 
 def self_loops(lengths_BM: Tensor, weights: EdgeWeights) -> Tensor:

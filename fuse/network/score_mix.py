@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.network.fuser import Fuser
-
-ScoreMode = Literal["fused", "first", "all"]
+from hada.fuse.settings import ScoreMode
 
 
 class ScoreMix(nn.Module):

@@ -14,9 +14,9 @@ from hada.extract.common.errors import HadaError, RunError
 from hada.extract.common.shapes import conform
 from hada.fuse.batch import ModelShape
 from hada.fuse.network.config import BranchConfig
-from hada.fuse.network.graph import EdgeWeights
-from hada.fuse.recipes import Recipe
+from hada.fuse.recipes import Recipe, nested
 from hada.fuse.run_files.sealed import CHECKSUM, FaultError, digest_json
+from hada.fuse.settings import EdgeWeights
 
 CONFIG = "config.json"
 # A run of format 1 is of before there were checksums.
@@ -25,6 +25,12 @@ FORMAT, UNBOUND = 2, 1
 FREE_FIELDS = ("environment", "paths", "init_fitted")
 MOST_MODELS, WIDEST = 64, 1 << 20
 _WIDTHS = ("node_width", "heads", "head_width", "graph_width", "out_width")
+# What a branch that does not say has: files of before these settings were of the paper's network.
+_PAPER: dict[str, Any] = {
+    **dict.fromkeys(("node_width", "head_width", "graph_width", "out_width"), 512),
+    "norm": "batch",
+    "inputs": "as-is",
+}
 _DROPOUTS = ("dropout_nodes", "dropout_graph", "dropout_head")
 
 
@@ -103,7 +109,7 @@ def check_config(values: Mapping[str, Any], where: str) -> None:
     # From 0: a run that reads the whole split says nothing.
     _must(values.get("window_shards", 0) >= 0, f"{where}: window_shards: expected at least 0")
     try:
-        conform(values["recipe"], Recipe, f"{where}: recipe", RunError, remedy)
+        conform(nested(values["recipe"]), Recipe, f"{where}: recipe", RunError, remedy)
         Recipe.from_json(values["recipe"])
     except RunError:
         raise
@@ -200,4 +206,5 @@ def branch_from_json(values: Mapping[str, Any]) -> BranchConfig:
     """Back from `branch_to_json`."""
     models = tuple(ModelShape(**m) for m in values["models"])
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return BranchConfig(**{**plain, "models": models, "edges": EdgeWeights(**values["edges"])})
+    plain |= {"models": models, "edges": EdgeWeights(**values["edges"])}
+    return BranchConfig(**{**_PAPER, **plain})

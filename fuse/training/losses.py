@@ -1,14 +1,39 @@
 """Losses of the fusion as plain functions of embeddings and similarities.
 
+A new loss of a batch's embeddings is a function here, entered in `PAIR_LOSSES` under a name, and a
+field `weight_NAME` of `hada.fuse.settings.LossSettings`.
+
 Shape letters: B images and T captions of a batch (equal where batches are pairs), Q queries,
 K keys (batch first, then queue), E embedding width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hada.fuse.settings import LossSettings
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch as the network encodes it.
+
+    image_BE, caption_TE: Embeddings of unit length.
+    ids_B: Which image of the data set each row is; a batch of pairs may hold one twice.
+    caption_to_image_T: The row of each caption's image.
+    temperature: The learned one, without dimensions, within its bounds.
+    """
+
+    image_BE: Tensor
+    caption_TE: Tensor
+    ids_B: Tensor
+    caption_to_image_T: Tensor
+    temperature: Tensor
 
 
 def positive_targets(query_ids_Q: Tensor, key_ids_K: Tensor) -> Tensor:
@@ -78,3 +103,17 @@ def pair_features(image_QE: Tensor, caption_QE: Tensor) -> Tensor:
     """(Q, 4E) what the matching head looks at: [a, b, |a - b|, a * b]."""
     difference = (image_QE - caption_QE).abs()
     return torch.cat([image_QE, caption_QE, difference, image_QE * caption_QE], dim=1)
+
+
+def hinge(batch: Encoded, settings: LossSettings) -> Tensor:
+    """`hardest_hinge` of a batch's cosines over the temperature."""
+    same_BT = None
+    if not settings.hinge_repeats:
+        same_BT = batch.ids_B[:, None] == batch.ids_B[batch.caption_to_image_T][None, :]
+    scores_BT = batch.image_BE @ batch.caption_TE.T / batch.temperature
+    return hardest_hinge(scores_BT, batch.caption_to_image_T, same_BT, settings.margin)
+
+
+# Losses of one batch's embeddings by name, in the order in which they are added up; each is
+# computed where its `weight_NAME` is not 0.
+PAIR_LOSSES: dict[str, Callable[[Encoded, LossSettings], Tensor]] = {"hinge": hinge}

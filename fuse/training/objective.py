@@ -8,53 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hada.fuse.batch import Batch, Features
-from hada.fuse.network.config import Norm
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.layers import Dense
-from hada.fuse.network.score_mix import ScoreMix, ScoreMode, mixable_models
+from hada.fuse.network.score_mix import ScoreMix, mixable_models
+from hada.fuse.settings import LossSettings, Norm, Precision, ScoreSettings
 from hada.fuse.training import losses
 from hada.fuse.training.momentum import MomentumQueue, follow
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Which losses, how much of each, and against what.
-
-    `dropout_match` is the matching head's. With norms its published place is behind the linear
-    layer, on the logit itself, which makes a third of all answers exactly one half: there it acts
-    only if `drop_logit` asks for the published behaviour. With `hinge_repeats` an image's other
-    captions in the batch count as negatives of the hinge, as published.
-    """
-
-    weight_nce: float = 1.0
-    weight_itm: float = 1.0
-    weight_hinge: float = 0.0
-    hinge_repeats: bool = False
-    image_share: float = 0.5
-    margin: float = 0.3
-    temperature: float = 0.07
-    temperature_low: float = 0.01
-    temperature_high: float = 0.5
-    momentum: float = 0.0
-    momentum_dropout: bool = False
-    queue: int = 0
-    queue_noise: bool = False
-    distill: float = 0.0
-    scores: ScoreMode = "fused"
-    score_weights: tuple[float, ...] = ()
-    learn_scores: bool = False
-    train_on_scores: bool = True
-    dropout_match: float = 0.0
-    drop_logit: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class Discriminator(nn.Module):
@@ -73,34 +39,41 @@ class Discriminator(nn.Module):
 class Objective(nn.Module):
     """Everything that learns or remembers during training; `fuser` and `mix` are what stays."""
 
-    def __init__(self, fuser: Fuser, config: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        fuser: Fuser,
+        loss: LossSettings,
+        scores: ScoreSettings | None = None,
+        *,
+        precision: Precision = "fp32",
+    ) -> None:
         super().__init__()
-        self.fuser, self.config = fuser, config
+        scores = scores or ScoreSettings()
+        self.fuser, self.loss, self.scores = fuser, loss, scores
+        self.bf16 = precision == "bf16"
         branch = fuser.image.config
         self.mixable = mixable_models(fuser)
-        self.mix = ScoreMix(
-            config.scores, config.score_weights, len(self.mixable), config.learn_scores
-        )
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
-        dropped = config.dropout_match if branch.norm == "none" or config.drop_logit else 0.0
+        self.mix = ScoreMix(scores.mode, scores.weights, len(self.mixable), scores.learn)
+        self.temperature = nn.Parameter(torch.tensor(loss.temperature))
+        dropped = loss.dropout_match if branch.norm == "none" or loss.drop_logit else 0.0
         self.discriminator = (
-            Discriminator(branch.out_width, branch.norm, dropped) if config.weight_itm else None
+            Discriminator(branch.out_width, branch.norm, dropped) if loss.weight_itm else None
         )
-        self.slow = copy.deepcopy(fuser).requires_grad_(False) if config.momentum else None
-        self.mixing = config.scores != "fused" and config.train_on_scores
+        self.slow = copy.deepcopy(fuser).requires_grad_(False) if loss.momentum else None
+        self.mixing = scores.mode != "fused" and scores.in_loss
         # The models whose own cosine the loss sees.
-        mixed = self.mixable[:1] if config.scores == "first" else self.mixable
+        mixed = self.mixable[:1] if scores.mode == "first" else self.mixable
         self.mixed = mixed if self.mixing else []
         widths = [branch.out_width, *(branch.models[m].embedding_width or 0 for m in self.mixed)]
-        self.image_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
-        self.caption_queue = MomentumQueue(config.queue, widths, noise=config.queue_noise)
+        self.image_queue = MomentumQueue(loss.queue, widths, noise=loss.queue_noise)
+        self.caption_queue = MomentumQueue(loss.queue, widths, noise=loss.queue_noise)
         self._unpushed: list[tuple[MomentumQueue, list[Tensor], Tensor]] = []
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; the slow encoders stay in eval mode unless theirs is noisy too."""
         super().train(mode)
         if self.slow is not None:
-            self.slow.train(mode and self.config.momentum_dropout)
+            self.slow.train(mode and self.loss.momentum_dropout)
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -116,14 +89,13 @@ class Objective(nn.Module):
         still reads the queues, and a copy of them would cost more than all else. `negatives`
         fixes the matching head's draw (images per caption, captions per pair).
         """
-        config = self.config
+        settings = self.loss
         self.remember()
         with torch.no_grad():
-            self.temperature.clamp_(config.temperature_low, config.temperature_high)
+            self.temperature.clamp_(settings.temperature_low, settings.temperature_high)
             self.mix.clamp()
-        bf16 = config.precision == "bf16"
-        image_BE = self.fuser.encode("image", batch.image, bf16=bf16)
-        caption_TE = self.fuser.encode("caption", batch.caption, bf16=bf16)
+        image_BE = self.fuser.encode("image", batch.image, bf16=self.bf16)
+        caption_TE = self.fuser.encode("caption", batch.caption, bf16=self.bf16)
         slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
         ids_T = batch.ids_B[batch.owner_T]
         image_ids = torch.cat([batch.ids_B, self.image_queue.known_ids()])
@@ -145,17 +117,20 @@ class Objective(nn.Module):
             "i2t": losses.soft_cross_entropy(mixed_BK, i2t_target),
             "t2i": losses.soft_cross_entropy(mixed_TK, t2i_target),
         }
-        share = config.image_share
+        share = settings.image_share
         result["nce"] = share * result["i2t"] + (1 - share) * result["t2i"]
-        if config.weight_hinge:
-            result["hinge"] = self._hinge(image_BE, caption_TE, batch)
+        encoded = losses.Encoded(image_BE, caption_TE, batch.ids_B, batch.owner_T, self.temperature)
+        weights = settings.weights()
+        for name, pair_loss in losses.PAIR_LOSSES.items():
+            if weights[name]:
+                result[name] = pair_loss(encoded, settings)
         if self.discriminator is not None:
             near_BT, near_TB = i2t_BK[:, : len(caption_TE)], t2i_TK[:, : len(image_BE)]
             result["itm"] = self._match(image_BE, caption_TE, near_BT, near_TB, batch, negatives)
-        result["total"] = config.weight_nce * result["nce"]
-        for name, weight in (("hinge", config.weight_hinge), ("itm", config.weight_itm)):
+        result["total"] = weights["nce"] * result["nce"]
+        for name in (*losses.PAIR_LOSSES, "itm"):
             if name in result:
-                result["total"] = result["total"] + weight * result[name]
+                result["total"] = result["total"] + weights[name] * result[name]
         self._unpushed = [
             (self.image_queue, [slow_image.detach(), *own_image], batch.ids_B),
             (self.caption_queue, [slow_caption.detach(), *own_caption], ids_T),
@@ -182,10 +157,9 @@ class Objective(nn.Module):
             return image_BE, caption_TE
         with torch.no_grad():
             if self.training:
-                follow(self.slow, self.fuser, self.config.momentum)
-            bf16 = self.config.precision == "bf16"
-            image = self.slow.encode("image", batch.image, bf16=bf16)
-            return image, self.slow.encode("caption", batch.caption, bf16=bf16)
+                follow(self.slow, self.fuser, self.loss.momentum)
+            image = self.slow.encode("image", batch.image, bf16=self.bf16)
+            return image, self.slow.encode("caption", batch.caption, bf16=self.bf16)
 
     def _own(self, side: Features) -> list[Tensor]:
         """Each mixable model's own embeddings at unit length, where the loss sees them."""
@@ -207,13 +181,6 @@ class Objective(nn.Module):
         for k, (q, own) in enumerate(zip(query, key, strict=True), start=1):
             mixed = mixed + shares[k] * self._logits(q, own, queue, k)
         return mixed
-
-    def _hinge(self, image_BE: Tensor, caption_TE: Tensor, batch: Batch) -> Tensor:
-        same_BT = None
-        if not self.config.hinge_repeats:
-            same_BT = batch.ids_B[:, None] == batch.ids_B[batch.owner_T][None, :]
-        scores_BT = image_BE @ caption_TE.T / self.temperature
-        return losses.hardest_hinge(scores_BT, batch.owner_T, same_BT, self.config.margin)
 
     def _match(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 
 from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError, nearest
+from hada.fuse.recipes import Recipe
 from hada.fuse.run_folder import METRICS, RunFolder
 
 KINDS = ("tensorboard", "wandb", "mlflow", "none")
@@ -126,5 +127,6 @@ def _mlflow(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment("hada")
     mlflow.start_run(run_name=run.name)
-    mlflow.log_params({k: v for k, v in config["recipe"].items() if v not in ((), [])})
+    settings = Recipe.from_json(config["recipe"]).flat()
+    mlflow.log_params({k: v for k, v in settings.items() if v != []})
     return (lambda epoch, values: mlflow.log_metrics(dict(values), step=epoch)), mlflow.end_run

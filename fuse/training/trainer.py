@@ -19,11 +19,9 @@ import torch
 from hada.extract.common.errors import NonFiniteError
 from hada.extract.common.progress import duration, progress
 from hada.extract.spec import SIDES
-from hada.fuse.batch import Batch, ModelShape
+from hada.fuse.batch import Batch
 from hada.fuse.embedding import embed
-from hada.fuse.network.config import BranchConfig
-from hada.fuse.network.fuser import Fuser
-from hada.fuse.network.graph import EdgeWeights
+from hada.fuse.network.build import build_fuser
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.run_files.checkpoint import Position
@@ -33,7 +31,7 @@ from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
 from hada.fuse.training.losses import distillation_weight
-from hada.fuse.training.objective import Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective
 from hada.fuse.training.schedule import learning_rate_cosine, learning_rate_restarts
 from hada.fuse.training.score_weights import score_loss, tuned_shares
 from hada.fuse.training.trackers import Report, figures, open_reports
@@ -74,11 +72,11 @@ def train(job: Job) -> Position:
             train_epoch(job, position)
             table = validate(job)
             first = position.best_epoch < 0
-            if recipe.choose == "likelihood":
+            if recipe.training.choose == "likelihood":
                 gained = first or table["loss"] < position.best_loss
             else:
                 gain = table["rsum"] - position.best_rsum
-                gained = first or (gain > 0 and gain >= recipe.min_gain)
+                gained = first or (gain > 0 and gain >= recipe.training.min_gain)
             if gained:
                 position.best_epoch = position.epoch
                 position.best_rsum, position.best_loss = table["rsum"], table["loss"]
@@ -87,10 +85,10 @@ def train(job: Job) -> Position:
             log_epoch(job, position, table)
             position.epoch, position.step = position.epoch + 1, 0
             position.sums, position.seconds = {}, 0.0
-            if position.epoch >= recipe.epochs:
-                position.finished = f"all {recipe.epochs} epochs are done"
-            elif position.stale >= recipe.patience:
-                position.finished = f"no gain for {recipe.patience} epochs"
+            if position.epoch >= recipe.training.epochs:
+                position.finished = f"all {recipe.training.epochs} epochs are done"
+            elif position.stale >= recipe.training.patience:
+                position.finished = f"no gain for {recipe.training.patience} epochs"
             checkpoint.save_last(job.run, job.objective, job.optimizer, position)
     return position
 
@@ -104,8 +102,8 @@ def train_epoch(job: Job, position: Position) -> None:
     before = position.seconds
     job.objective.train()
 
-    group = recipe.accumulate
-    label = f"epoch {position.epoch + 1}/{recipe.epochs}"
+    group = recipe.training.accumulate
+    label = f"epoch {position.epoch + 1}/{recipe.training.epochs}"
     with progress(label, steps, "steps", done=position.step) as advance:
         for batch in job.loader.batches(epoch, position.step, job.device):
             for name, value in train_step(job, batch, position, steps).items():
@@ -115,7 +113,7 @@ def train_epoch(job: Job, position: Position) -> None:
             position.seconds = before + now - started
             advance(1, note=f"loss {position.sums['total'] / position.step:.3f}")
             whole = position.step % group == 0  # gradients of part of a group are not saved
-            late = now - saved >= 60 * recipe.save_minutes
+            late = now - saved >= 60 * recipe.training.save_minutes
             if late and whole and position.step < steps:
                 checkpoint.save_last(run, job.objective, job.optimizer, position)
                 saved = time.monotonic()
@@ -127,14 +125,14 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
     A loss or gradient that is not finite stops the run before the weights move.
     """
     recipe = job.recipe
-    first = position.step - position.step % recipe.accumulate
-    together = min(recipe.accumulate, steps - first)
+    first = position.step - position.step % recipe.training.accumulate
+    together = min(recipe.training.accumulate, steps - first)
     if position.step == first:
         job.optimizer.zero_grad(set_to_none=True)
     rate = learning_rate(recipe, position.epoch * steps + position.step, steps)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
-    share = distillation_weight(recipe.distill, position.epoch, position.step, steps)
+    share = distillation_weight(recipe.loss.distill, position.epoch, position.step, steps)
     losses = job.objective(batch, distill=share)
     (losses["total"] / together).backward()
     job.objective.remember()
@@ -142,7 +140,7 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
     if torch.isfinite(losses["total"]) and position.step + 1 < first + together:
         return values
     parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
-    limit = recipe.clip_norm or float("inf")
+    limit = recipe.training.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     if not torch.isfinite(losses["total"]) or not torch.isfinite(norm):
         raise NonFiniteError(
@@ -160,7 +158,7 @@ def validate(job: Job) -> dict[str, float]:
     `loss` is how unlikely the right matches are (see `hada.fuse.training.score_weights`).
     """
     found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
-    if job.recipe.tune_scores and found.own:
+    if job.recipe.scores.tune and found.own:
         shares, loss = tuned_shares(found)
         found = replace(found, shares=shares)
         job.objective.mix.set(shares)
@@ -198,7 +196,7 @@ def log_epoch(job: Job, position: Position, table: dict[str, float]) -> None:
     fused = f" (fused alone {table['fused_rsum']:.1f})" if "fused_rsum" in table else ""
     star = " *" if position.best_epoch == position.epoch else ""
     job.report(
-        f"epoch {position.epoch + 1}/{job.recipe.epochs}  loss {mean['total']:.3f}  "
+        f"epoch {position.epoch + 1}/{job.recipe.training.epochs}  loss {mean['total']:.3f}  "
         f"val {recall}  RSum {table['rsum']:.1f}{fused}  {duration(position.seconds)} "
         f"({images / max(position.seconds, 1e-9):.0f} images/s){star}"
     )
@@ -206,65 +204,29 @@ def log_epoch(job: Job, position: Position, table: dict[str, float]) -> None:
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The rate of one step, counted over all epochs."""
-    base, low = recipe.learning_rate, recipe.learning_rate_low
-    if recipe.schedule == "restarts":
-        return learning_rate_restarts(step, steps, base, low, recipe.restart_epochs)
-    warmup = round(recipe.warmup_epochs * steps)
-    return learning_rate_cosine(step, recipe.epochs * steps, base, low, warmup)
-
-
-def branches(recipe: Recipe, split: Split) -> tuple[BranchConfig, BranchConfig]:
-    """Both branches' configurations for what the stores hold."""
-    image, caption = (branch_config(recipe, split.shapes(side)) for side in SIDES)
-    return image, caption
-
-
-def branch_config(recipe: Recipe, models: tuple[ModelShape, ...]) -> BranchConfig:
-    """One branch's configuration for models of these shapes."""
-    shared: dict[str, Any] = {
-        key: getattr(recipe, key)
-        for key in (
-            *("node_width", "heads", "head_width", "graph_width", "out_width"),
-            *("norm", "inputs", "use_embeddings", "use_globals"),
-            *("convolution", "skip", "activation"),
-            *("node_hidden", "graph_hidden", "head_hidden", "second_from_first"),
-            *("dropout_nodes", "dropout_graph", "dropout_head"),
-        )
-    }
-    edges = EdgeWeights(
-        own=recipe.edge_own,
-        other=recipe.edge_other,
-        between=recipe.edge_between,
-        tokens=recipe.edge_tokens,
-        loop_token=recipe.edge_loop_token,
-        loop_global=recipe.edge_loop_global,
-        undirected=recipe.undirected,
-    )
-    if recipe.second_from_first:
-        # The published code evaluates in batches of half the training's size.
-        shared["evaluation_batch"] = max(1, recipe.batch_size // 2)
-    return BranchConfig(models=models, edges=edges, **shared)
+    base, low = recipe.training.learning_rate, recipe.training.learning_rate_low
+    if recipe.training.schedule == "restarts":
+        return learning_rate_restarts(step, steps, base, low, recipe.training.restart_epochs)
+    warmup = round(recipe.training.warmup_epochs * steps)
+    return learning_rate_cosine(step, recipe.training.epochs * steps, base, low, warmup)
 
 
 def build_objective(recipe: Recipe, split: Split, seed: int) -> Objective:
     """A fresh objective; its weights depend on the seed alone."""
     torch.manual_seed(seed)
-    names = ObjectiveConfig.__dataclass_fields__
-    return Objective(
-        Fuser(*branches(recipe, split)),
-        ObjectiveConfig(**{name: getattr(recipe, name) for name in names}),
-    )
+    fuser = build_fuser(recipe, {side: split.shapes(side) for side in SIDES})
+    return Objective(fuser, recipe.loss, recipe.scores, precision=recipe.training.precision)
 
 
 def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
     """AdamW; weights of matrices decay, and everything else only if `decay_all`."""
     parameters = list(objective.trainable().values())
-    decayed = [p for p in parameters if recipe.decay_all or p.ndim > 1]
-    rest = [p for p in parameters if not recipe.decay_all and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}]
+    decayed = [p for p in parameters if recipe.training.decay_all or p.ndim > 1]
+    rest = [p for p in parameters if not recipe.training.decay_all and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.training.weight_decay}]
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.training.learning_rate)
 
 
 @contextlib.contextmanager

@@ -213,6 +213,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _survey_run(job: TrainJob) -> State:
+    from hada.fuse.recipes import Recipe
     from hada.fuse.run_files.checkpoint import LAST
     from hada.fuse.run_files.config import CONFIG, differences
     from hada.fuse.run_folder import RunFolder
@@ -224,6 +225,7 @@ def _survey_run(job: TrainJob) -> State:
     try:
         config = run.config()
         asked = json.loads(json.dumps(job.plan.request()))
+        config["recipe"] = Recipe.from_json(config["recipe"]).to_json()
         changes = differences({key: config.get(key) for key in asked}, asked)
         if changes:
             name, there, here = changes[0]

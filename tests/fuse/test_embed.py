@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ from hada.fuse.embedding import check_features, embed, features_of
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective
 
-NOISY = replace(
-    FAST, use_embeddings=True, dropout_nodes=0.4, dropout_graph=0.4, dropout_head=0.4,
+NOISY = FAST.changed(use_embeddings=True, dropout_nodes=0.4, dropout_graph=0.4, dropout_head=0.4,
     score_weights=(0.5, 0.2, 0.3),
 )  # fmt: skip
 

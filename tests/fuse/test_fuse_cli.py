@@ -69,8 +69,8 @@ def test_print_config_is_the_whole_request(world):
     request = json.loads(out)
     assert code == 0
     assert request["models"] == ["left", "right"]
-    assert request["recipe"]["epochs"] == 7
-    assert request["recipe"]["queue"] == 64000
+    assert request["recipe"]["training"]["epochs"] == 7
+    assert request["recipe"]["loss"]["queue"] == 64000
     assert not (world / "runs").exists()
 
 

@@ -95,8 +95,8 @@ def test_iterations_of_a_recipe_are_the_published_ones(
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
 
-    recipe = replace(RECIPES[name], **changes)
-    split = Split(stores, first_tokens_only=recipe.first_tokens_only)
+    recipe = RECIPES[name].changed(**changes)
+    split = Split(stores, first_tokens_only=recipe.features.first_tokens_only)
     objective = build_objective(recipe, split, 3)
     disc = {}
     if matching:
@@ -113,7 +113,7 @@ def test_iterations_of_a_recipe_are_the_published_ones(
         queues_of(objective),
         torch.full((12,), -100),
         {
-            "lr": recipe.learning_rate,
+            "lr": recipe.training.learning_rate,
             "temperature_low": 0.01 if name in ("hada", "concat") else 0.001,
             "image_share": {"hada": 0.25, "hada-lavis": 0.5, "hada-lavis-weighted": 0.5}.get(
                 name, 0.3
@@ -144,8 +144,8 @@ def test_imported_weights_embed_as_published(tmp_path, monkeypatch, name):
     kind, weights = KINDS[name]
     sides, owner = random_sides(23, 2)
     stores = put_stores(tmp_path, "test", sides, owner, bare=kind == "lavis")
-    recipe = replace(RECIPES[name], **small(name))
-    split = Split(stores, first_tokens_only=recipe.first_tokens_only)
+    recipe = RECIPES[name].changed(**small(name))
+    split = Split(stores, first_tokens_only=recipe.features.first_tokens_only)
     objective = build_objective(recipe, split, 0)
     stir(objective.fuser.image), stir(objective.fuser.caption)
     # As trained, the last value unclamped.
@@ -230,18 +230,17 @@ def test_a_recipe_reproduces_the_authors_own_iteration(tmp_path, file):
     tensors, name, config = load_safetensors(f"{file}.safetensors"), GOLDEN[file], settings(file)
     sides, lavis = golden_sides(tensors), "lavis" in file
     stores = put_stores(tmp_path, "train", sides, np.arange(8), bare=lavis)
-    recipe = replace(
-        RECIPES[name],
+    recipe = RECIPES[name].changed(
         node_width=config["ft_trans"][0],
         head_width=config["ft_gcn"][0],
         graph_width=config["ft_gcn"][0],
         out_width=config["ft_com"][0],
         queue=40,
         second_from_first=lavis,
-        inputs=RECIPES[name].inputs if lavis else "as-is",
+        inputs=RECIPES[name].network.inputs if lavis else "as-is",
         **NO_DROPOUT,
     )
-    split = Split(stores, first_tokens_only=recipe.first_tokens_only)
+    split = Split(stores, first_tokens_only=recipe.features.first_tokens_only)
     objective = build_objective(recipe, split, 0)
     objective.load_state_dict(state(tensors, "before", objective))
     batch = split.batch("pairs", np.arange(8))
@@ -323,7 +322,7 @@ def test_one_layer_of_another_graph_imports(tmp_path, monkeypatch, name, setting
     sides, owner = random_sides(4, 1)
     stores = put_stores(tmp_path, "test", sides, owner)
     key, value = setting.split("=")
-    recipe = replace(RECIPES[name], **SMALL).with_settings({key: value})
+    recipe = RECIPES[name].changed(**SMALL).with_settings({key: value})
     objective = build_objective(recipe, Split(stores), 0)
     stir(objective.fuser.image), stir(objective.fuser.caption)
     more = {"weight_albef": torch.tensor(0.5)} if name == "hada-extend" else {}

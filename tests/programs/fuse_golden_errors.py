@@ -34,9 +34,10 @@ from golden_graphs import (
 from golden_steps import FILES, build, gradients, state
 
 from hada.fuse.network.fuser import prepare
-from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list
+from hada.fuse.network.graph import edge_list
 from hada.fuse.ranking.ranks import rank_matrix, recalls
 from hada.fuse.recipes import RECIPES
+from hada.fuse.settings import NO_EDGE, EdgeWeights
 from hada.fuse.training.trainer import learning_rate
 
 NOTHING = 1e-4

@@ -8,6 +8,7 @@ import numpy as np
 
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import StoreReader, open_store, write_store
+from hada.fuse.network.config import BranchConfig
 
 HIDDEN = 12
 # Each model sees a part of the hidden vector: together they see all of it.
@@ -122,3 +123,9 @@ def make_world(root: Path, models: tuple[str, ...] = ("left", "right")) -> Path:
     manifest = root / "toy.yaml"
     manifest.write_text(MANIFEST)
     return manifest
+
+
+def paper_branch(**changes):
+    """A branch of the paper's first network, with some settings changed."""
+    widths = dict.fromkeys(("node_width", "head_width", "graph_width", "out_width"), 512)
+    return BranchConfig(**{**widths, "norm": "batch", "inputs": "as-is", **changes})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from fuse_fakes import paper_branch
 from fuse_golden import features, load_npz, load_safetensors, our_keys
 
 from hada.fuse.batch import Features, Layout, ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Branch
 
 CASES = [
@@ -31,7 +31,7 @@ def as_map(index, attr):
     return dict(zip(pairs, attr.tolist(), strict=True))
 
 
-PAPER = BranchConfig(
+PAPER = paper_branch(
     models=(
         ModelShape(node_width=768, embedding_width=256),
         ModelShape(node_width=768, embedding_width=768),
@@ -63,7 +63,7 @@ def golden_two_layers(kind, skip):
         batch = Features((x["ft_1"], x["ft_2"]), layouts, (x["ft_proj_1"], x["ft_proj_2"]))
     else:
         batch = features(x)
-    config = BranchConfig(
+    config = paper_branch(
         models=tuple(
             ModelShape(
                 node_width=h.shape[1], embedding_width=p.shape[1], has_tokens=len(h) > len(p)

@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 
 import torch
+from fuse_fakes import paper_branch
 from fuse_golden import features, folder, our_keys
 
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
-from hada.fuse.training.objective import Objective, ObjectiveConfig
+from hada.fuse.recipes import Recipe
+from hada.fuse.training.objective import Objective
 
 FILES = {
     "loss_hada_m_distill_on": ("fused", 0.25),
@@ -66,7 +67,7 @@ def build(name, tensors):
         )
         for side in (batch.image, batch.caption)
     ]
-    branch = BranchConfig(
+    branch = paper_branch(
         models=shapes[0],
         node_width=config["ft_trans"][0],
         head_width=config["ft_gcn"][0],
@@ -75,14 +76,16 @@ def build(name, tensors):
         norm=norm,
         second_from_first="lavis" in name,
     )
+    recipe = Recipe().changed(
+        image_share=image_share, momentum=0.995, momentum_dropout=True, queue=40, weight_itm=1.0,
+        queue_noise=True, scores=scores, learn_scores=scores != "fused",
+        temperature_low=0.01 if norm == "batch" else 0.001,
+    )  # fmt: skip
     objective = Objective(
         Fuser(branch, replace(branch, models=shapes[1])),
-        ObjectiveConfig(
-            image_share=image_share, momentum=0.995, momentum_dropout=True, queue=40,
-            queue_noise=True, scores=scores, learn_scores=scores != "fused",
-            temperature_low=0.01 if norm == "batch" else 0.001,
-        ),
-    )  # fmt: skip
+        recipe.loss,
+        recipe.scores,
+    )
     objective.load_state_dict(state(tensors, "before", objective))
     return objective.train(), batch, config
 
@@ -99,7 +102,7 @@ def state(tensors, when, objective):
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         found |= {f"discriminator.head.{key}.{k}": v for k, v in own.items()}
     found["temperature"] = tensors[f"{when}.temp_para"]
-    mode = objective.config.scores
+    mode = objective.scores.mode
     names = [n for n in WEIGHTS.get(mode, []) if f"{when}.{n}" in tensors]
     found |= {f"mix.values.{k}": tensors[f"{when}.{n}"] for k, n in enumerate(names)}
     for ours, theirs in (("image_queue", "image"), ("caption_queue", "text")):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from fuse_fakes import paper_branch
 
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
-from hada.fuse.training.objective import Objective, ObjectiveConfig
+from hada.fuse.recipes import Recipe
+from hada.fuse.training.objective import Objective
 
 
 def shapes(models=2, tokens=True):
@@ -39,11 +40,12 @@ def tiny(**changes):
         ModelShape(node_width=4, embedding_width=3),
         ModelShape(node_width=5, embedding_width=3),
     )
-    branch = BranchConfig(
+    branch = paper_branch(
         models=shape, node_width=6, heads=2, head_width=3, graph_width=4, out_width=5, norm="none"
     )
     torch.manual_seed(0)
-    return Objective(Fuser(branch, branch), ObjectiveConfig(**changes))
+    recipe = Recipe().changed(**{"weight_itm": 1.0, **changes})
+    return Objective(Fuser(branch, branch), recipe.loss, recipe.scores)
 
 
 def tiny_batch(images=3, per=2, ids=None):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from click.testing import CliRunner
 
@@ -17,8 +15,8 @@ SMALL = {
     "node_width": 24, "heads": 2, "head_width": 12, "graph_width": 24, "out_width": 24,
     "batch_size": 16, "epochs": 3, "warmup_epochs": 0.5,
 }  # fmt: skip
-FAST = replace(RECIPES["fast"], **SMALL)
-HADA = replace(RECIPES["hada"], **{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
+FAST = RECIPES["fast"].changed(**SMALL)
+HADA = RECIPES["hada"].changed(**{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
 
 
 def job(splits, path, recipe, seed=0):
@@ -26,7 +24,7 @@ def job(splits, path, recipe, seed=0):
     return Job(
         objective=objective,
         optimizer=build_optimizer(recipe, objective),
-        loader=Loader(splits[0], recipe.order, recipe.batch_size, seed),
+        loader=Loader(splits[0], recipe.training.order, recipe.training.batch_size, seed),
         val=splits[1],
         recipe=recipe,
         run=RunFolder(path),

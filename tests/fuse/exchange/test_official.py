@@ -103,7 +103,7 @@ def test_golden_weights_through_a_checkpoint_a_run_and_embedding(golden, tmp_pat
     np.testing.assert_allclose(found.fused_caption, want["caption"], atol=1e-6)
     assert found.shares == (1.0,) + (0.0,) * len(found.own)
     assert float(run.load_tensors()["temperature"]) == pytest.approx(TEMPERATURE)
-    assert run.config()["recipe"]["norm"] == "batch"
+    assert run.recipe().network.norm == "batch"
     with pytest.raises(UsageError, match="holds a run already"):
         import_checkpoint(path, stores, tmp_path / "run")
 
@@ -142,15 +142,14 @@ SMALL = {"node_width": 8, "head_width": 6, "graph_width": 6, "out_width": 5, "qu
 )
 def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
     """What a recipe's network computes survives the way out under their names and back."""
-    from dataclasses import replace
 
     from hada.fuse.tokens.split import Split
 
     stores, _ = golden
-    recipe = replace(RECIPES[name], **SMALL)
-    lavis = {"first_tokens_only": "true"} if recipe.first_tokens_only else {}
-    split = Split(stores, first_tokens_only=recipe.first_tokens_only)
-    recipe = replace(recipe, second_from_first=False)
+    recipe = RECIPES[name].changed(**SMALL)
+    lavis = {"first_tokens_only": "true"} if recipe.features.first_tokens_only else {}
+    split = Split(stores, first_tokens_only=recipe.features.first_tokens_only)
+    recipe = recipe.changed(second_from_first=False)
     fuser = build_objective(recipe, split, 0).fuser.eval()
     scalars = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in weights.items()}
     path = checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), **scalars)
@@ -162,14 +161,14 @@ def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
     if lavis:
         (tmp_path / "run").rename(tmp_path / "corrected")
         config = import_checkpoint(path, stores, tmp_path / "run", settings=lavis).config()
-        assert config["recipe"]["second_from_first"] is True
+        assert config["recipe"]["network"]["second_from_first"] is True
         assert config["branches"]["image"]["models"][1]["has_tokens"] is False
         found = embed_split(tmp_path / "run", stores, device="cpu")
         assert np.isfinite(found.fused_image).all()
     values = np.array([*weights.values()])
     shares = {0: [1], 1: [1 - values.sum(), values.sum()]}.get(len(values), values / values.sum())
     np.testing.assert_allclose(mix.shares()[: len(shares)], shares, rtol=1e-6)
-    assert run.config()["recipe"]["convolution"] == recipe.convolution
+    assert run.recipe().network.convolution == recipe.network.convolution
 
 
 class Evil:
@@ -220,14 +219,13 @@ def test_weights_of_other_models_do_not_fit(golden, tmp_path):
 
 def test_the_command(tmp_path, monkeypatch):
     """From a file to a store of fused embeddings, with models of other widths."""
-    from dataclasses import replace
 
     from hada.fuse.tokens.split import Split
 
     manifest = make_world(tmp_path)
     monkeypatch.chdir(tmp_path)
     stores = [open_store(tmp_path / "stores" / "toy" / "val" / m) for m in ("left", "right")]
-    fuser = build_objective(replace(RECIPES["hada-extend"], **SMALL), Split(stores), 0).fuser
+    fuser = build_objective(RECIPES["hada-extend"].changed(**SMALL), Split(stores), 0).fuser
     checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), weight_albef=torch.tensor(0.3))
     words = ["--model", "left", "--model", "right", "--manifest", str(manifest), "--split", "val"]
     result = CliRunner().invoke(fuse, ["import", "best.pth.tar", *words])

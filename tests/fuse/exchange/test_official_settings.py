@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from fuse_fakes import paper_branch
 
 from hada.fuse.batch import ModelShape
 from hada.fuse.exchange.official import our_names, read_official
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Branch
 from hada.fuse.training.objective import Discriminator
 
@@ -52,7 +52,7 @@ def test_tensors_tell_the_recipe(tmp_path, changes, told, weights):
     torch.manual_seed(0)
     shapes = tuple(ModelShape(node_width=w, embedding_width=3) for w in (4, 5))
     plain = {"node_width": 8, "head_width": 8, "graph_width": 8, "out_width": 7, "norm": "none"}
-    config = BranchConfig(models=shapes, **(plain | changes))
+    config = paper_branch(models=shapes, **(plain | changes))
     image, caption = Branch(config), Branch(config)
     head = Discriminator(7, "none", 0.0)
     content = {

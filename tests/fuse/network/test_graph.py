@@ -9,7 +9,8 @@ from fuse_golden import load_npz
 from golden_graphs import CASES, LOOPS, as_map
 
 from hada.fuse.batch import Layout
-from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list, self_loops
+from hada.fuse.network.graph import edge_list, self_loops
+from hada.fuse.settings import NO_EDGE, EdgeWeights
 
 
 @pytest.mark.parametrize("side", ["img", "cap"])

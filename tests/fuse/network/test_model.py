@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fuse_fakes import paper_branch
 from fuse_golden import load_safetensors, our_keys
 from golden_graphs import PAPER, WEIGHTS, golden_branch, golden_input
 from small_batches import random_features, shapes
 
 from hada.fuse.batch import Features, Layout, ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Branch, prepare
 from hada.fuse.network.global_layer import GraphLayer, _group_equal_rows
 
@@ -63,7 +63,7 @@ def test_golden_training_pass(side):
 @pytest.mark.parametrize("models", [1, 2, 3])
 def test_any_number_of_models(models, norm):
     torch.manual_seed(0)
-    config = BranchConfig(
+    config = paper_branch(
         models=shapes(models), node_width=8, head_width=3, graph_width=6, out_width=7, norm=norm,
         inputs="unit", dropout_nodes=0.1, dropout_graph=0.1, dropout_head=0.1,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_other_rows_equal_the_long_way(dropout, composite, monkeypatch):
     """BatchNorm's other rows through one small product a way of dropping, or two large ones."""
     monkeypatch.setattr(GraphLayer, "_composite_pays", lambda _self, _rows: composite)
     torch.manual_seed(0)
-    config = BranchConfig(
+    config = paper_branch(
         models=shapes(2),
         node_width=8,
         head_width=3,
@@ -155,7 +155,7 @@ def test_global_tokens_pass_the_graph():
         ModelShape(node_width=5, embedding_width=None, global_last=True),
     )
     torch.manual_seed(0)
-    config = BranchConfig(
+    config = paper_branch(
         models=shapes, node_width=8, heads=2, head_width=4, graph_width=8, out_width=6,
         norm="none", inputs="unit", use_globals=True,
     )  # fmt: skip
@@ -173,7 +173,7 @@ def test_projections_folded_into_the_keys_change_nothing(training):
     """Outputs and gradients are those of projecting all nodes first."""
     torch.manual_seed(2)
     shapes_ = tuple(ModelShape(node_width=w, embedding_width=None) for w in (5, 9))
-    config = BranchConfig(
+    config = paper_branch(
         models=shapes_, node_width=8, heads=2, head_width=4, graph_width=8, out_width=6,
         norm="none", inputs="unit",
     )  # fmt: skip
@@ -197,7 +197,7 @@ def test_projections_folded_into_the_keys_change_nothing(training):
 
 
 def test_projections_with_dropout_are_not_folded_while_training():
-    config = BranchConfig(
+    config = paper_branch(
         models=shapes(1), node_width=8, heads=2, head_width=4, norm="none", dropout_nodes=0.2
     )
     branch = Branch(config)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fuse_fakes import paper_branch
 from torch import nn
 
 from hada.fuse.batch import Features, Layout, ModelShape
@@ -15,13 +16,12 @@ from hada.fuse.network.fuser import (
     PUBLISHED_MEAN,
     PUBLISHED_STD,
     Branch,
-    BranchConfig,
     GraphLayer,
     prepare,
 )
-from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.network.layers import ACTIVATIONS, Dense, Hidden
 from hada.fuse.network.packed import PackedGraph
+from hada.fuse.settings import EdgeWeights
 
 P = 0.4
 
@@ -102,7 +102,7 @@ def config(**changes):
     )
     plain = {"node_width": 8, "heads": 2, "head_width": 4, "graph_width": 8, "out_width": 7}
     dropouts = {"dropout_nodes": 0.1, "dropout_graph": 0.2, "dropout_head": 0.3}
-    return BranchConfig(models=shapes, **(plain | dropouts | changes))
+    return paper_branch(models=shapes, **(plain | dropouts | changes))
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fuse_fakes import paper_branch
 from golden_graphs import golden_two_layers
 from small_batches import random_features, shapes
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.batch import Features, Layout, ModelShape
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Branch
-from hada.fuse.network.graph import NO_EDGE, EdgeWeights, edge_list
+from hada.fuse.network.graph import edge_list
 from hada.fuse.network.packed import PackedGraph
+from hada.fuse.settings import NO_EDGE, EdgeWeights
 
 LENGTHS = [[2, 3, 1], [1, 4, 2], [5, 1, 1]]
 SMALL = {"node_width": 6, "heads": 3, "head_width": 5, "graph_width": 6, "out_width": 7}
@@ -21,7 +22,7 @@ SMALL = {"node_width": 6, "heads": 3, "head_width": 5, "graph_width": 6, "out_wi
 
 def branch_of(models=2, **changes):
     torch.manual_seed(0)
-    config = BranchConfig(models=shapes(models), **{**SMALL, **changes})
+    config = paper_branch(models=shapes(models), **{**SMALL, **changes})
     return Branch(config).double(), as_double(random_features(config, LENGTHS[:models]))
 
 
@@ -97,7 +98,7 @@ def test_convolutions_equal_their_formulas(kind, tokens, undirected):
     weights = EdgeWeights(undirected=undirected, tokens=tokens)
     lengths = [[3, 2]]
     models = tuple(ModelShape(node_width=6, embedding_width=None) for _ in range(2))
-    config = BranchConfig(models=models, convolution=kind, norm="none", edges=weights, **SMALL)
+    config = paper_branch(models=models, convolution=kind, norm="none", edges=weights, **SMALL)
     torch.manual_seed(0)
     graph = PackedGraph(config).double()
     conv, mix = graph.layers[0].conv, graph.layers[0].mix

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +205,7 @@ def test_a_file_of_another_run_is_told(runs, run, parts, name, kind):
 
 
 def test_best_weights_of_an_older_epoch_are_told(splits, tmp_path):
-    made = job(splits, tmp_path, replace(FAST, epochs=1))
+    made = job(splits, tmp_path, FAST.changed(epochs=1))
     position = train(made)
     first = (tmp_path / BEST).read_bytes()
     with torch.no_grad():
@@ -245,7 +244,7 @@ def stopped(splits, path, saves):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_last", save_then_die)
         with pytest.raises(KeyboardInterrupt):
-            train(job(splits, path, replace(FAST, save_minutes=0)))
+            train(job(splits, path, FAST.changed(save_minutes=0)))
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +276,7 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
     data[len(data) // 2] ^= 4
     (tmp_path / LAST).write_bytes(data)
     before = check_sealed(tmp_path / PREVIOUS)["position"]
-    made = job(splits, tmp_path, replace(FAST, save_minutes=0))
+    made = job(splits, tmp_path, FAST.changed(save_minutes=0))
     made.report = (said := []).append
     train(made)
     assert said[0] == (
@@ -323,7 +322,7 @@ def test_a_kill_between_any_two_renames_leaves_a_run_that_goes_on(
     if not links:
         monkeypatch.setattr(os, "link", no_link)
     for _ in range(40):
-        made = job(splits, tmp_path, replace(FAST, save_minutes=0.0005))
+        made = job(splits, tmp_path, FAST.changed(save_minutes=0.0005))
         try:
             train(made)
         except KeyboardInterrupt:
@@ -416,9 +415,9 @@ class Dying:
         ({"models": "left"}, "models: expected a list, got text"),
         ({"models": []}, "models: expected 1 to"),
         ({"recipe": [1]}, "recipe: expected a mapping, got a list"),
-        ({"recipe": {"heads": "4"}}, "recipe: heads: expected a whole number, got text"),
+        ({"recipe": {"heads": "4"}}, "recipe: network.heads: expected a whole number, got text"),
         ({"recipe": {"heads": 0}}, "recipe: heads: expected at least 1"),
-        ({"recipe": {"skip": 1}}, "recipe: skip: expected true or false"),
+        ({"recipe": {"skip": 1}}, "recipe: network.skip: expected true or false"),
         ({"recipe": {"hedas": 1}}, "recipe: unknown recipe setting 'hedas'"),
         ({"branches": {"image": 3}}, "branches.image: expected a mapping"),
         ({"features": {"left": {"family": 1}}}, "features"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ SMALL = {
     "node_width": 16, "heads": 2, "head_width": 8, "graph_width": 16, "out_width": 16,
     "batch_size": 16, "epochs": 2, "warmup_epochs": 0.5,
 }  # fmt: skip
-FAST = replace(RECIPES["fast"], **SMALL)
+FAST = RECIPES["fast"].changed(**SMALL)
 # In pairs, against a queue: the order of the batches decides more than their sum.
-HADA = replace(RECIPES["hada"], **{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
+HADA = RECIPES["hada"].changed(**{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +49,8 @@ def job(stores, path, recipe, way, shards):
         optimizer=build_optimizer(recipe, objective),
         loader=Loader(
             parts[0],
-            recipe.order,
-            recipe.batch_size,
+            recipe.training.order,
+            recipe.training.batch_size,
             0,
             shards=shards,
             windows=way == "window",
@@ -83,7 +82,7 @@ def test_where_tokens_come_from_changes_no_bit(stores, tmp_path, recipe, ways):
 def test_resumed_inside_an_epoch_equals_uninterrupted(
     stores, tmp_path, recipe, way, shards, monkeypatch
 ):
-    often = replace(recipe, save_minutes=0)
+    often = recipe.changed(save_minutes=0)
     train(job(stores, tmp_path / "whole", often, way, shards))
     save, saves = checkpoint.save_last, 0
 

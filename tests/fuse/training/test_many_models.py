@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from fuse_fakes import make_store
+from fuse_fakes import make_store, paper_branch
 from small_trainings import HADA, SETTINGS, call, job
 
 from hada.extract.store import open_store
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.embedding import embed_split
-from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.settings import LossSettings, ScoreSettings
 from hada.fuse.tokens.split import Split
-from hada.fuse.training.objective import Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective
 from hada.fuse.training.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -57,14 +55,13 @@ def test_one_to_eight_models_learn(count):
     """The loss of a fixed batch falls, with all losses, queues and every model's own score on."""
     torch.manual_seed(0)
     models = tuple(ZOO[:count])
-    config = BranchConfig(
+    config = paper_branch(
         models=models, node_width=8, heads=2, head_width=4, graph_width=8, out_width=8, norm="none"
     )
     objective = Objective(
         Fuser(config, config),
-        ObjectiveConfig(
-            momentum=0.9, queue=16, distill=0.2, scores="all", learn_scores=True, weight_hinge=0.1
-        ),
+        LossSettings(momentum=0.9, queue=16, distill=0.2, weight_itm=1, weight_hinge=0.1),
+        ScoreSettings(mode="all", learn=True),
     ).train()
     owner = torch.arange(6).repeat_interleave(2)
     batch = Batch(side(6, models), side(12, models), torch.arange(6), owner)
@@ -84,9 +81,11 @@ def test_one_to_eight_models_learn(count):
 @pytest.mark.parametrize("models", [("left",), ("left", "right"), ("left", "right", "flat")])
 @pytest.mark.parametrize("name", ["hada", "hada-lavis-both", "concat"])
 def test_published_recipes_train_on_one_two_and_three_models(tmp_path, name, models):
-    small = {k: getattr(HADA, k) for k in ("node_width", "heads", "head_width", "graph_width")}
-    recipe = replace(
-        RECIPES[name], **small, out_width=16, queue=32, batch_size=10, epochs=1, score_weights=()
+    small = {
+        k: getattr(HADA.network, k) for k in ("node_width", "heads", "head_width", "graph_width")
+    }
+    recipe = RECIPES[name].changed(
+        **small, out_width=16, queue=32, batch_size=10, epochs=1, score_weights=()
     )
     parts = [
         Split([make_store(tmp_path, m, s, images=n) for m in models])

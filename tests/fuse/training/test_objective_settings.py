@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from small_batches import tiny, tiny_batch
 
 from hada.fuse.network.fuser import Fuser
+from hada.fuse.settings import LossSettings
 from hada.fuse.training import losses
-from hada.fuse.training.objective import Objective, ObjectiveConfig
+from hada.fuse.training.objective import Objective
 
 
 def encoded(objective, batch, slow=False):
@@ -132,7 +133,7 @@ def test_the_temperature_has_a_lowest_value(low, kept):
 )
 def test_the_matching_logit_is_dropped_only_where_it_is_asked_for(norm, drop_logit, share):
     branch = replace(tiny().fuser.image.config, norm=norm)
-    settings = ObjectiveConfig(dropout_match=0.5, drop_logit=drop_logit)
+    settings = LossSettings(weight_itm=1.0, dropout_match=0.5, drop_logit=drop_logit)
     head = Objective(Fuser(branch, branch), settings).train().discriminator
     logits = head(torch.randn(400, 5), torch.randn(400, 5))
     assert float((logits == 0).float().mean()) == pytest.approx(share, abs=0.1)

@@ -10,9 +10,9 @@ from fuse_fakes import make_store
 from small_trainings import FAST, HADA, job
 
 from hada.fuse.embedding import embed
-from hada.fuse.network.graph import EdgeWeights
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import Position
+from hada.fuse.settings import EdgeWeights
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
@@ -28,7 +28,7 @@ from hada.fuse.training.trainer import (
 pytestmark = pytest.mark.slow
 
 # No epoch is one step only, so the ramp of distillation has one.
-SMALL_HADA = replace(HADA, scores="fused", learn_scores=False, batch_size=20, queue=32)
+SMALL_HADA = HADA.changed(scores="fused", learn_scores=False, batch_size=20, queue=32)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,17 @@ def test_vectors_decay_only_where_it_is_asked_for(splits, everything):
 
 
 def test_a_step_has_its_rate_and_a_clipped_gradient(splits, tmp_path):
-    recipe = replace(FAST, clip_norm=1e-3, epochs=5, warmup_epochs=0.5, batch_size=10)
+    recipe = FAST.changed(clip_norm=1e-3, epochs=5, warmup_epochs=0.5, batch_size=10)
     made = job(splits, tmp_path, recipe)
     batches = list(made.loader.batches(made.loader.epoch(0)))
     for epoch, step in ((0, 0), (0, 1), (2, 1), (4, 3)):
         train_step(made, batches[step], Position(epoch=epoch, step=step), 4)
         want = learning_rate_cosine(
-            4 * epoch + step, 20, recipe.learning_rate, recipe.learning_rate_low, 2
+            4 * epoch + step,
+            20,
+            recipe.training.learning_rate,
+            recipe.training.learning_rate_low,
+            2,
         )
         assert {g["lr"] for g in made.optimizer.param_groups} == {want}
         gradients = [p.grad.norm() for p in made.objective.trainable().values()]
@@ -96,7 +100,7 @@ SCRIPTS = [
 def test_gains_are_kept_and_their_absence_ends_the_training(
     splits, tmp_path, monkeypatch, choose, patience, values, kept, epochs
 ):
-    recipe = replace(FAST, choose=choose, patience=patience, min_gain=0.1, epochs=len(values))
+    recipe = FAST.changed(choose=choose, patience=patience, min_gain=0.1, epochs=len(values))
     made, told, saved = job(splits, tmp_path, recipe), iter(values), []
 
     def epoch_of_nothing(_job, position):
@@ -121,7 +125,7 @@ def test_gains_are_kept_and_their_absence_ends_the_training(
 
 
 def test_validation_is_of_the_validation_split_by_the_tuned_score(splits, tmp_path):
-    recipe = replace(FAST, use_embeddings=True)
+    recipe = FAST.changed(use_embeddings=True)
     assert recipe.tune_scores
     made = job(splits, tmp_path, recipe)
     table = validate(made)
@@ -139,8 +143,7 @@ def test_validation_is_of_the_validation_split_by_the_tuned_score(splits, tmp_pa
 
 
 def test_a_branch_has_the_recipes_edges_and_dropouts(splits):
-    recipe = replace(
-        FAST, edge_own=0.1, edge_other=0.2, edge_between=0.3, edge_tokens=0.4,
+    recipe = FAST.changed(edge_own=0.1, edge_other=0.2, edge_between=0.3, edge_tokens=0.4,
         edge_loop_token=0.5, edge_loop_global=0.6, undirected=True,
         dropout_nodes=0.11, dropout_graph=0.12, dropout_head=0.13,
     )  # fmt: skip

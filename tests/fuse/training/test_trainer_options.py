@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def splits(tmp_path_factory):
 
 def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):
     """Three batches, groups of two: a step of two and a step of one."""
-    recipe = replace(FAST, accumulate=2, clip_norm=0.0, dropout_graph=0.0, dropout_head=0.0)
+    recipe = FAST.changed(accumulate=2, clip_norm=0.0, dropout_graph=0.0, dropout_head=0.0)
     made, alone = job(splits, tmp_path / "a", recipe), job(splits, tmp_path / "b", recipe)
     batches = list(made.loader.batches(made.loader.epoch(0)))
     start = {k: p.detach().clone() for k, p in made.objective.trainable().items()}
@@ -63,7 +62,7 @@ def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):
 
 
 def test_a_checkpoint_never_splits_a_group(splits, tmp_path, monkeypatch):
-    recipe = replace(FAST, accumulate=2, save_minutes=0, batch_size=8)
+    recipe = FAST.changed(accumulate=2, save_minutes=0, batch_size=8)
     made, saved = job(splits, tmp_path, recipe), []
     monkeypatch.setattr(checkpoint, "save_last", lambda *args: saved.append(args[-1].step))
     train_epoch(made, Position())
@@ -74,7 +73,7 @@ def test_a_checkpoint_never_splits_a_group(splits, tmp_path, monkeypatch):
 def test_bf16_trains_like_fp32(splits, tmp_path, recipe):
     losses = {}
     for precision in ("fp32", "bf16"):
-        made = job(splits, tmp_path / precision, replace(recipe, precision=precision, epochs=2))
+        made = job(splits, tmp_path / precision, recipe.changed(precision=precision, epochs=2))
         train(made)
         losses[precision] = [line["loss"]["total"] for line in made.run.metrics()]
         assert all(p.dtype == torch.float32 for p in made.objective.parameters())

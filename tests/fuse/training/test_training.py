@@ -36,8 +36,8 @@ def test_fusion_beats_each_of_its_views(tmp_path):
         Split([make_store(tmp_path, m, split, images=n, noise=1.0) for m in models])
         for split, n in (("train", 400), ("val", 100))
     ]
-    recipe = replace(
-        FAST, epochs=8, use_embeddings=True, dropout_graph=0, dropout_head=0, learning_rate=3e-3
+    recipe = FAST.changed(
+        epochs=8, use_embeddings=True, dropout_graph=0, dropout_head=0, learning_rate=3e-3
     )
     made = job(parts, tmp_path / "run", recipe)
     position = train(made)
@@ -56,7 +56,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
     train(whole)
 
     # Save after every step, and die in the middle of the second epoch, after a save.
-    often = replace(recipe, save_minutes=0)
+    often = recipe.changed(save_minutes=0)
     first = job(splits, tmp_path / "parts", often)
     steps = 0
     save = checkpoint.save_last
@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
 
 
 def test_early_stopping(splits, tmp_path):
-    made = job(splits, tmp_path, replace(FAST, epochs=9, patience=1, min_gain=1000.0))
+    made = job(splits, tmp_path, FAST.changed(epochs=9, patience=1, min_gain=1000.0))
     position = train(made)
     assert position.epoch == 2
     assert position.finished == "no gain for 1 epochs"
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(splits, tmp_path):
 
 
 def test_one_model_and_three_models_train(tmp_path):
-    recipe = replace(FAST, epochs=1)
+    recipe = FAST.changed(epochs=1)
     for models in (("right",), ("flat",), ("left", "right", "flat")):
         root = tmp_path / "+".join(models)
         parts = [
@@ -182,5 +182,5 @@ def test_a_finished_run_is_reported_and_another_request_refused(world):
     assert (folder / BEST).stat().st_mtime_ns == saved
     code, _, said = call(*words, "--set=learning_rate=0.5")
     assert code == 2
-    assert "recipe.learning_rate = 0.002, now it is 0.5" in said
+    assert "recipe.training.learning_rate = 0.002, now it is 0.5" in said
     assert call(*words, "--set=learning_rate=0.5", "--fresh")[0] == 0
