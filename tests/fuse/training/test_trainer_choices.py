@@ -10,6 +10,7 @@ from fuse_fakes import make_store
 from small_trainings import FAST, HADA, job
 
 from hada.fuse.embedding import embed
+from hada.fuse.network.build import branch_config
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import Position
 from hada.fuse.settings import EdgeWeights
@@ -18,7 +19,6 @@ from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
 from hada.fuse.training.score_weights import tuned_shares
 from hada.fuse.training.trainer import (
-    branch_config,
     build_objective,
     build_optimizer,
     train_step,
@@ -126,7 +126,7 @@ def test_gains_are_kept_and_their_absence_ends_the_training(
 
 def test_validation_is_of_the_validation_split_by_the_tuned_score(splits, tmp_path):
     recipe = FAST.changed(use_embeddings=True)
-    assert recipe.tune_scores
+    assert recipe.scores.tune
     made = job(splits, tmp_path, recipe)
     table = validate(made)
     found = embed(made.objective.fuser, made.objective.mix, splits[1], torch.device("cpu"))
