@@ -41,7 +41,7 @@ def splits(tmp_path_factory):
 
 
 def test_the_distillation_ramp_reaches_the_objective(splits, tmp_path, monkeypatch):
-    made, shares = job(splits, tmp_path, replace(SMALL_HADA, distill=0.4)), []
+    made, shares = job(splits, tmp_path, SMALL_HADA.changed(distill=0.4)), []
     forward = made.objective.forward
 
     def listen(batch, distill=0.0):
@@ -56,7 +56,7 @@ def test_the_distillation_ramp_reaches_the_objective(splits, tmp_path, monkeypat
 
 @pytest.mark.parametrize("everything", [True, False])
 def test_vectors_decay_only_where_it_is_asked_for(splits, everything):
-    recipe = replace(SMALL_HADA, decay_all=everything, weight_decay=0.07)
+    recipe = SMALL_HADA.changed(decay_all=everything, weight_decay=0.07)
     objective = build_objective(recipe, splits[0], 0)
     decay = {
         id(p): group["weight_decay"]
