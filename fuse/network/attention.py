@@ -9,7 +9,7 @@ of weight e, with one head's parameters (Brody et al. 2022, equation 7, with an 
 Nothing is scattered and there is no edge list: the tokens of one model share one edge weight, so
 Q_i + e w is one row per (reader, model). The activation, by far the largest tensor, is built
 chunk by chunk in cache and built again in the backward pass; only K is kept.
-`hada.fuse.network.reference` is the same layer through PyG; a test holds outputs and gradients
+The same layer through PyG stands in the tests; one of them holds outputs and gradients
 equal.
 
 Shape letters: B graphs, M models (one global node each), R readers (= M), L padded tokens,

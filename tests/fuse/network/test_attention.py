@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pyg_reference import PygAttention
 
 from hada.fuse.batch import Layout
 from hada.fuse.network import attention
 from hada.fuse.network.attention import GlobalAttention, _Scores, _Values
-from hada.fuse.network.reference import PygAttention
 from hada.fuse.settings import EdgeWeights
 
 # torch_geometric scripts a few helpers when imported; torch deprecates that, and neither is ours.

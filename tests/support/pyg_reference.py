@@ -1,6 +1,6 @@
-"""The same graph layer through PyTorch Geometric: what the dense form must equal.
+"""The graph layer through PyTorch Geometric: what the dense form must equal.
 
-Slow and only for tests and benchmarks; PyG is imported when it is used.
+Slow; PyG is imported when it is used.
 """
 
 from __future__ import annotations
