@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -112,7 +112,7 @@ def train(
       hada-fuse train --recipe hada-lavis-weighted --init runs/flickr30k/blip+clip-hada-lavis-s0
       hada-fuse train --print-config
     """
-    from hada.fuse import job
+    from hada.fuse import commands, job
 
     changes = parse_assignments(settings, "--set")
     if epochs is not None:
@@ -139,23 +139,35 @@ def train(
         return
     from hada.fuse.training.trackers import parse
 
-    names = parse(report_to)
-    _, table = job.train_seeds(
-        plans,
-        device=device,
-        fresh=fresh,
-        reading=reading,
-        memory=None if memory is None else memory * 2**30,
-        report_to=names,
-        init=init_path,
-    )
+    options: dict[str, Any] = {
+        "device": device,
+        "fresh": fresh,
+        "reading": reading,
+        "memory": None if memory is None else memory * 2**30,
+        "report_to": parse(report_to),
+        "init": init_path,
+    }
+    if seeds is None:
+        run = commands.train(
+            models,
+            dataset=dataset,
+            manifest=manifest,
+            recipe=recipe,
+            seed=seed,
+            train_split=train_split,
+            val_split=val_split,
+            run=run_path,
+            **options,
+        )
+        tell(str(run.path))
+        return
+    _, table = job.train_seeds(plans, **options)
     for plan in plans:
         tell(str(plan.folder))
-    if seeds is not None:
-        say(
-            f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f} on "
-            f"{plans[0].val_split}, which chose their epochs: flattered"
-        )
+    say(
+        f"{len(plans)} seeds: RSum {table['rsum']:.1f} ± {table['rsum_sd']:.1f} on "
+        f"{plans[0].val_split}, which chose their epochs: flattered"
+    )
 
 
 def _seeds(text: str) -> list[int]:
@@ -187,28 +199,10 @@ def embed(
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
     """
-    from hada.extract.store import open_store
-    from hada.fuse.embedding import embed_split, write_embedded
-    from hada.fuse.run_folder import RunFolder
+    from hada.fuse import commands
 
-    if output is not None and len(splits) > 1:
-        raise UsageError("--output names one store: give one --split with it")
-    run = RunFolder(run_path)
-    config = run.config()
-    for split in splits:
-        manifest.dataset(config["dataset"]).split(split)
-        stores = [
-            open_store(manifest.store_path(config["dataset"], split, model))
-            for model in config["models"]
-        ]
-        found = embed_split(run, stores, device=device)
-        path = output or manifest.store_path(config["dataset"], split, run.name)
-        write_embedded(path, run.name, run, found, stores, anew=output is None)
-        say(
-            f"{len(found.image_rows)} images and {len(found.caption_rows)} captions of "
-            f"{config['dataset']}/{split} in {path}"
-        )
-        tell(str(path))
+    for path in commands.embed(run_path, splits, manifest=manifest, device=device, output=output):
+        tell(path)
 
 
 @fuse.command()
