@@ -175,13 +175,16 @@ def extract(
     allow: tuple[str, ...],
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
-    from hada.extract import job
     from hada.extract.common.host import reuse_freed_memory, sleep_while_waiting
+
+    # Before torch is imported, which `job` does: its threads read the policy once.
+    reuse_freed_memory()
+    sleep_while_waiting()
+
+    from hada.extract import job
     from hada.extract.engine.options import ExtractOptions
     from hada.extract.engine.summary import summary
 
-    reuse_freed_memory()
-    sleep_while_waiting()
     asked: dict[str, Any] = {
         "models": models,
         "splits": splits,

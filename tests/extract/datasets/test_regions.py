@@ -202,7 +202,7 @@ def test_damage_and_pickles(tmp_path: Path) -> None:
     messages = {
         "1": "truncated or not an",
         "2": "not an .npz file|pickled objects",
-        "3": "its keys are y; expected norm_bb, features, conf; or",
+        "3": "its keys are 'y'; expected norm_bb, features, conf; or",
         "4": "pickled objects where arrays are expected",
         "5": "NaN or infinity",
         "6": r"features \(12, 16\) and boxes \(7, 6\)",
