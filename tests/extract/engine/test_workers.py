@@ -269,7 +269,9 @@ def test_interrupted_and_continued(
 def test_markers_record_the_batch_size(tmp_path: Path) -> None:
     makers.make_project(tmp_path)
     extract(fake(), "stores/x", 2)
-    for marker in (tmp_path / "stores" / "x" / "commit").glob("*.json"):
+    markers = sorted((tmp_path / "stores" / "x" / "commit").glob("*-*.json"))
+    assert markers
+    for marker in markers:
         assert json.loads(marker.read_text())["provenance"] == {"batch_size": 2}
 
 

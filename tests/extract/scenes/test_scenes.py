@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scene_entries import scene_entry
 
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.pretraining.recipes import RECIPES
@@ -32,7 +33,7 @@ from hada.extract.scenes.world import (
     Thing,
     sample_scene,
 )
-from hada.extract.scenes.write import ANNOTATIONS, IMAGES, MARKER, entry
+from hada.extract.scenes.write import ANNOTATIONS, IMAGES, MARKER
 
 SMALL = {"train": 24, "val": 5, "test": 11}
 # Raise write.GENERATOR with it: whoever has a data set on disk must learn that it is another one.
@@ -68,16 +69,11 @@ def test_classes_and_labels_are_true_of_the_pictures(tmp_path: Path) -> None:
     assert json.loads((root / LABELS).read_text()) == labels
 
 
-def _entry(number: int) -> tuple[int, str, bytes]:
-    row, png = entry(7, "train", number, number)
-    return number, json.dumps(row, sort_keys=True), png
-
-
 def test_order_and_processes_change_nothing() -> None:
     numbers = list(range(45))
-    alone = [_entry(number) for number in numbers]
+    alone = [scene_entry(number) for number in numbers]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        shared = list(pool.map(_entry, reversed(numbers), chunksize=4))
+        shared = list(pool.map(scene_entry, reversed(numbers), chunksize=4))
     assert sorted(shared) == alone
 
 

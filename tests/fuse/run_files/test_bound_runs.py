@@ -444,7 +444,7 @@ def test_the_branches_of_a_config_are_checked_field_by_field(run):
     config.pop("checksum")
     for field, value, says in (
         ("node_width", 10**9, "node_width: expected 1 to"),
-        ("out_width", -1, "out_width: expected 1 to"),
+        ("out_width", -1, "out_width: expected at least 1"),
         ("heads", 2.5, "heads"),
         ("dropout_head", 1.5, "dropout_head: expected at least 0"),
         ("nodes", 3, "unknown field 'nodes'"),
