@@ -9,10 +9,11 @@ belong to the file. The checkout is copied, one mutation is applied to the copy,
 until the first failure: a mutation is killed (a test failed, or ran past the limit) or survives.
 One that no longer applies is an error: the list must follow the code.
 
-General tools (mutmut, cosmic-ray) make thousands of mutations out of operators and constants. Most
-of those are equivalent or noticed by any test, and none is of the kind that was found to survive
-here: the wrong split, the wrong direction, a setting that is ignored. So the list is written by
-hand, and this file only runs it; a warm parent that forks makes a killed mutation cost a second.
+General tools (mutmut, cosmic-ray) change operators and constants and take no list. What survived
+here is of another kind: the wrong split, the wrong direction, a setting that is ignored.
+A warm parent that forks makes a killed mutation cost a few seconds.
+
+After code has moved: `python benchmarks/mutate_follow.py`.
 """
 
 from __future__ import annotations

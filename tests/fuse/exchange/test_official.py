@@ -152,9 +152,13 @@ def test_every_published_model_is_recognised(golden, tmp_path, name, weights):
     recipe = recipe.changed(second_from_first=False)
     fuser = build_objective(recipe, split, 0).fuser.eval()
     scalars = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in weights.items()}
-    path = checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), **scalars)
+    disc = {"disc.linear.0.weight": torch.randn(1, 20), "disc.linear.0.bias": torch.randn(1)}
+    path = checkpoint_of(tmp_path / "best.pth.tar", theirs(fuser.image), disc, **scalars)
     run = import_checkpoint(path, stores, tmp_path / "run", settings=lavis | OFF)
     again, mix = run.load_best()
+    kept = run.load_tensors()
+    for part in ("weight", "bias"):  # the matching head re-ranks, so it comes along
+        assert torch.equal(kept[f"discriminator.head.linear.{part}"], disc[f"disc.linear.0.{part}"])
     with torch.no_grad():
         batch = split.features("image", np.arange(5))
         assert torch.equal(again.image(batch), fuser.image(batch))
