@@ -148,10 +148,10 @@ def result(folder: Path) -> Made:
     def one(data: bytes) -> None:
         file.write_bytes(data)
         found = read_result(file)
-        rung = choose_method(found, None, file)
+        method = choose_method(found, None, file)
         for form in FORMATS:
             as_table([found], form)
-        sides = (found, rung), (fixed, choose_method(fixed, None, other))
+        sides = (found, method), (fixed, choose_method(fixed, None, other))
         compared = compare(*sides, resamples=100)
         sentences(compared)
         json.dumps(compared)
