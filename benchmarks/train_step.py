@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from hada.extract.common.host import reuse_freed_memory
 from hada.fuse.batch import Batch, Features, Layout, ModelShape
 from hada.fuse.network.build import branch_config
-from hada.fuse.network.fuser import Branch, Fuser, prepare
+from hada.fuse.network.fuser import Branch, Fuser
 from hada.fuse.network.graph import edge_list
+from hada.fuse.network.inputs import prepare
 from hada.fuse.network.pyg import layer
 from hada.fuse.recipes import RECIPES, Recipe
 from hada.fuse.training.objective import Objective

@@ -88,6 +88,22 @@ class Features:
     def __len__(self) -> int:
         return len(self.layouts[0].lengths_B)
 
+    def take(self, items_N: Tensor) -> Self:
+        """The features of some of the items, in the order asked for."""
+        nodes, layouts = [], []
+        for x_SD, layout in zip(self.nodes, self.layouts, strict=True):
+            ends_B = layout.lengths_B.cumsum(0)
+            starts_B = ends_B - layout.lengths_B
+            lengths_N = layout.lengths_B[items_N]
+            shift_N = starts_B[items_N] - (lengths_N.cumsum(0) - lengths_N)
+            rows = torch.arange(int(lengths_N.sum()), device=x_SD.device)
+            nodes.append(x_SD[rows + shift_N.repeat_interleave(lengths_N)])
+            global_last = bool((layout.rows_B == ends_B - 1).all())
+            part = Layout.build(lengths_N.cpu().numpy(), global_last=global_last)
+            layouts.append(part.to(x_SD.device))
+        embeddings = tuple(None if x is None else x[items_N] for x in self.embeddings)
+        return type(self)(tuple(nodes), tuple(layouts), embeddings)
+
     def to(self, device: torch.device | str) -> Self:
         """The same features on a device, as float32."""
         # From pinned memory the GPU copies by itself; on its way back it must be waited for.

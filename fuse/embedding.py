@@ -1,14 +1,10 @@
-"""A trained fusion applied to a split: fused embeddings, and the run's score as one cosine.
-
-Shape letters: I images, T captions, E embedding width, M models.
-"""
+"""A trained fusion applied to a split: what its score is made of, and stores of that."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,54 +25,19 @@ from hada.extract.store.reader import read_spec
 from hada.fuse.fitted import fitted_on
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.maxsim import NodeSet
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_files.sealed import digest, digest_json
 from hada.fuse.run_folder import RunFolder, weights_digest
+from hada.fuse.scores.embedded import Embedded
+from hada.fuse.scores.heads import Heads
+from hada.fuse.scores.item_nodes import ItemNodes
 from hada.fuse.tokens.prefetch import ahead, reading_threads
 from hada.fuse.tokens.split import Split
 
+__all__ = ["Embedded", "embed", "embed_split"]
+
 NODES_PER_BLOCK = 8192
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What a run makes of one split; unpacks into `image_IE, caption_TE`.
-
-    fused_image, fused_caption: (I, E) and (T, E), unit length: the network alone.
-    own: per model with a joint space, its own (I, E_m) and (T, E_m), unit length.
-    shares: (1 + len(own),) weights of those cosines in the run's score; they sum to 1.
-    image_rows, caption_rows: rows of the stores these items have there (failed ones are absent).
-    caption_to_image: (T,) entry j is the row, here, of caption j's image.
-    """
-
-    fused_image: NDArray[np.float32]
-    fused_caption: NDArray[np.float32]
-    own: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
-    shares: tuple[float, ...]
-    image_rows: NDArray[np.int64]
-    caption_rows: NDArray[np.int64]
-    caption_to_image: NDArray[np.int64]
-
-    @property
-    def image_IE(self) -> NDArray[np.float32]:
-        """Image embeddings whose cosine with `caption_TE` is the run's whole score."""
-        return self._joined(0)
-
-    @property
-    def caption_TE(self) -> NDArray[np.float32]:
-        """Caption embeddings; see `image_IE`."""
-        return self._joined(1)
-
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        yield self.image_IE
-        yield self.caption_TE
-
-    def _joined(self, side: int) -> NDArray[np.float32]:
-        # sum_k w_k <a_k, b_k> is the inner product of the parts, each times sqrt(w_k).
-        fused = self.fused_image if side == 0 else self.fused_caption
-        parts = [fused, *(pair[side] for pair in self.own)]
-        kept = [math.sqrt(w) * x for w, x in zip(self.shares, parts, strict=True) if w > 0]
-        return np.concatenate(kept, axis=1).astype(np.float32)
 
 
 def embed_split(
@@ -107,39 +68,67 @@ def embed_split(
         first_tokens_only=recipe.features.first_tokens_only,
     )
     fuser, mix = folder.load_best()
-    return embed(fuser, mix, split, torch.device(choose_device(device)))
+    return embed(fuser, mix, split, torch.device(choose_device(device)), folder.load_heads())
 
 
 @torch.no_grad()
-def embed(fuser: Fuser, mix: ScoreMix, split: Split, device: torch.device) -> Embedded:
-    """Encode all items of a split in eval mode, as training's validation does."""
+def embed(
+    fuser: Fuser, mix: ScoreMix, split: Split, device: torch.device, heads: Heads | None = None
+) -> Embedded:
+    """Encode all items of a split in eval mode, as training's validation does.
+
+    Args:
+        fuser: The network.
+        mix: The shares of its scores while there are no heads.
+        split: What to encode.
+        device: Where.
+        heads: What was fitted when training was done; None leaves the score as trained.
+    """
     was_training = fuser.training
     fuser.to(device).eval()
-    images = encode_side(fuser, split, "image", device)
-    captions = encode_side(fuser, split, "caption", device)
+    images, image_nodes = encode_side(fuser, split, "image", device)
+    captions, caption_nodes = encode_side(fuser, split, "caption", device)
     fuser.train(was_training)
     own = tuple((_own(split, "image", m), _own(split, "caption", m)) for m in mixable_models(fuser))
-    shares = tuple(mix.shares().tolist())
-    return Embedded(
-        images, captions, own, shares, split.image_rows, split.caption_rows, split.owner
+    shares = mix.shares().tolist()
+    embedded = Embedded(
+        images,
+        captions,
+        own,
+        tuple(shares[: 1 + len(own)]),
+        split.image_rows,
+        split.caption_rows,
+        split.owner,
     )
+    if image_nodes is not None and caption_nodes is not None and fuser.nodes is not None:
+        embedded = replace(
+            embedded,
+            nodes=(image_nodes, caption_nodes),
+            node_share=shares[-1] if mix.nodes else 0.0,
+            mirror=fuser.nodes.settings.mirror,
+        )
+    return embedded if heads is None else heads.applied(embedded, split, device)
 
 
 def encode_side(
     fuser: Fuser, split: Split, side: SideName, device: torch.device
-) -> NDArray[np.float32]:
-    """(n, E) fused embeddings of one side, in item order."""
+) -> tuple[NDArray[np.float32], ItemNodes | None]:
+    """(n, E) fused embeddings of one side, in item order, and the nodes where they are matched."""
     lengths = split.lengths(side)
     blocks = encoding_blocks(fuser.image.config, lengths)
     width = fuser.image.config.out_width
     result = np.empty((len(lengths), width), np.float32)
+    sets: list[tuple[NDArray[np.int64], NodeSet]] = []
 
     def load(items: NDArray[np.int64]) -> Any:
         return items, split.features(side, items).to(device)
 
     for items, features in ahead(load, blocks, threads=reading_threads()):
         result[items] = fuser.encode(side, features).float().cpu().numpy()
-    return result
+        if fuser.nodes is not None:
+            nodes = fuser.nodes.encode(side, features)
+            sets.append((items, NodeSet(nodes.vectors_SD.half(), nodes.weights_S, nodes.lengths)))
+    return result, ItemNodes.joined(sets, len(lengths)) if sets else None
 
 
 def encoding_blocks(config: BranchConfig, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from hada.fuse.settings import (
     FeatureSettings,
     LossSettings,
     NetworkSettings,
+    NodeSettings,
     ScoreSettings,
     TrainingSettings,
     flat_name,
@@ -37,6 +38,7 @@ class Recipe:
 
     name: str = "custom"
     network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
+    nodes: NodeSettings = dataclasses.field(default_factory=NodeSettings)
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
     loss: LossSettings = dataclasses.field(default_factory=LossSettings)
     scores: ScoreSettings = dataclasses.field(default_factory=ScoreSettings)
@@ -197,6 +199,25 @@ RECIPES: dict[str, Recipe] = {
         clip_norm=1.0,
         weight_decay=0.05,
         epochs=10,
+        choose="likelihood",
+    ),
+    "graph": Recipe(name="graph").changed(
+        convolution="none",
+        use_globals=True,
+        head_hidden=(1024,),
+        dropout_head=0.3,
+        scores="all",
+        train_on_scores=False,
+        tune_scores=True,
+        finish_scores=True,
+        cca=True,
+        correct="auto",
+        match_width=64,
+        batch_size=64,
+        learning_rate=2e-3,
+        clip_norm=1.0,
+        weight_decay=0.05,
+        epochs=8,
         choose="likelihood",
     ),
     **{name: Recipe(name=name).changed(**changes) for name, changes in PUBLISHED.items()},

@@ -55,6 +55,7 @@ from hada.fuse.run_files.config import (
 )
 from hada.fuse.run_files.sealed import FaultError, seal_json
 from hada.fuse.run_files.weights import BEST, Best, read_best, sealed_tensors
+from hada.fuse.scores.heads import Heads
 
 __all__ = [
     "BEST",
@@ -239,9 +240,11 @@ class RunFolder:
     def load_best(self) -> tuple[Fuser, ScoreMix]:
         """The trained fusion in eval mode; raises `RunError` where it is not there yet."""
         config, tensors = self.config(), self.load_tensors()
-        fuser = Fuser(*(branch_from_json(config["branches"][s]) for s in ("image", "caption")))
-        scores = Recipe.from_json(config["recipe"]).scores
-        mix = ScoreMix(scores.mode, scores.weights, len(mixable_models(fuser)), False)
+        recipe = Recipe.from_json(config["recipe"])
+        image, caption = (branch_from_json(config["branches"][s]) for s in ("image", "caption"))
+        fuser, scores = Fuser(image, caption, recipe.nodes), recipe.scores
+        count, nodes = len(mixable_models(fuser)), fuser.nodes is not None
+        mix = ScoreMix(scores.mode, scores.weights, count, False, nodes=nodes)
         parts = {
             prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for prefix in ("fuser.", "mix.")
@@ -254,6 +257,10 @@ class RunFolder:
                 f"{self.path / BEST}: does not fit {CONFIG}; train again. {error}"
             ) from error
         return fuser.eval().requires_grad_(False), mix.eval().requires_grad_(False)
+
+    def load_heads(self) -> Heads | None:
+        """What was fitted when training was done; None for a run whose recipe fits nothing."""
+        return Heads.from_tensors(self.load_tensors())
 
 
 def weights_digest(run: Path) -> str:

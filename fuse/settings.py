@@ -122,6 +122,42 @@ class NetworkSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeSettings(Settings):
+    """Matching node by node, beside the fused embedding; see `hada.fuse.network.nodes`.
+
+    `width` is that of the space in which nodes are matched, 0 for no node matching; `hidden` that
+    of the layer before it. `mirror` is the share of the sum over image nodes in the score.
+    `graph` "none" leaves out the messages between nodes, the ablation; `graph_width` and
+    `graph_heads` are those of the attention that carries them. `dropout` acts in front of every
+    layer and on the attention.
+
+    `most` keeps the nodes of an item that weigh most, 0 keeps all; `drop_tokens` is the share of
+    nodes that training leaves out at random. `captions` of each image take part in a step's loss,
+    drawn at random; `weight` is that loss's.
+    """
+
+    width: int = setting(0, 0, flat="match_width")
+    hidden: int = setting(512, 1, flat="match_hidden")
+    mirror: float = setting(0.5, 0, 1, flat="match_mirror")
+    graph: Literal["none", "attention"] = setting("attention", flat="match_graph")
+    graph_width: int = setting(128, 1, flat="match_graph_width")
+    graph_heads: int = setting(4, 1, flat="match_graph_heads")
+    dropout: float = setting(0.1, 0, 0.99, flat="match_dropout")
+    most: int = setting(0, 0, flat="match_most")
+    drop_tokens: float = setting(0.0, 0, 0.99, flat="match_drop_tokens")
+    captions: int = setting(2, 1, flat="match_captions")
+    weight: float = setting(1.0, 0, flat="weight_match")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.graph_width % self.graph_heads:
+            raise UsageError(
+                f"match_graph_width {self.graph_width}: expected a multiple of match_graph_heads, "
+                f"{self.graph_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureSettings(Settings):
     """What of the stores the network sees.
 
@@ -201,6 +237,12 @@ class ScoreSettings(Settings):
     own cosines with `weights` (fused first; equal where none are given). `learn` trains those
     weights, `tune` fits them on the validation split after every epoch; without `in_loss` the
     loss sees the fused score only.
+
+    What is fitted when training is done: with `finish` the shares once more, and a score stays only
+    if it helps on images that did not fit its share; `cca` adds the closed-form head to the scores;
+    `correct` "auto" lets items pay for their popularity (nearest-neighbour normalisation) where
+    that helps on the validation split. Popularity is measured against `bank` images of the
+    training split with all their captions; node matching is against `node_bank` of them.
     """
 
     mode: ScoreMode = setting("fused", flat="scores")  # noqa: RUF009 - it is a field
@@ -208,6 +250,11 @@ class ScoreSettings(Settings):
     learn: bool = setting(False, flat="learn_scores")
     tune: bool = setting(False, flat="tune_scores")
     in_loss: bool = setting(True, flat="train_on_scores")
+    finish: bool = setting(False, flat="finish_scores")
+    cca: bool = False
+    correct: Literal["auto", "none"] = "none"
+    bank: int = setting(2000, 1)
+    node_bank: int = setting(500, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,6 +264,10 @@ class ScoreSettings(Settings):
             )
         if self.tune and (self.mode != "all" or self.learn):
             raise UsageError("tune_scores: needs scores=all and learn_scores=false")
+        if self.finish and self.mode != "all":
+            raise UsageError("finish_scores: needs scores=all")
+        if (self.cca or self.correct == "auto") and not self.finish:
+            raise UsageError("cca and correct=auto: need finish_scores=true, which fits them")
 
 
 @dataclass(frozen=True, kw_only=True)

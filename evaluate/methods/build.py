@@ -62,7 +62,8 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
         if not request.quick:
             methods.append(RankFusion(tuple(singles)))
             methods += _trained(stores, request, gallery, singles)
-    methods += [make.fusion(run, gallery, request.device) for run in request.runs]
+    for run in request.runs:
+        methods += make.fusions(run, gallery, request.device)
     if request.rerank and request.rerank_with:
         if not isinstance(stores, Manifest):
             raise UsageError("rerank_with: needs the manifest that names the model; give build one")

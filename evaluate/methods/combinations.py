@@ -9,12 +9,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of
+from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.methods.seen import Fitted, of_run, of_store
 from hada.fuse.ranking.ranks import rank_positives, recalls
+from hada.fuse.scores.embedded import Embedded
 
 # Shares tried by the tuned sum: multiples of 1/20 for two models, coarser for more.
 STEPS = {1: 1, 2: 20, 3: 10, 4: 6}
@@ -77,8 +80,10 @@ def tuned_sum(models: Sequence[EmbeddingMethod], tuning: Gallery) -> EmbeddingMe
     )
 
 
-def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
-    """A trained run, applied to the gallery's stores.
+def fusions(run: Path, gallery: Gallery, device: str) -> list[EmbeddingMethod | NodeMethod]:
+    """A trained run, applied to the gallery's stores: its one inner product, then its whole score.
+
+    The two are the same, and one method, where the run matches no nodes.
 
     Args:
         run: The run's folder.
@@ -99,16 +104,36 @@ def fusion(run: Path, gallery: Gallery, device: str) -> EmbeddingMethod:
     # Another gallery model may have failed on more items than the run's own models did.
     images = np.searchsorted(embedded.image_rows, gallery.image_rows)
     captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
-    image, caption = embedded
-    own = f" + own cosines {1 - embedded.shares[0]:.2f}" if embedded.shares[0] < 1 else ""
-    return EmbeddingMethod(
-        f"HADA {folder.name}",
+    embedded = embedded.part(images, captions)
+    fitted = (*of_run(config), *(entry for store in stores for entry in of_store(store)))
+    name = f"HADA {folder.name}"
+    details: dict[str, Any] = {"run": str(run), "shares": list(embedded.shares)}
+    matched = embedded.nodes is not None and embedded.node_share > 0
+    cosines = EmbeddingMethod(
+        f"{name}, cosines" if matched else name,
         "hada",
-        (image[images], caption[captions]),
-        f"fused {embedded.shares[0]:.2f}{own}",
-        {"run": str(run), "shares": list(embedded.shares)},
-        (*of_run(config), *(entry for store in stores for entry in of_store(store))),
+        (embedded.image_IE, embedded.caption_TE),
+        _note(embedded, matched=False),
+        details,
+        fitted,
     )
+    if not matched:
+        return [cosines]
+    details = {**details, "node_share": embedded.node_share}
+    whole = NodeMethod(name, embedded, _note(embedded, matched=True), details, fitted)
+    return [cosines, whole]
+
+
+def _note(embedded: Embedded, *, matched: bool) -> str:
+    """What a run's score is made of, for people."""
+    total = sum(embedded.shares) + (embedded.node_share if matched else 0.0)
+    parts = [f"fused {embedded.shares[0] / total:.2f}"]
+    if others := sum(embedded.shares[1:]):
+        parts.append(f"own cosines {others / total:.2f}")
+    if matched:
+        parts.append(f"nodes {embedded.node_share / total:.2f}")
+    penalties = embedded.node_penalties if matched else embedded.penalties
+    return " + ".join(parts) + (", corrected" if penalties is not None else "")
 
 
 def _share_grid(models: int) -> list[tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -43,6 +43,8 @@ class _Config(TypedDict):
     score_weights: list[float]
     recipe: str
     dataset: str
+    nodes: NotRequired[dict[str, Any] | None]
+    heads: NotRequired[dict[str, list[Any]] | None]
 
 
 def seal_weights(file: Path, config: Mapping[str, Any]) -> None:

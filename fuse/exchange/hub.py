@@ -10,6 +10,7 @@ The frozen models are no part of it: the card names them, their weights' digests
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,8 @@ from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_files.config import branch_from_json
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.scores.heads import Heads
+from hada.fuse.settings import NodeSettings
 from hada.fuse.tokens.split import Split
 
 # Of the code and weights that each family's authors published; a fine-tuned copy may differ.
@@ -88,6 +91,8 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         score_weights: how many numbers that takes; their values are among the weights.
         recipe: The recipe's name.
         dataset: What it was trained on.
+        nodes: The settings of node matching, `hada.fuse.settings.NodeSettings`; None without.
+        heads: Per tensor of `hada.fuse.scores.heads.Heads` its type and shape; None without.
     """
 
     def __init__(
@@ -100,13 +105,21 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         score_weights: list[float],
         recipe: str,
         dataset: str,
+        nodes: dict[str, Any] | None = None,
+        heads: dict[str, list[Any]] | None = None,
     ) -> None:
         super().__init__()
         self.features, self.licences = features, licences
         self.recipe, self.dataset = recipe, dataset
-        self.fuser = Fuser(*(branch_from_json(branches[side]) for side in ("image", "caption")))
-        count = len(mixable_models(self.fuser))
-        self.mix = ScoreMix(scores, score_weights, count, False)  # type: ignore[arg-type]
+        image, caption = (branch_from_json(branches[side]) for side in ("image", "caption"))
+        self.fuser = Fuser(image, caption, NodeSettings(**nodes) if nodes else None)
+        count, matching = len(mixable_models(self.fuser)), self.fuser.nodes is not None
+        self.mix = ScoreMix(scores, score_weights, count, False, nodes=matching)  # type: ignore[arg-type]
+        # A name of a buffer holds no dot.
+        self.heads = nn.Module()
+        for name, (dtype, *shape) in (heads or {}).items():
+            empty = torch.zeros(shape, dtype=getattr(torch, dtype))
+            self.heads.register_buffer(name.replace(".", "__"), empty)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -124,6 +137,8 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             if name not in config["models"]:
                 raise RunError(f"licence of {name!r}: the run fuses {', '.join(config['models'])}")
         fuser, mix = folder.load_best()
+        found = folder.load_heads()
+        heads = {} if found is None else found.tensors()
         model = cls(
             branches=config["branches"],
             features={name: config["features"][name] for name in config["models"]},
@@ -135,7 +150,11 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             score_weights=mix_values(mix),
             recipe=recipe.name,
             dataset=config["dataset"],
+            nodes=asdict(recipe.nodes) if fuser.nodes is not None else None,
+            heads={name: _kind(value) for name, value in heads.items()} or None,
         )
+        for name, value in heads.items():
+            model.heads.get_buffer(name.replace(".", "__")).copy_(value)
         model.fuser.load_state_dict(fuser.state_dict())
         model.mix.load_state_dict(mix.state_dict())
         return model
@@ -195,7 +214,10 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             [by_name[name] for name in self.features],
             first_tokens_only=len(image) > 1 and not any(m.has_tokens for m in image[1:]),
         )
-        return embed(self.fuser, self.mix, split, torch.device(choose_device(device)))
+        heads = Heads.from_tensors(
+            {name.replace("__", "."): value for name, value in self.heads.named_buffers()}
+        )
+        return embed(self.fuser, self.mix, split, torch.device(choose_device(device)), heads)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card: what is fused, under which licences, and how to use it."""
@@ -219,6 +241,11 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
                 stores=", ".join(f'open_store("{name}")' for name in names),
             )
         )
+
+
+def _kind(value: Tensor) -> list[Any]:
+    """Type and shape, as JSON takes them."""
+    return [str(value.dtype).removeprefix("torch."), *value.shape]
 
 
 def _fetch(place: str, name: str, download: Mapping[str, Any]) -> Path:

@@ -26,4 +26,4 @@ def branch_config(recipe: Recipe, models: Sequence[ModelShape]) -> BranchConfig:
 def build_fuser(recipe: Recipe, shapes: Mapping[str, Sequence[ModelShape]]) -> Fuser:
     """A fresh network for models of these shapes on each side; torch's seed decides its weights."""
     image, caption = (branch_config(recipe, shapes[side]) for side in SIDES)
-    return Fuser(image, caption)
+    return Fuser(image, caption, recipe.nodes)

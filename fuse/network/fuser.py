@@ -18,8 +18,6 @@ a head, G graph width, E embedding width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,12 +26,11 @@ from hada.extract.spec import SideName
 from hada.fuse.batch import Features
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.global_layer import GraphLayer
+from hada.fuse.network.inputs import prepare
 from hada.fuse.network.layers import Dense
+from hada.fuse.network.nodes import NodeMatcher
 from hada.fuse.network.packed import PackedGraph
-from hada.fuse.settings import Inputs
-
-# The two scalars the authors standardise every unit-length feature with, text and image alike.
-PUBLISHED_MEAN, PUBLISHED_STD = -0.0006847491604276001, 0.036077868193387985
+from hada.fuse.settings import NodeSettings
 
 
 class Branch(nn.Module):
@@ -118,13 +115,21 @@ class Branch(nn.Module):
 
 
 class Fuser(nn.Module):
-    """Both branches: what a trained fusion is, and all that retrieval needs."""
+    """Both branches: what a trained fusion is, and all that retrieval needs.
 
-    def __init__(self, image: BranchConfig, caption: BranchConfig) -> None:
+    `nodes` matches node by node, where the recipe asks for it.
+    """
+
+    def __init__(
+        self, image: BranchConfig, caption: BranchConfig, nodes: NodeSettings | None = None
+    ) -> None:
         super().__init__()
         if image.out_width != caption.out_width:
             raise ValueError(f"out_width: got {image.out_width} and {caption.out_width}")
         self.image, self.caption = Branch(image), Branch(caption)
+        self.nodes: NodeMatcher | None = None
+        if nodes is not None and nodes.width:
+            self.nodes = NodeMatcher(nodes, image.models, caption.models)
 
     def encode(self, side: SideName, features: Features, *, bf16: bool = False) -> Tensor:
         """(B, E) embeddings of unit length; with `bf16` their products are computed in it."""
@@ -132,21 +137,3 @@ class Fuser(nn.Module):
         with torch.autocast(features.nodes[0].device.type, torch.bfloat16, enabled=bf16):
             out = branch(features)
         return F.normalize(out.float(), dim=-1)
-
-
-def prepare(x_SD: Tensor, inputs: Inputs) -> Tensor:
-    """Stored features as a branch takes them.
-
-    `as-is` takes them as they are (HADA-LAVIS), `l2` gives every row length 1 (Baseline_m).
-    `unit` gives it length sqrt(D), so its numbers are about 1 whatever the model; `published`
-    (HADA_m) gives it length 1 and standardises with the authors' two scalars, which at the
-    paper's width of 768 is nearly the same.
-    """
-    if inputs == "as-is":
-        return x_SD
-    unit = F.normalize(x_SD, dim=-1)
-    if inputs == "l2":
-        return unit
-    if inputs == "unit":
-        return unit * math.sqrt(x_SD.shape[-1])
-    return (unit - PUBLISHED_MEAN) / PUBLISHED_STD

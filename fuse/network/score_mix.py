@@ -15,14 +15,24 @@ from hada.fuse.settings import ScoreMode
 class ScoreMix(nn.Module):
     """How much the fused cosine and the models' own cosines count in retrieval.
 
-    `first`: (1 - w) fused + w model_1. `all`: w_0 fused + w_1 model_1 + ..., over their sum.
+    `first`: (1 - w) fused + w model_1. `all`: w_0 fused + w_1 model_1 + ..., over their sum, and
+    with `nodes` the score of node matching as the last one.
     """
 
-    def __init__(self, mode: ScoreMode, weights: Sequence[float], models: int, learn: bool) -> None:
+    def __init__(
+        self,
+        mode: ScoreMode,
+        weights: Sequence[float],
+        models: int,
+        learn: bool,
+        *,
+        nodes: bool = False,
+    ) -> None:
         super().__init__()
-        count = {"fused": 0, "first": 1, "all": models + 1}[mode]
+        self.nodes = nodes and mode == "all"
+        count = {"fused": 0, "first": 1, "all": models + 1 + self.nodes}[mode]
         # Untuned, every score counts once: the fused one like any model's.
-        default = [0.5] if mode == "first" else [1.0] * (1 + models)
+        default = [0.5] if mode == "first" else [1.0] * count
         values = list(weights) or default[:count]
         if len(values) != count:
             raise UsageError(
@@ -51,7 +61,7 @@ class ScoreMix(nn.Module):
             value.fill_(share)
 
     def shares(self) -> Tensor:
-        """(1 + models,) weights that sum to 1: fused first, then the models."""
+        """(1 + models,) weights that sum to 1: fused first, then the models; then of the nodes."""
         if self.mode == "all":
             values = torch.stack(list(self.values))
             return values / values.sum()

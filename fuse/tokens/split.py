@@ -5,8 +5,9 @@ Shape letters: I images, T captions, M models, D token width, B images of a batc
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -88,6 +89,16 @@ class Split:
         for side in SIDES:
             for source in self.sources[side]:
                 source.reside(device)
+
+    def subset(self, images: NDArray[np.int64]) -> Self:
+        """Some images with all their captions, image after image, as a split of their own."""
+        part = copy.copy(self)
+        captions = self.captions_of(images)
+        part.image_rows, part.caption_rows = self.image_rows[images], self.caption_rows[captions]
+        part.owner = np.repeat(np.arange(len(images)), np.diff(self._bounds)[images])
+        part.blocks = self.blocks[images]
+        part._by_image, part._bounds = group_by_image(part.owner, len(images))
+        return part
 
     def _keep(self) -> None:
         self.image_rows, self.caption_rows, self.owner = readable_items(self.stores)

@@ -53,8 +53,16 @@ class Objective(nn.Module):
         self.bf16 = precision == "bf16"
         branch = fuser.image.config
         self.mixable = mixable_models(fuser)
-        self.mix = ScoreMix(scores.mode, scores.weights, len(self.mixable), scores.learn)
+        self.mix = ScoreMix(
+            scores.mode,
+            scores.weights,
+            len(self.mixable),
+            scores.learn,
+            nodes=fuser.nodes is not None,
+        )
         self.temperature = nn.Parameter(torch.tensor(loss.temperature))
+        if fuser.nodes is not None:
+            self.node_temperature = nn.Parameter(torch.tensor(loss.temperature))
         dropped = loss.dropout_match if branch.norm == "none" or loss.drop_logit else 0.0
         self.discriminator = (
             Discriminator(branch.out_width, branch.norm, dropped) if loss.weight_itm else None
@@ -94,6 +102,9 @@ class Objective(nn.Module):
         with torch.no_grad():
             self.temperature.clamp_(settings.temperature_low, settings.temperature_high)
             self.mix.clamp()
+            if self.fuser.nodes is not None:
+                low, high = settings.temperature_low, settings.temperature_high
+                self.node_temperature.clamp_(low, high)
         image_BE = self.fuser.encode("image", batch.image, bf16=self.bf16)
         caption_TE = self.fuser.encode("caption", batch.caption, bf16=self.bf16)
         slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
@@ -124,6 +135,8 @@ class Objective(nn.Module):
         for name, pair_loss in losses.PAIR_LOSSES.items():
             if weights[name]:
                 result[name] = pair_loss(encoded, settings)
+        if self.fuser.nodes is not None:
+            result["nodes"] = self._match_nodes(batch, ids_T)
         if self.discriminator is not None:
             near_BT, near_TB = i2t_BK[:, : len(caption_TE)], t2i_TK[:, : len(image_BE)]
             result["itm"] = self._match(image_BE, caption_TE, near_BT, near_TB, batch, negatives)
@@ -131,6 +144,9 @@ class Objective(nn.Module):
         for name in (*losses.PAIR_LOSSES, "itm"):
             if name in result:
                 result["total"] = result["total"] + weights[name] * result[name]
+        if "nodes" in result:
+            weight = self.fuser.nodes.settings.weight if self.fuser.nodes is not None else 0.0
+            result["total"] = result["total"] + weight * result["nodes"]
         self._unpushed = [
             (self.image_queue, [slow_image.detach(), *own_image], batch.ids_B),
             (self.caption_queue, [slow_caption.detach(), *own_caption], ids_T),
@@ -150,6 +166,20 @@ class Objective(nn.Module):
         # The few queries are divided, not their many products.
         scaled_QE = query_QE / self.temperature
         return torch.cat([scaled_QE @ keys_NE.T, scaled_QE @ queue.values(part).T], dim=1)
+
+    def _match_nodes(self, batch: Batch, ids_T: Tensor) -> Tensor:
+        """The contrastive loss of node matching, on some captions of every image."""
+        matcher = self.fuser.nodes
+        assert matcher is not None
+        captions_N = _some_of_each(batch.owner_T, len(batch.ids_B), matcher.settings.captions)
+        image = matcher.encode("image", batch.image)
+        caption = matcher.encode("caption", batch.caption.take(captions_N))
+        scores_BN = matcher.scores(image, caption) / self.node_temperature
+        ids_N = ids_T[captions_N]
+        i2t = losses.soft_cross_entropy(scores_BN, losses.positive_targets(batch.ids_B, ids_N))
+        t2i = losses.soft_cross_entropy(scores_BN.T, losses.positive_targets(ids_N, batch.ids_B))
+        share = self.loss.image_share
+        return share * i2t + (1 - share) * t2i
 
     def _slow(self, batch: Batch, image_BE: Tensor, caption_TE: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of this batch: from the slow encoders, or the encodings themselves."""
@@ -207,3 +237,13 @@ class Objective(nn.Module):
         truth = torch.zeros(len(left), device=left.device)
         truth[:matched] = 1
         return F.binary_cross_entropy_with_logits(self.discriminator(left, right), truth)
+
+
+def _some_of_each(caption_to_image_T: Tensor, images: int, count: int) -> Tensor:
+    """Captions drawn at random, at most `count` of each image, image after image."""
+    order_T = torch.randperm(len(caption_to_image_T)).to(caption_to_image_T.device)
+    owner_T, by_image_T = torch.sort(caption_to_image_T[order_T], stable=True)
+    captions_B = torch.bincount(owner_T, minlength=images)
+    starts_B = captions_B.cumsum(0) - captions_B
+    turn_T = torch.arange(len(owner_T), device=owner_T.device) - starts_B[owner_T]
+    return order_T[by_image_T[turn_T < count]]

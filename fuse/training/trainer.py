@@ -22,18 +22,20 @@ from hada.extract.spec import SIDES
 from hada.fuse.batch import Batch
 from hada.fuse.embedding import embed
 from hada.fuse.network.build import build_fuser
-from hada.fuse.ranking.ranks import rank_positives, recalls
+from hada.fuse.network.score_mix import mixable_models
+from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import Recipe
 from hada.fuse.run_files.checkpoint import Position
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.scores.shares import ScoreTable, score_loss, tuned_shares
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
+from hada.fuse.training.closing import fit_heads
 from hada.fuse.training.losses import distillation_weight
 from hada.fuse.training.objective import Objective
 from hada.fuse.training.schedule import learning_rate_cosine, learning_rate_restarts
-from hada.fuse.training.score_weights import score_loss, tuned_shares
 from hada.fuse.training.trackers import Report, figures, open_reports
 
 
@@ -69,6 +71,11 @@ def train(job: Job) -> Position:
             )
             stack.callback(close)
         while not position.finished:
+            if ending := _ending(recipe, position):
+                finish(job, position)
+                position.finished = ending
+                checkpoint.save_last(job.run, job.objective, job.optimizer, position)
+                break
             train_epoch(job, position)
             table = validate(job)
             first = position.best_epoch < 0
@@ -85,12 +92,39 @@ def train(job: Job) -> Position:
             log_epoch(job, position, table)
             position.epoch, position.step = position.epoch + 1, 0
             position.sums, position.seconds = {}, 0.0
-            if position.epoch >= recipe.training.epochs:
-                position.finished = f"all {recipe.training.epochs} epochs are done"
-            elif position.stale >= recipe.training.patience:
-                position.finished = f"no gain for {recipe.training.patience} epochs"
+            if not recipe.scores.finish:
+                position.finished = _ending(recipe, position)
             checkpoint.save_last(job.run, job.objective, job.optimizer, position)
     return position
+
+
+def _ending(recipe: Recipe, position: Position) -> str:
+    """Why no epoch follows, or nothing where one does."""
+    if position.epoch >= recipe.training.epochs:
+        return f"all {recipe.training.epochs} epochs are done"
+    if position.stale >= recipe.training.patience:
+        return f"no gain for {recipe.training.patience} epochs"
+    return ""
+
+
+def finish(job: Job, position: Position) -> None:
+    """Fit what stands behind the network with the best epoch's weights, and keep it with them."""
+    fuser, mix = job.run.load_best()
+    job.report(f"fitting the scores of epoch {position.best_epoch + 1}, the best")
+    names = [job.loader.split.stores[m].spec.model.name for m in mixable_models(fuser)]
+    heads = fit_heads(
+        fuser,
+        mix,
+        job.loader.split,
+        job.val,
+        job.recipe.scores,
+        names=names,
+        device=job.device,
+        report=job.report,
+    )
+    # They count as the epoch's that would follow: a process that dies before the checkpoint knows
+    # of them fits them again.
+    job.run.save_tensors({**job.run.load_tensors(), **heads.tensors()}, position.epoch)
 
 
 def train_epoch(job: Job, position: Position) -> None:
@@ -155,19 +189,28 @@ def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[s
 def validate(job: Job) -> dict[str, float]:
     """Recalls on the validation split, by the run's score; `fused_rsum` is the network alone.
 
-    `loss` is how unlikely the right matches are (see `hada.fuse.training.score_weights`).
+    `loss` is how unlikely the right matches are (see `hada.fuse.scores.shares`). Where nodes are
+    matched all figures but `fused_rsum` are of the images that the shares are fitted on, at most
+    `hada.fuse.scores.shares.MOST_IMAGES_OF_NODES` of them.
     """
     found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
-    if job.recipe.scores.tune and found.own:
-        shares, loss = tuned_shares(found)
-        found = replace(found, shares=shares)
-        job.objective.mix.set(shares)
+    scores = ScoreTable.of(found)
+    mix = job.objective.mix
+    if job.recipe.scores.tune and len(scores.scores_KIT) > 1:
+        shares, loss = tuned_shares(scores)
+        mix.set(shares)
     else:
-        loss = score_loss(found)
-    table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))
+        shares = tuple(mix.shares().tolist())
+        loss = score_loss(scores, shares)
+    if mix.nodes:
+        owner = scores.caption_to_image_T.numpy()
+        table = recalls(rank_matrix(scores.total(shares), owner))
+    else:
+        found = replace(found, shares=shares)
+        table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))
     table["loss"] = loss
     alone = replace(found, shares=(1.0,), own=())
-    if found.shares[0] < 1:
+    if shares[0] < 1:
         ranks = rank_positives(alone.image_IE, alone.caption_TE, alone.caption_to_image)
         table["fused_rsum"] = recalls(ranks)["rsum"]
     return table

@@ -33,8 +33,8 @@ from golden_graphs import (
 )
 from golden_steps import FILES, build, gradients, state
 
-from hada.fuse.network.fuser import prepare
 from hada.fuse.network.graph import edge_list
+from hada.fuse.network.inputs import prepare
 from hada.fuse.ranking.ranks import rank_matrix, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.settings import NO_EDGE, EdgeWeights

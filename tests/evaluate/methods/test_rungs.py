@@ -83,7 +83,7 @@ def test_a_run_is_scored_on_the_gallerys_items(stores: list[Any]) -> None:
     """Another model lost more items than the run's own two did."""
     run = make_run(stores[:2])
     gallery = Gallery.of(stores)
-    rung = combinations.fusion(run.path, gallery, "cpu")
+    rung = combinations.fusions(run.path, gallery, "cpu")[0]
     found = embed_split(run, stores[:2], device="cpu")
     assert len(gallery.image_rows) < len(found.image_rows)
     for rows, there, values, own in (
@@ -168,7 +168,7 @@ def test_a_runs_matching_head_is_applied_as_it_was_trained(stores: list[Any]) ->
     run = make_run(stores[:2], norm="batch", weight_itm=1.0)
     gallery = Gallery.of(stores)
     second: Any = reranked(
-        run.path, combinations.fusion(run.path, gallery, "cpu"), gallery, 3, "cpu"
+        run.path, combinations.fusions(run.path, gallery, "cpu")[0], gallery, 3, "cpu"
     )
     found = embed_split(run, stores[:2], device="cpu")
     images = [found.image_rows.tolist().index(row) for row in gallery.image_rows]

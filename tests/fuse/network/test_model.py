@@ -14,8 +14,9 @@ from golden_graphs import PAPER, WEIGHTS, golden_branch, golden_input
 from small_batches import random_features, shapes
 
 from hada.fuse.batch import Features, Layout, ModelShape
-from hada.fuse.network.fuser import Branch, prepare
+from hada.fuse.network.fuser import Branch
 from hada.fuse.network.global_layer import GraphLayer, _group_equal_rows
+from hada.fuse.network.inputs import prepare
 
 
 @pytest.mark.parametrize("side", ["img", "cap"])

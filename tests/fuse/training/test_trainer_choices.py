@@ -13,11 +13,11 @@ from hada.fuse.embedding import embed
 from hada.fuse.network.build import branch_config
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import Position
+from hada.fuse.scores.shares import ScoreTable, tuned_shares
 from hada.fuse.settings import EdgeWeights
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
-from hada.fuse.training.score_weights import tuned_shares
 from hada.fuse.training.trainer import (
     build_objective,
     build_optimizer,
@@ -130,7 +130,7 @@ def test_validation_is_of_the_validation_split_by_the_tuned_score(splits, tmp_pa
     made = job(splits, tmp_path, recipe)
     table = validate(made)
     found = embed(made.objective.fuser, made.objective.mix, splits[1], torch.device("cpu"))
-    shares, loss = tuned_shares(found)
+    shares, loss = tuned_shares(ScoreTable.of(found))
     assert made.objective.mix.shares().tolist() == pytest.approx(shares, abs=1e-6)
     assert shares != pytest.approx([1 / 3] * 3, abs=1e-3)
     assert table["loss"] == pytest.approx(loss)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hada.fuse.embedding import Embedded
-from hada.fuse.training import score_weights
-from hada.fuse.training.score_weights import matching_loss, score_loss, tuned_shares
+from hada.fuse.scores import shares as shares_module
+from hada.fuse.scores.shares import ScoreTable, fit, matching_loss, score_loss, tuned_shares
 
 
 def embedded(noises, images=60, captions=2, seed=0):
@@ -54,7 +54,7 @@ def test_the_loss_is_the_cross_entropy_of_both_directions():
 @pytest.mark.parametrize("seed", range(3))
 def test_no_weights_of_a_grid_are_better(seed):
     found = embedded([0.9, 1.2, 0.7], seed=seed)
-    fitted, least = tuned_shares(found)
+    fitted, least = tuned_shares(ScoreTable.of(found))
     shares = np.array(fitted)
     assert abs(shares.sum() - 1) < 1e-9
     scales = np.linspace(2, 40, 39)
@@ -66,17 +66,17 @@ def test_no_weights_of_a_grid_are_better(seed):
 
 
 def test_a_score_that_is_noise_gets_little():
-    shares, _ = tuned_shares(embedded([0.6, 50.0]))
+    shares, _ = tuned_shares(ScoreTable.of(embedded([0.6, 50.0])))
     assert shares[0] > 0.7
-    shares, _ = tuned_shares(embedded([50.0, 0.6]))
+    shares, _ = tuned_shares(ScoreTable.of(embedded([50.0, 0.6])))
     assert shares[0] < 0.3
 
 
 def test_one_score_alone():
     found = embedded([0.5])
-    shares, loss = tuned_shares(found)
+    shares, loss = tuned_shares(ScoreTable.of(found))
     assert shares == (1.0,)
-    assert loss == score_loss(found)
+    assert loss == score_loss(ScoreTable.of(found), shares)
 
 
 def test_a_negligible_share_is_none():
@@ -84,12 +84,10 @@ def test_a_negligible_share_is_none():
     dropped = 0
     for seed in range(3):
         found = embedded([0.4, 300.0, 0.6], seed=seed, images=400)
-        weights, _ = score_weights._fit(
-            [(found.fused_image, found.fused_caption), *found.own], found.caption_to_image
-        )
+        weights, _ = fit(ScoreTable.of(found))
         whole = (weights.double() / weights.sum()).tolist()
         kept = [share if share >= 0.005 else 0.0 for share in whole]
-        shares, _ = tuned_shares(found)
+        shares, _ = tuned_shares(ScoreTable.of(found))
         assert shares == pytest.approx([share / sum(kept) for share in kept], abs=1e-6)
         dropped += shares[1] == 0.0 < whole[1]
     assert dropped
@@ -97,7 +95,7 @@ def test_a_negligible_share_is_none():
 
 def test_an_even_choice_of_images_is_looked_at(monkeypatch):
     """The first images alone would say that the second score is the better one."""
-    monkeypatch.setattr(score_weights, "MOST_IMAGES", 20)
+    monkeypatch.setattr(shares_module, "MOST_IMAGES", 20)
     good, bad = embedded([0.4], images=60), embedded([4.0], images=60, seed=1)
     first = np.arange(60) < 20
     sides = []
@@ -110,5 +108,5 @@ def test_an_even_choice_of_images_is_looked_at(monkeypatch):
         fused_image=sides[0][0], fused_caption=sides[1][0],
         own=((sides[0][1], sides[1][1]),), shares=(0.5, 0.5),
     )  # fmt: skip
-    shares, _ = tuned_shares(found)
+    shares, _ = tuned_shares(ScoreTable.of(found))
     assert shares[0] > 0.55

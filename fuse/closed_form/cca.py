@@ -1,0 +1,214 @@
+"""Canonical correlation analysis of stored embeddings: a joint space in one decomposition.
+
+All models' image embeddings side by side and all their caption embeddings side by side are two
+views of each caption-image pair. With their covariances regularised, C + s trace(C) / d I, both
+views are whitened, and the singular vectors of the whitened cross covariance are the directions
+in which they agree most (Hotelling 1936; regularised: Vinod 1976). Both sides are weighed by the
+square roots of the singular values and brought to unit length, as in Gong et al. 2014 for
+image-text retrieval and Li et al. 2024 (CSA, arXiv 2410.07610) for frozen encoders.
+
+Shape letters: I images, T captions, D and K widths, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.extract.common.arrays import unit_rows
+from hada.extract.common.errors import UsageError
+from hada.extract.spec import SideName
+from hada.fuse.ranking.ranks import rank_positives, recalls
+
+Floats = NDArray[np.float32]
+MOST_VALIDATED = 1000
+
+
+@dataclass(frozen=True)
+class CCA:
+    """A centre and a linear map for each side.
+
+    image_mean: (Di,) and image_map: (Di, K); caption_mean: (Dc,) and caption_map: (Dc, K).
+    """
+
+    image_mean: Floats
+    image_map: Floats
+    caption_mean: Floats
+    caption_map: Floats
+
+    @property
+    def width(self) -> int:
+        """K, dimensions of the joint space."""
+        return int(self.image_map.shape[1])
+
+    def encode(self, side: SideName, values_ND: NDArray[Any]) -> Floats:
+        """(N, D) embeddings side by side -> (N, K) of unit length."""
+        mean, map_ = (
+            (self.image_mean, self.image_map)
+            if side == "image"
+            else (self.caption_mean, self.caption_map)
+        )
+        return np.asarray(unit_rows((values_ND.astype(np.float32) - mean) @ map_), np.float32)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """What the pairs of a split say: means, and eigenvalues and vectors of both covariances."""
+
+    image_mean: NDArray[np.float64]
+    caption_mean: NDArray[np.float64]
+    image: tuple[NDArray[np.float64], NDArray[np.float64]]
+    caption: tuple[NDArray[np.float64], NDArray[np.float64]]
+    cross: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, image_ID: Floats, caption_TD: Floats, caption_to_image_T: NDArray[Any]) -> _Moments:
+        count = np.bincount(caption_to_image_T, minlength=len(image_ID)).astype(np.float64)
+        pairs = count.sum()
+        image, caption = image_ID.astype(np.float64), caption_TD.astype(np.float64)
+        image_mean, caption_mean = count @ image / pairs, caption.mean(axis=0)
+        image, caption = image - image_mean, caption - caption_mean
+        # An image stands in as many pairs as it has captions.
+        sums = np.zeros((len(image), caption.shape[1]))
+        np.add.at(sums, caption_to_image_T, caption)
+        return cls(
+            image_mean,
+            caption_mean,
+            np.linalg.eigh(image.T @ (count[:, None] * image) / pairs),
+            np.linalg.eigh(caption.T @ caption / pairs),
+            image.T @ sums / pairs,
+        )
+
+    def cca(self, shrinkage: float, width: int) -> CCA:
+        """The head of these moments."""
+        whiteners = []
+        for values, vectors in (self.image, self.caption):
+            # A covariance has no negative eigenvalues; rounding has.
+            kept = np.maximum(values, 0) + shrinkage * np.maximum(values.sum(), 0) / len(values)
+            kept = np.maximum(kept, np.finfo(np.float64).tiny)
+            whiteners.append((vectors / np.sqrt(kept)) @ vectors.T)
+        left, strength, right = np.linalg.svd(
+            whiteners[0] @ self.cross @ whiteners[1], full_matrices=False
+        )
+        weight = np.sqrt(strength[:width])
+        return CCA(
+            self.image_mean.astype(np.float32),
+            (whiteners[0] @ left[:, :width] * weight).astype(np.float32),
+            self.caption_mean.astype(np.float32),
+            (whiteners[1] @ right[:width].T * weight).astype(np.float32),
+        )
+
+
+def fit_cca(
+    image_ID: Floats,
+    caption_TD: Floats,
+    caption_to_image_T: NDArray[Any],
+    *,
+    shrinkage: float,
+    width: int,
+) -> CCA:
+    """Fit the head on all caption-image pairs.
+
+    Args:
+        image_ID: (I, Di) all models' image embeddings side by side, as stored.
+        caption_TD: (T, Dc) all models' caption embeddings side by side.
+        caption_to_image_T: (T,) the row of each caption's image.
+        shrinkage: s, the share of the mean variance that is added to every direction; above 0.
+        width: K, directions that are kept; there are no more than the narrower side has.
+
+    Raises:
+        UsageError: A number is out of its range, or there are fewer than two pairs.
+    """
+    _check(image_ID, caption_TD, caption_to_image_T, shrinkage, width)
+    return _Moments.of(image_ID, caption_TD, caption_to_image_T).cca(shrinkage, width)
+
+
+def choose_cca(
+    image_ID: Floats,
+    caption_TD: Floats,
+    caption_to_image_T: NDArray[Any],
+    *,
+    folds: int = 3,
+    seed: int = 0,
+    shrinkages: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    widths: Sequence[int] = (64, 128, 256),
+) -> tuple[CCA, dict[str, Any]]:
+    """Fit the head with the shrinkage and width that serve best on images that did not fit it.
+
+    Args:
+        image_ID: As in `fit_cca`.
+        caption_TD: As in `fit_cca`.
+        caption_to_image_T: As in `fit_cca`.
+        folds: Into how many parts images are cut, each scored by a head of all the others.
+        seed: Of the cutting.
+        shrinkages: What is tried.
+        widths: What is tried, as far as the embeddings are as wide.
+
+    Returns:
+        The head, fitted on everything, and `shrinkage`, `width` and `rsum`, the mean over folds of
+        at most 1,000 images.
+
+    Raises:
+        UsageError: There are fewer images than folds.
+    """
+    _check(image_ID, caption_TD, caption_to_image_T, min(shrinkages), min(widths))
+    if len(image_ID) < 2 * folds:
+        raise UsageError(f"cca: {len(image_ID)} images are too few for {folds} folds; fit_cca fits")
+    narrow = min(image_ID.shape[1], caption_TD.shape[1])
+    tried = sorted({min(width, narrow) for width in widths})
+    fold_I = np.random.default_rng(seed).permutation(len(image_ID)) % folds
+    rsums: dict[tuple[float, int], list[float]] = {}
+    for fold in range(folds):
+        inside, outside = np.flatnonzero(fold_I != fold), np.flatnonzero(fold_I == fold)
+        fitted = _Moments.of(*_part(image_ID, caption_TD, caption_to_image_T, inside))
+        image, caption, owner = _part(
+            image_ID, caption_TD, caption_to_image_T, outside[:MOST_VALIDATED]
+        )
+        for shrinkage in shrinkages:
+            widest = fitted.cca(shrinkage, tried[-1])
+            for width in tried:
+                head = _narrowed(widest, width)
+                ranks = rank_positives(
+                    head.encode("image", image), head.encode("caption", caption), owner
+                )
+                rsums.setdefault((shrinkage, width), []).append(recalls(ranks)["rsum"])
+    shrinkage, width = max(rsums, key=lambda key: float(np.mean(rsums[key])))
+    head = fit_cca(image_ID, caption_TD, caption_to_image_T, shrinkage=shrinkage, width=width)
+    rsum = float(np.mean(rsums[shrinkage, width]))
+    return head, {"shrinkage": shrinkage, "width": width, "rsum": round(rsum, 1)}
+
+
+def _narrowed(head: CCA, width: int) -> CCA:
+    """The first directions of a head: those that agree most."""
+    maps = head.image_map[:, :width], head.caption_map[:, :width]
+    return CCA(head.image_mean, maps[0], head.caption_mean, maps[1])
+
+
+def _part(
+    image_ID: Floats,
+    caption_TD: Floats,
+    caption_to_image_T: NDArray[Any],
+    images: NDArray[np.int64],
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Some images, in ascending order, with their captions."""
+    captions = np.flatnonzero(np.isin(caption_to_image_T, images))
+    owner = np.searchsorted(images, caption_to_image_T[captions])
+    return image_ID[images], caption_TD[captions], owner
+
+
+def _check(
+    image_ID: Floats, caption_TD: Floats, owner_T: NDArray[Any], shrinkage: float, width: int
+) -> None:
+    if len(owner_T) != len(caption_TD) or len(owner_T) < 2:
+        raise UsageError(
+            f"cca: expected an image for each of two captions at least, got {len(caption_TD)} "
+            f"captions and {len(owner_T)} images of captions"
+        )
+    if not shrinkage > 0:
+        raise UsageError(f"cca: shrinkage: expected more than 0, got {shrinkage}")
+    if width < 1:
+        raise UsageError(f"cca: width: expected at least 1, got {width}")

@@ -1,0 +1,1 @@
+"""What the scores of a run are made of, and how their shares and corrections are fitted."""

@@ -1,0 +1,219 @@
+"""What is fitted when training is done: the CCA head, the shares of all scores, the correction.
+
+All of it lies among a run's weights, so that whoever loads a run has it. What an item pays for its
+popularity is found by its scores with a bank of items of the training split, which lies there, too.
+
+Shape letters: I images, T captions, E embedding width, b items of the bank, S packed nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hada.extract.spec import SIDES, SideName
+from hada.fuse.closed_form.cca import CCA
+from hada.fuse.closed_form.correction import Correction, popularity
+from hada.fuse.scores.embedded import Embedded, Pair
+from hada.fuse.scores.item_nodes import ItemNodes, score_blocks
+from hada.fuse.tokens.split import Split
+
+PREFIX = "heads."
+_CCA = ("image_mean", "image_map", "caption_mean", "caption_map")
+_CORRECTION = ("k_image", "alpha_image", "k_caption", "alpha_caption")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Items of the training split, as the run's score sees them.
+
+    cosines: (b, E) images and (b, E) captions whose inner product is the sum of cosines.
+    nodes: those of the first items of each side, where nodes are matched.
+    """
+
+    cosines: Pair
+    nodes: tuple[ItemNodes, ItemNodes] | None = None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Everything behind the network.
+
+    shares: of the fused cosine, of the models' own, of the CCA head's where there is one, and of
+        the node matching's score where there is one; at least 0.
+    cca: the closed-form head on the models' embeddings side by side.
+    correction: of the sum of cosines; node_correction: of the whole score.
+    bank: what popularity is measured against.
+    """
+
+    shares: tuple[float, ...]
+    cca: CCA | None = None
+    correction: Correction | None = None
+    node_correction: Correction | None = None
+    bank: Bank | None = None
+
+    def applied(self, embedded: Embedded, split: Split, device: torch.device | str) -> Embedded:
+        """The embeddings of a split with the heads' part in the score."""
+        if self.cca is not None:
+            pair = cca_pair(self.cca, split)
+            embedded = replace(embedded, own=(*embedded.own, pair))
+        cosines = 1 + len(embedded.own)
+        embedded = replace(
+            embedded,
+            shares=self.shares[:cosines],
+            node_share=self.shares[cosines] if len(self.shares) > cosines else 0.0,
+        )
+        if self.bank is None:
+            return embedded
+        if self.correction is not None:
+            found = cosine_popularity(
+                embedded, self.bank, self.correction.k_image, self.correction.k_caption
+            )
+            embedded = replace(embedded, penalties=_paid(self.correction, found))
+        if self.node_correction is not None and embedded.nodes is not None:
+            ks = self.node_correction.k_image, self.node_correction.k_caption
+            (by_image,), (by_caption,) = score_popularity(
+                embedded, self.bank, ks[:1], ks[1:], device=str(device)
+            )
+            paid = _paid(self.node_correction, (by_image, by_caption))
+            embedded = replace(embedded, node_penalties=paid)
+        return embedded
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as tensors by name, for the file of weights."""
+        found: dict[str, NDArray[np.generic]] = {"shares": np.array(self.shares, np.float64)}
+        if self.cca is not None:
+            found |= {f"cca.{name}": getattr(self.cca, name) for name in _CCA}
+        for name in ("correction", "node_correction"):
+            correction = getattr(self, name)
+            if correction is not None:
+                values = [float(getattr(correction, field)) for field in _CORRECTION]
+                found[name] = np.array(values, np.float64)
+        if self.bank is not None:
+            for number, side in enumerate(SIDES):
+                # float16 is what stores hold, and a popularity is a mean over many.
+                found[f"bank.{side}"] = self.bank.cosines[number].astype(np.float16)
+                if self.bank.nodes is not None:
+                    nodes = self.bank.nodes[number]
+                    found[f"bank.{side}.vectors"] = nodes.vectors_SW
+                    found[f"bank.{side}.weights"] = nodes.weights_S
+                    found[f"bank.{side}.lengths"] = nodes.lengths
+        return {
+            PREFIX + name: torch.from_numpy(np.ascontiguousarray(value))
+            for name, value in found.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self | None:
+        """Back from `tensors`, among a run's other weights; None where there are none."""
+        found = {
+            name.removeprefix(PREFIX): value.cpu().numpy()
+            for name, value in tensors.items()
+            if name.startswith(PREFIX)
+        }
+        if "shares" not in found:
+            return None
+        cca = CCA(*(found[f"cca.{name}"] for name in _CCA)) if "cca.image_map" in found else None
+        return cls(
+            tuple(found["shares"].tolist()),
+            cca,
+            _correction(found.get("correction")),
+            _correction(found.get("node_correction")),
+            _bank(found),
+        )
+
+
+def _correction(values: NDArray[np.float64] | None) -> Correction | None:
+    if values is None:
+        return None
+    k_image, alpha_image, k_caption, alpha_caption = values.tolist()
+    return Correction(int(k_image), alpha_image, int(k_caption), alpha_caption)
+
+
+def _bank(found: Mapping[str, NDArray[np.generic]]) -> Bank | None:
+    if "bank.image" not in found:
+        return None
+    image, caption = (found[f"bank.{side}"].astype(np.float32) for side in SIDES)
+    nodes = [
+        ItemNodes(*(found[f"bank.{side}.{name}"] for name in ("vectors", "weights", "lengths")))  # type: ignore[arg-type]
+        for side in SIDES
+        if f"bank.{side}.vectors" in found
+    ]
+    return Bank((image, caption), (nodes[0], nodes[1]) if nodes else None)
+
+
+def _paid(correction: Correction, popularities: Pair) -> Pair:
+    by_image, by_caption = popularities
+    return (
+        (correction.alpha_image * by_image).astype(np.float32),
+        (correction.alpha_caption * by_caption).astype(np.float32),
+    )
+
+
+def side_by_side(split: Split, side: SideName) -> NDArray[np.float32] | None:
+    """(n, D) the models' stored embeddings side by side; None where no model has any."""
+    rows = split.rows(side)
+    parts = [s.embeddings[rows] for s in split.sources[side] if s.embeddings is not None]
+    return np.concatenate(parts, axis=1).astype(np.float32) if parts else None
+
+
+def cca_pair(cca: CCA, split: Split) -> Pair:
+    """(I, K) and (T, K) of a split in the CCA head's space."""
+    image, caption = (side_by_side(split, side) for side in SIDES)
+    assert image is not None, "the head was fitted on these models"
+    assert caption is not None
+    return cca.encode("image", image), cca.encode("caption", caption)
+
+
+def cosine_popularity(embedded: Embedded, bank: Bank, k_image: int, k_caption: int) -> Pair:
+    """(I,) of images among the bank's captions, (T,) of captions among its images: by cosines."""
+    image, caption = embedded.cosines()
+    bank_image, bank_caption = bank.cosines
+    return (
+        popularity(image, bank_caption, k_image).astype(np.float32),
+        popularity(caption, bank_image, k_caption).astype(np.float32),
+    )
+
+
+def score_popularity(
+    embedded: Embedded,
+    bank: Bank,
+    ks_image: Sequence[int],
+    ks_caption: Sequence[int],
+    *,
+    device: str,
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """The same by the whole score, for several k: [(I,) a k of images], [(T,) a k of captions]."""
+    assert embedded.nodes is not None
+    assert bank.nodes is not None
+    image, caption = embedded.cosines()
+    bank_image, bank_caption = bank.cosines
+    images, captions = embedded.nodes
+    bank_images, bank_captions = bank.nodes
+    share, mirror = embedded.node_share, embedded.mirror
+    by_image = np.empty((len(image), len(bank_captions)), np.float32)
+    for some, block in score_blocks(images, bank_captions, mirror, device=device):
+        by_image[:, some] = share * block + image @ bank_caption[some].T
+    by_caption: list[list[NDArray[np.float32]]] = [[] for _ in ks_caption]
+    for some, block in score_blocks(bank_images, captions, mirror, device=device):
+        scores = share * block + bank_image[: len(bank_images)] @ caption[some].T
+        for found, mean in zip(by_caption, top_means(scores.T, ks_caption), strict=True):
+            found.append(mean)
+    return top_means(by_image, ks_image), [np.concatenate(parts) for parts in by_caption]
+
+
+def top_means(scores_NB: NDArray[np.float32], ks: Sequence[int]) -> list[NDArray[np.float32]]:
+    """For every k: (N,) means of the k largest numbers of each row, of all where there are fewer.
+
+    >>> [mean.tolist() for mean in top_means(np.array([[1.0, 3.0, 2.0]]), [1, 2])]
+    [[3.0], [2.5]]
+    """
+    most = min(max(ks), scores_NB.shape[1])
+    largest = -np.sort(-np.partition(scores_NB, -most, axis=1)[:, -most:], axis=1)
+    return [largest[:, : min(k, most)].mean(axis=1).astype(np.float32) for k in ks]

@@ -1,0 +1,209 @@
+"""What happens when the network is trained: the CCA head, the shares, the correction.
+
+Everything here is fitted on scores, in seconds. A part stays only where it helps on items that did
+not fit it; what became of each is said in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from hada.extract.spec import SIDES
+from hada.fuse.closed_form.cca import CCA, choose_cca
+from hada.fuse.closed_form.correction import Correction, choose_correction, popularity
+from hada.fuse.embedding import embed
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.score_mix import ScoreMix
+from hada.fuse.scores.embedded import Embedded
+from hada.fuse.scores.heads import Bank, Heads, cca_pair, score_popularity, side_by_side
+from hada.fuse.scores.shares import ScoreTable, fit, ranked_shares, score_loss, tuned_shares
+from hada.fuse.settings import ScoreSettings
+from hada.fuse.tokens.split import Split
+
+# A part must make right matches this much more likely (nats) on items that did not fit it.
+LEAST_GAIN = 1e-3
+NEIGHBOURS = (8, 16, 32, 64, 128)
+NEIGHBOURS_OF_NODES = (8, 16, 32, 64)
+
+
+def fit_heads(
+    fuser: Fuser,
+    mix: ScoreMix,
+    train: Split,
+    val: Split,
+    settings: ScoreSettings,
+    *,
+    names: Sequence[str],
+    device: torch.device,
+    report: Callable[[str], None],
+) -> Heads:
+    """Everything behind a trained network.
+
+    Args:
+        fuser: The network with the weights that are kept.
+        mix: The shares of its scores while it was trained.
+        train: Fits the CCA head and gives the bank.
+        val: Chooses shares and corrections.
+        settings: Which heads the recipe asks for.
+        names: The models whose own cosine is a score, in that order.
+        device: Where the network runs.
+        report: Is called with one line for each decision.
+
+    Returns:
+        The heads. The score that they make is, on `val`, never less likely to find the right
+        matches than the network's own.
+    """
+    cca = _cca(train, report) if settings.cca else None
+    found = embed(fuser, mix, val, device)
+    if cca is not None:
+        found = replace(found, own=(*found.own, cca_pair(cca, val)))
+    labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
+    table = ScoreTable.of(found)
+    shares = chosen_shares(table, labels, report)
+    if cca is not None and shares[labels.index("cca")] == 0:
+        kept = labels.index("cca")
+        shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
+        table = replace(table, scores_KIT=_without(table.scores_KIT, kept))
+        found = replace(found, own=found.own[:-1])
+    heads = Heads(shares, cca)
+    if settings.correct == "none":
+        return heads
+    cosines = 1 + len(found.own)
+    found = replace(
+        found,
+        shares=shares[:cosines],
+        node_share=shares[cosines] if len(shares) > cosines else 0.0,
+    )
+    bank = _bank(fuser, mix, heads, train, settings, device)
+    return corrected(heads, found, table, bank, device, report)
+
+
+def chosen_shares(
+    table: ScoreTable, labels: Sequence[str], report: Callable[[str], None]
+) -> tuple[float, ...]:
+    """Shares that sum to 1, 0 for scores that do not help on images that did not fit them."""
+    kept = list(range(len(labels)))
+    loss = _held_out(table, kept)
+    while len(kept) > 1:
+        losses = {k: _held_out(table, [other for other in kept if other != k]) for k in kept}
+        worst = min(losses, key=lambda k: losses[k])
+        if losses[worst] > loss + LEAST_GAIN:
+            break
+        report(f"{labels[worst]}: left out: right matches are as likely without it")
+        kept.remove(worst)
+        loss = losses[worst]
+    part = replace(table, scores_KIT=table.scores_KIT[kept])
+    found = ranked_shares(part, tuned_shares(part)[0])
+    shares = [0.0] * len(labels)
+    for k, share in zip(kept, found, strict=True):
+        shares[k] = share
+        if len(kept) > 1:
+            report(
+                f"{labels[k]}: share {share:.2f}; without it right matches are "
+                f"{losses[k] - loss:.3f} nats less likely"
+            )
+    return tuple(shares)
+
+
+def _held_out(table: ScoreTable, kept: Sequence[int]) -> float:
+    """`matching_loss` of each half of the images under weights that the other half fitted."""
+    images = len(table.images_I)
+    halves = [table.part(np.arange(first, images, 2)) for first in (0, 1)]
+    losses = []
+    for one, other in (halves, halves[::-1]):
+        weights_K, _ = fit(replace(one, scores_KIT=one.scores_KIT[list(kept)]))
+        part = replace(other, scores_KIT=other.scores_KIT[list(kept)])
+        losses.append(score_loss(part, weights_K.tolist()))
+    return float(np.mean(losses))
+
+
+def _without(scores_KIT: torch.Tensor, k: int) -> torch.Tensor:
+    return torch.cat([scores_KIT[:k], scores_KIT[k + 1 :]])
+
+
+def _cca(train: Split, report: Callable[[str], None]) -> CCA | None:
+    image, caption = (side_by_side(train, side) for side in SIDES)
+    if image is None or caption is None:
+        report("cca: left out: no model has embeddings on both sides")
+        return None
+    cca, facts = choose_cca(image, caption, train.owner)
+    report(f"cca: {facts}")
+    return cca
+
+
+def _bank(
+    fuser: Fuser,
+    mix: ScoreMix,
+    heads: Heads,
+    train: Split,
+    settings: ScoreSettings,
+    device: torch.device,
+) -> Bank:
+    """Images drawn from the training split, with all their captions."""
+    drawn = np.random.default_rng(0).permutation(train.images)[: settings.bank]
+    part = train.subset(drawn)
+    found = heads.applied(embed(fuser, mix, part, device), part, device)
+    if found.nodes is None:
+        return Bank(found.cosines())
+    image, caption = found.nodes
+    images, captions = np.arange(min(settings.node_bank, len(image))), np.arange(len(caption))
+    captions = captions[: len(images) * max(1, round(len(caption) / len(image)))]
+    return Bank(found.cosines(), (image.take(images), caption.take(captions)))
+
+
+def corrected(
+    heads: Heads,
+    found: Embedded,
+    table: ScoreTable,
+    bank: Bank,
+    device: torch.device,
+    report: Callable[[str], None],
+) -> Heads:
+    """The heads with what items pay for their popularity, where that helps."""
+    image, caption = found.cosines()
+    images, captions, owner = table.images_I, table.captions_T, table.caption_to_image_T.numpy()
+    bank_image, bank_caption = bank.cosines
+    correction = choose_correction(
+        image[images] @ caption[captions].T,
+        {k: popularity(image[images], bank_caption, k) for k in NEIGHBOURS},
+        {k: popularity(caption[captions], bank_image, k) for k in NEIGHBOURS},
+        owner,
+    )
+    nodes: Correction | None = None
+    if found.nodes is not None and found.node_share:
+        ks = NEIGHBOURS_OF_NODES
+        by_image, by_caption = score_popularity(found, bank, ks, ks, device=str(device))
+        nodes = choose_correction(
+            table.total(heads.shares),
+            {k: one[images] for k, one in zip(ks, by_image, strict=True)},
+            {k: one[captions] for k, one in zip(ks, by_caption, strict=True)},
+            owner,
+        )
+    for what, one in (("the cosines", correction), ("the whole score", nodes)):
+        if one is not None:
+            report(f"correction of {what}: {_told(one)}")
+    return replace(
+        heads,
+        correction=correction if _acts(correction) else None,
+        node_correction=nodes if _acts(nodes) else None,
+        bank=bank if _acts(correction) or _acts(nodes) else None,
+    )
+
+
+def _acts(correction: Correction | None) -> bool:
+    return correction is not None and bool(correction.alpha_image or correction.alpha_caption)
+
+
+def _told(correction: Correction) -> str:
+    parts = [
+        f"{what} pay {alpha:g} of the mean of {k}" if alpha else f"{what} pay nothing: no gain"
+        for what, k, alpha in (
+            ("images", correction.k_image, correction.alpha_image),
+            ("captions", correction.k_caption, correction.alpha_caption),
+        )
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,96 @@
+"""The correction of hubs: equal to slow loops, taken where it helps and refused where not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hada.extract.common.errors import UsageError
+from hada.fuse.closed_form import correction
+from hada.fuse.closed_form.correction import choose_correction, folded, popularity
+from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
+
+
+def unit(draw: Any, *shape: int) -> NDArray[np.float32]:
+    x = draw.normal(size=shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype("f4")
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 50])
+@pytest.mark.parametrize("numbers", [1, 20, 1 << 20])
+def test_popularity_equals_sorting(k: int, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correction, "BLOCK_NUMBERS", numbers)
+    draw = np.random.default_rng(0)
+    gallery, bank = unit(draw, 9, 5), unit(draw, 7, 5)
+    slow = [np.sort([float(b @ g) for b in bank])[::-1][:k].mean() for g in gallery]
+    np.testing.assert_allclose(popularity(gallery, bank, k), slow, atol=1e-6)
+
+
+def test_an_empty_bank_is_told() -> None:
+    draw = np.random.default_rng(0)
+    with pytest.raises(UsageError, match="bank of 0"):
+        popularity(unit(draw, 3, 5), unit(draw, 0, 5), 1)
+
+
+def test_one_product_serves_both_directions() -> None:
+    draw = np.random.default_rng(0)
+    image, caption = unit(draw, 6, 4), unit(draw, 12, 4)
+    owner = np.repeat(np.arange(6), 2)
+    paid_I, paid_T = draw.normal(size=6), draw.normal(size=12)
+    found = rank_positives(*folded(image, caption, paid_I, paid_T), owner)
+    scores = image @ caption.T
+    by_image = rank_matrix(scores - paid_I[:, None], owner)
+    by_caption = rank_matrix(scores - paid_T[None], owner)
+    np.testing.assert_array_equal(found.t2i, by_image.t2i)
+    np.testing.assert_array_equal(found.i2t, by_caption.i2t)
+
+
+def with_hubs(images: int = 200, seed: int = 0) -> dict[str, Any]:
+    """A gallery in which some images are near to every caption, and a bank that shows it."""
+    draw = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(images), 2)
+    truth = unit(draw, images, 16)
+    common = unit(draw, 16)
+    image = truth + (draw.random((images, 1)) < 0.2) * common
+    caption = truth[owner] + 0.2 * draw.normal(size=(2 * images, 16)) + 0.5 * common
+    bank = unit(draw, 500, 16) + 0.2 * draw.normal(size=(500, 16)) + 0.5 * common
+    return {"image": image, "caption": caption, "bank": bank, "owner": owner}
+
+
+def test_hubs_are_corrected() -> None:
+    world = with_hubs()
+    scores = world["image"] @ world["caption"].T
+    popular = {k: popularity(world["image"], world["bank"], k) for k in (4, 16)}
+    unpopular = {4: np.zeros(len(world["owner"]))}
+    found = choose_correction(scores, popular, unpopular, world["owner"])
+    assert found.alpha_image > 0
+    assert found.alpha_caption == 0
+    paid = found.alpha_image * popular[found.k_image]
+    before, after = (
+        recalls(rank_matrix(x, world["owner"])) for x in (scores, scores - paid[:, None])
+    )
+    assert after["t2i_R@1"] > before["t2i_R@1"] + 5
+
+
+def test_a_bank_of_another_kind_is_refused() -> None:
+    """Its popularities say nothing of this gallery."""
+    for seed in range(5):
+        world, draw = with_hubs(seed=seed), np.random.default_rng(seed)
+        scores = world["image"] @ world["caption"].T
+        foreign = unit(draw, 500, 16) - world["bank"].mean(axis=0)
+        wrong = {k: popularity(world["image"], foreign, k) for k in (4, 16)}
+        noise = {4: draw.normal(size=len(world["owner"]))}
+        found = choose_correction(scores, wrong, noise, world["owner"])
+        assert (found.alpha_image, found.alpha_caption) == (0, 0)
+
+
+def test_without_alphas_nothing_is_paid() -> None:
+    world = with_hubs()
+    scores = world["image"] @ world["caption"].T
+    popular = {4: popularity(world["image"], world["bank"], 4)}
+    other = {4: np.zeros(len(world["owner"]))}
+    found = choose_correction(scores, popular, other, world["owner"], alphas=(0.0,))
+    assert (found.alpha_image, found.alpha_caption) == (0, 0)
