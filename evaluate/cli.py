@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -73,6 +73,13 @@ def evaluate() -> None:
     help="With --rerank: use this frozen model's match head, and re-rank the model itself too.",
 )
 @click.option(
+    "--correct",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: also every simple method with its hubs corrected, and a closed-form head.",
+)
+@click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
@@ -106,6 +113,7 @@ def recall(
     folds: int,
     rerank: int,
     rerank_with: str | None,
+    correct: Literal["auto", "none"],
     eccv: bool,
     resamples: int,
     seed: int,
@@ -141,6 +149,7 @@ def recall(
         "device": device,
         "rerank": rerank,
         "rerank_with": rerank_with,
+        "correct": correct,
     }
     if plan is not None:
         from hada.evaluate.results import cost

@@ -170,6 +170,61 @@ def train(
     )
 
 
+@fuse.command()
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A frozen model to fuse; "
+              "give one to eight. [default: the manifest's]")  # fmt: skip
+@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
+@click.option("--train-split", default="train", show_default=True, metavar="NAME")
+@click.option("--val-split", default="val", show_default=True, metavar="NAME")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change one setting, such as cca=false, correct=none or bank=500.")  # fmt: skip
+@device_option
+@click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
+              help="The run's folder. [default: RUNS/DATASET/MODELS-closed-form-s0]")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
+@manifest_options
+def fit(
+    manifest: Manifest,
+    models: tuple[str, ...],
+    dataset: str | None,
+    train_split: str,
+    val_split: str,
+    settings: tuple[str, ...],
+    device: str,
+    run_path: Path | None,
+    fresh: bool,
+) -> None:
+    r"""Make a fusion in closed form, in seconds: no gradient descent.
+
+    \b
+    Three parts, each kept only where it helps on images that did not fit it:
+      shares       of the models' own cosines
+      cca          canonical correlation analysis of all models' embeddings
+      correction   images and captions pay for being near to everything (NNN)
+    The result is a run like any other, for recall, search, embed and export. It is what a trained
+    fusion has to beat; the command is short for hada-fuse train --recipe closed-form.
+
+    \b
+    Examples:
+      hada-fuse fit
+      hada-fuse fit --dataset flickr30k --model blip --model clip --set cca=false
+    """
+    from hada.fuse import commands
+
+    run = commands.train(
+        models,
+        dataset=dataset,
+        manifest=manifest,
+        recipe=named_recipe("closed-form").with_settings(parse_assignments(settings, "--set")),
+        train_split=train_split,
+        val_split=val_split,
+        run=run_path,
+        device=device,
+        fresh=fresh,
+    )
+    tell(str(run.path))
+
+
 def _seeds(text: str) -> list[int]:
     """`0,1,2` or `0 1 2` to numbers; raises `UsageError`."""
     try:

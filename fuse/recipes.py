@@ -44,6 +44,10 @@ class Recipe:
     scores: ScoreSettings = dataclasses.field(default_factory=ScoreSettings)
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
 
+    def __post_init__(self) -> None:
+        if self.training.epochs == 0 and not self.scores.finish:
+            raise UsageError("epochs=0 trains nothing: set finish_scores=true, or epochs=1 or more")
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, record by record."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
@@ -184,8 +188,31 @@ def _parsed(key: str, hint: Any, text: str) -> Any:
         raise UsageError(f"{key}: expected {kind}, got {text!r}") from None
 
 
+# A small network on the models' embeddings and global tokens, and everything that is fitted when it
+# is trained: all of it is one inner product.
+_DENSE: dict[str, Any] = {
+    "convolution": "none",
+    "use_globals": True,
+    "head_hidden": (1024,),
+    "dropout_head": 0.3,
+    "scores": "all",
+    "train_on_scores": False,
+    "tune_scores": True,
+    "finish_scores": True,
+    "cca": True,
+    "correct": "auto",
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "clip_norm": 1.0,
+    "weight_decay": 0.05,
+    "epochs": 10,
+    "choose": "likelihood",
+}
 RECIPES: dict[str, Recipe] = {
-    "fast": Recipe(name="fast").changed(
+    "fast": Recipe(name="fast").changed(**_DENSE, match_width=64),
+    "dense": Recipe(name="dense").changed(**_DENSE | {"batch_size": 128}),
+    "closed-form": Recipe(name="closed-form").changed(**_DENSE | {"epochs": 0}),
+    "pooled": Recipe(name="pooled").changed(
         use_embeddings=False,
         use_globals=True,
         head_hidden=(1024,),
@@ -199,25 +226,6 @@ RECIPES: dict[str, Recipe] = {
         clip_norm=1.0,
         weight_decay=0.05,
         epochs=10,
-        choose="likelihood",
-    ),
-    "graph": Recipe(name="graph").changed(
-        convolution="none",
-        use_globals=True,
-        head_hidden=(1024,),
-        dropout_head=0.3,
-        scores="all",
-        train_on_scores=False,
-        tune_scores=True,
-        finish_scores=True,
-        cca=True,
-        correct="auto",
-        match_width=64,
-        batch_size=64,
-        learning_rate=2e-3,
-        clip_norm=1.0,
-        weight_decay=0.05,
-        epochs=8,
         choose="likelihood",
     ),
     **{name: Recipe(name=name).changed(**changes) for name, changes in PUBLISHED.items()},

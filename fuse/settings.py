@@ -139,7 +139,7 @@ class NodeSettings(Settings):
     width: int = setting(0, 0, flat="match_width")
     hidden: int = setting(512, 1, flat="match_hidden")
     mirror: float = setting(0.5, 0, 1, flat="match_mirror")
-    graph: Literal["none", "attention"] = setting("attention", flat="match_graph")
+    graph: Literal["none", "attention"] = setting("none", flat="match_graph")
     graph_width: int = setting(128, 1, flat="match_graph_width")
     graph_heads: int = setting(4, 1, flat="match_graph_heads")
     dropout: float = setting(0.1, 0, 0.99, flat="match_dropout")
@@ -274,7 +274,8 @@ class ScoreSettings(Settings):
 class TrainingSettings(Settings):
     """How long, in which batches and at which rates.
 
-    `order` is "images" (each with all its captions) or "pairs"; `epochs` at most, stopping after
+    `order` is "images" (each with all its captions) or "pairs"; `epochs` at most (with 0 nothing is
+    trained, and `scores.finish` fits what there is in closed form), stopping after
     `patience` epochs without a gain on the validation split. A gain is, for `choose` "rsum", an
     RSum higher by `min_gain` or more; for "likelihood", right matches that are more likely, which
     moves smoothly where a few hundred images' RSum is mostly luck. Gradients of `accumulate`
@@ -286,7 +287,7 @@ class TrainingSettings(Settings):
     batch_size: int = setting(64, 1)
     accumulate: int = setting(1, 1)
     precision: Precision = "fp32"
-    epochs: int = setting(20, 1)
+    epochs: int = setting(20, 0)
     learning_rate: float = setting(1e-3, 0, 10)
     learning_rate_low: float = setting(1e-5, 0, 10)
     schedule: Literal["cosine", "restarts"] = "cosine"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hada.evaluate.methods import combinations as make
+from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.rank_fusion import RankFusion
@@ -61,7 +62,8 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
         methods.append(make.mean_of_cosines(singles))
         if not request.quick:
             methods.append(RankFusion(tuple(singles)))
-            methods += _trained(stores, request, gallery, singles)
+    if singles and not request.quick:
+        methods += _fitted(stores, request, gallery, singles)
     for run in request.runs:
         methods += make.fusions(run, gallery, request.device)
     if request.rerank and request.rerank_with:
@@ -87,21 +89,46 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
     return gallery, methods
 
 
-def _trained(
+def _fitted(
     stores: Manifest | StoreRoot, request: Request, gallery: Gallery, singles: list[EmbeddingMethod]
 ) -> list[EmbeddingMethod]:
-    """The methods that are tuned or trained, as far as their stores are there."""
+    """The methods that are tuned, trained or corrected, as far as their stores are there."""
     models = [store.spec.model.name for store in gallery.stores]
-    methods = []
+    several = len(singles) > 1
+    methods: list[EmbeddingMethod] = []
     try:
         val = open_gallery(stores, request.dataset, request.val_split, models)
-        methods.append(make.tuned_sum(singles, val))
+        if several:
+            methods.append(make.tuned_sum(singles, val))
         train = open_gallery(stores, request.dataset, request.train_split, models)
-        say("training concatenation + linear")
-        methods.append(concatenation_linear(gallery, train, val))
+        if several:
+            say("training concatenation + linear")
+            methods.append(concatenation_linear(gallery, train, val))
+        if request.correct == "auto":
+            methods += _corrected(gallery, train, val, singles)
     except StoreError as error:
         say(f"left out what needs more stores: {error}")
     return methods
+
+
+def _corrected(
+    gallery: Gallery, train: Gallery, val: Gallery, singles: list[EmbeddingMethod]
+) -> list[EmbeddingMethod]:
+    """Every simple method with its hubs corrected, and the closed-form head with and without."""
+    say("correcting hubs")
+    names = [method.name for method in singles]
+    pairs = [(method, of_models([method.name], [1.0])) for method in singles]
+    closed = None
+    if len(singles) > 1:
+        mean = make.mean_of_cosines(singles)
+        pairs.append((mean, of_models(names, [1 / len(names)] * len(names))))
+        weighted = make.tuned_sum(singles, val)
+        shares = weighted.details["shares"]
+        pairs.append((weighted, of_models(names, [shares[name] for name in names])))
+    closed = mean_with_cca(gallery, train, val)
+    methods = [closed[0]] if closed else []
+    pairs += [closed] if closed else []
+    return [*methods, *(corrected(method, scored, train, val) for method, scored in pairs)]
 
 
 def open_gallery(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Request:
         device: Where runs are applied: `auto`, `cpu`, `cuda` or `cuda:N`.
         rerank: Add a two-stage method for every run, which reorders this many first results by
             the run's match head; 0 adds none.
+        correct: `auto` adds the simple methods with their hubs corrected and the closed-form head.
         rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
     """
 
@@ -34,3 +36,4 @@ class Request:
     device: str = "auto"
     rerank: int = 0
     rerank_with: str | None = None
+    correct: Literal["auto", "none"] = "auto"

@@ -22,7 +22,7 @@ from hada.extract.common.errors import UsageError
 from hada.fuse.ranking.ranks import KS, Ranks, recalls
 
 # Kinds of methods that combine models without a graph.
-SIMPLE = ("mean", "weighted", "rrf", "linear")
+SIMPLE = ("mean", "weighted", "rrf", "linear", "cca", "corrected")
 Part = tuple[NDArray[np.int64], NDArray[np.int64]]
 _CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recall"}
 
@@ -56,8 +56,9 @@ def measure(
         `methods` in the order given. Each method has `metrics` (percent; ranks count from 1),
         CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
         `gain` over the best single model and its `gain_over_simple`, over the best simple
-        combination: paired, by image. `fitted_on` is what its parameters come from, `saw_split`
-        those of them that have images of this split (see `hada.evaluate.methods.seen`).
+        method, corrected ones among them: paired, by image. `fitted_on` is what its parameters
+        come from, `saw_split` those of them that have images of this split (see
+        `hada.evaluate.methods.seen`).
 
     Raises:
         UsageError: The images cannot be cut into so many folds of one size.

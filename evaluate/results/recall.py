@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hada.evaluate.methods.build import build, finished_runs
 from hada.evaluate.methods.request import Request
@@ -28,6 +28,7 @@ def recall(
     folds: int = 1,
     rerank: int = 0,
     rerank_with: str | None = None,
+    correct: Literal["auto", "none"] = "auto",
     eccv: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -52,6 +53,8 @@ def recall(
         folds: Number of galleries of consecutive images; figures are means over them.
         rerank: Reorder this many first results of every run by its match head; 0 for no re-ranking.
         rerank_with: Re-rank by the match head of this frozen model instead; needs `rerank`.
+        correct: `auto` adds every simple method with its hubs corrected, and the closed-form head;
+            they need the stores of the other two splits.
         eccv: Add ECCV Caption and CxC (COCO's test split and the extra `eccv` only).
         resamples: Resamples of the bootstrap over images.
         seed: Seed of the bootstrap.
@@ -85,6 +88,7 @@ def recall(
         device=device,
         rerank=rerank,
         rerank_with=rerank_with,
+        correct=correct,
     )
     if eccv:
         eccv_caption.metrics()  # refuses a missing package before the work

@@ -3,7 +3,7 @@
 Per side, with x the stored tokens of M models and their embeddings, each a node:
 
     z_n = project_m(x_n)                                        D_m -> hidden -> W
-    h_n = read_m(x_n) + model_m                                 D_m -> G
+    h_n = read_m(x_n) + model_m + place_n                       D_m -> G
     v_n = (z_n + gate * speak(attention(norm(h_1 .. h_N))))     G -> W, brought to unit length
     a_n = softmax over the item of weigh_m(x_n)
 
@@ -29,6 +29,9 @@ from hada.fuse.batch import Features, ModelShape
 from hada.fuse.network.inputs import prepare
 from hada.fuse.network.maxsim import NodeSet, node_scores
 from hada.fuse.settings import NodeSettings
+
+# Later tokens of a model share one learned place.
+PLACES = 256
 
 
 class NodeMatcher(nn.Module):
@@ -92,7 +95,10 @@ class NodeEncoder(nn.Module):
         if self.graph is not None:
             states = [part.states for part in parts if part.states is not None]
             models = [part.model for part in parts for _ in range(part.real.shape[1])]
-            vectors_BLW = vectors_BLW + self.graph(torch.cat(states, dim=1), models, real_BL)
+            places = [place for part in parts for place in range(part.real.shape[1])]
+            vectors_BLW = vectors_BLW + self.graph(
+                torch.cat(states, dim=1), models, places, real_BL
+            )
         kept_BL = self._kept(real_BL, logits_BL[..., 0])
         weights_BL = logits_BL[..., 0].masked_fill(~kept_BL, float("-inf")).softmax(dim=1)
         return NodeSet(
@@ -169,6 +175,7 @@ class NodeGraph(nn.Module):
         width, self.heads = settings.graph_width, settings.graph_heads
         self.dropout = settings.dropout
         self.models = nn.Parameter(0.02 * torch.randn(models, width))
+        self.places = nn.Parameter(0.02 * torch.randn(models, PLACES, width))
         self.norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         # The logarithm of an edge's weight, by head, model of the hearer and model of the heard.
@@ -176,11 +183,14 @@ class NodeGraph(nn.Module):
         self.speak = nn.Linear(width, settings.width)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(self, states_BLG: Tensor, models: Sequence[int], real_BL: Tensor) -> Tensor:
-        """(B, L, G) states of nodes of the given models -> (B, L, W)."""
+    def forward(
+        self, states_BLG: Tensor, models: Sequence[int], places: Sequence[int], real_BL: Tensor
+    ) -> Tensor:
+        """(B, L, G) states of nodes of the given models, at places in them -> (B, L, W)."""
         batch, longest, width = states_BLG.shape
         models_L = torch.tensor(models, device=states_BLG.device)
-        state = self.norm(states_BLG + self.models[models_L])
+        places_L = torch.tensor(places, device=states_BLG.device).clamp_max(PLACES - 1)
+        state = self.norm(states_BLG + self.models[models_L] + self.places[models_L, places_L])
         heads = self.query_key_value(state).view(batch, longest, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         edges_HLL = self.edges[:, models_L[:, None], models_L[None, :]]

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hada.extract.common.console import say
 from hada.extract.common.errors import RunError
+from hada.fuse.network.fuser import Fuser
+from hada.fuse.network.score_mix import ScoreMix
 from hada.fuse.run_files.checkpoint import Position, load_state
 from hada.fuse.run_folder import METRICS, RunFolder
 from hada.fuse.training.objective import Objective
@@ -68,6 +71,16 @@ def load_last(
         )
     run.go_on_from(point)
     return Position(**state["position"])
+
+
+def best_of(objective: Objective, tensors: Mapping[str, Tensor]) -> tuple[Fuser, ScoreMix]:
+    """Copies of an objective's network and shares, with the weights that `save_best` wrote."""
+    fuser, mix = copy.deepcopy(objective.fuser), copy.deepcopy(objective.mix)
+    part: nn.Module
+    for prefix, part in (("fuser.", fuser), ("mix.", mix)):
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        part.load_state_dict(own)
+    return fuser.eval(), mix.eval()
 
 
 def save_best(run: RunFolder, objective: Objective, epoch: int) -> None:

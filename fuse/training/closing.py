@@ -40,6 +40,7 @@ def fit_heads(
     names: Sequence[str],
     device: torch.device,
     report: Callable[[str], None],
+    trained: bool = True,
 ) -> Heads:
     """Everything behind a trained network.
 
@@ -52,6 +53,7 @@ def fit_heads(
         names: The models whose own cosine is a score, in that order.
         device: Where the network runs.
         report: Is called with one line for each decision.
+        trained: Whether the network is; an untrained one has no share.
 
     Returns:
         The heads. The score that they make is, on `val`, never less likely to find the right
@@ -63,7 +65,7 @@ def fit_heads(
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
     labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
     table = ScoreTable.of(found)
-    shares = chosen_shares(table, labels, report)
+    shares = chosen_shares(table, labels, report, without=() if trained else (0,))
     if cca is not None and shares[labels.index("cca")] == 0:
         kept = labels.index("cca")
         shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
@@ -83,10 +85,14 @@ def fit_heads(
 
 
 def chosen_shares(
-    table: ScoreTable, labels: Sequence[str], report: Callable[[str], None]
+    table: ScoreTable,
+    labels: Sequence[str],
+    report: Callable[[str], None],
+    without: Sequence[int] = (),
 ) -> tuple[float, ...]:
     """Shares that sum to 1, 0 for scores that do not help on images that did not fit them."""
-    kept = list(range(len(labels)))
+    kept = [k for k in range(len(labels)) if k not in without] or [0]
+    losses: dict[int, float] = {}
     loss = _held_out(table, kept)
     while len(kept) > 1:
         losses = {k: _held_out(table, [other for other in kept if other != k]) for k in kept}

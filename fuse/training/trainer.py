@@ -92,7 +92,7 @@ def train(job: Job) -> Position:
             log_epoch(job, position, table)
             position.epoch, position.step = position.epoch + 1, 0
             position.sums, position.seconds = {}, 0.0
-            if not recipe.scores.finish:
+            if not recipe.scores.finish and recipe.training.epochs:
                 position.finished = _ending(recipe, position)
             checkpoint.save_last(job.run, job.objective, job.optimizer, position)
     return position
@@ -100,6 +100,8 @@ def train(job: Job) -> Position:
 
 def _ending(recipe: Recipe, position: Position) -> str:
     """Why no epoch follows, or nothing where one does."""
+    if recipe.training.epochs == 0:
+        return "fitted in closed form"
     if position.epoch >= recipe.training.epochs:
         return f"all {recipe.training.epochs} epochs are done"
     if position.stale >= recipe.training.patience:
@@ -109,8 +111,13 @@ def _ending(recipe: Recipe, position: Position) -> str:
 
 def finish(job: Job, position: Position) -> None:
     """Fit what stands behind the network with the best epoch's weights, and keep it with them."""
-    fuser, mix = job.run.load_best()
-    job.report(f"fitting the scores of epoch {position.best_epoch + 1}, the best")
+    trained = position.best_epoch >= 0
+    if not trained:
+        checkpoint.save_best(job.run, job.objective, position.epoch)
+    tensors = job.run.load_tensors()
+    fuser, mix = checkpoint.best_of(job.objective, tensors)
+    which = f"of epoch {position.best_epoch + 1}, the best" if trained else "in closed form"
+    job.report(f"fitting the scores {which}")
     names = [job.loader.split.stores[m].spec.model.name for m in mixable_models(fuser)]
     heads = fit_heads(
         fuser,
@@ -121,10 +128,11 @@ def finish(job: Job, position: Position) -> None:
         names=names,
         device=job.device,
         report=job.report,
+        trained=trained,
     )
     # They count as the epoch's that would follow: a process that dies before the checkpoint knows
     # of them fits them again.
-    job.run.save_tensors({**job.run.load_tensors(), **heads.tensors()}, position.epoch)
+    job.run.save_tensors({**tensors, **heads.tensors()}, position.epoch)
 
 
 def train_epoch(job: Job, position: Position) -> None:
@@ -292,6 +300,8 @@ def deterministic() -> Iterator[None]:
 
 def summary(run: RunFolder, position: Position) -> str:
     """What a finished run has to say."""
+    if position.best_epoch < 0:
+        return f"{run.path}: {position.finished}; weights in {BEST}"
     return (
         f"{run.path}: {position.finished}. The best is epoch {position.best_epoch + 1}, RSum "
         f"{position.best_rsum:.1f} on the split it was chosen by; weights in {BEST}"

@@ -22,7 +22,7 @@ def test_recipes_survive_json():
     ("settings", "says"),
     [
         ({"epoch": "3"}, "unknown recipe setting 'epoch'. Did you mean 'epochs'"),
-        ({"epochs": "0"}, "epochs: expected at least 1, got 0"),
+        ({"epochs": "-1"}, "epochs: expected at least 0, got -1"),
         ({"epochs": "many"}, "epochs: expected int, got 'many'"),
         ({"learning_rate": "nan"}, "learning_rate: expected at least 0"),
         ({"dropout_head": "1"}, "at most 0.99"),

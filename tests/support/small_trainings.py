@@ -15,7 +15,7 @@ SMALL = {
     "node_width": 24, "heads": 2, "head_width": 12, "graph_width": 24, "out_width": 24,
     "batch_size": 16, "epochs": 3, "warmup_epochs": 0.5,
 }  # fmt: skip
-FAST = RECIPES["fast"].changed(**SMALL)
+FAST = RECIPES["pooled"].changed(**SMALL)
 HADA = RECIPES["hada"].changed(**{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
 
 

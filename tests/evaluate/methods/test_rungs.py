@@ -54,7 +54,7 @@ def make_run(stores: list[Any], **changes: Any) -> RunFolder:
     """A run of two models as training begins it, with its first weights as the best."""
     split = Split(stores)
     small = {"node_width": 8, "heads": 1, "head_width": 8, "graph_width": 8, "out_width": 8}
-    recipe = RECIPES["fast"].changed(**{**small, "head_hidden": (16,), **changes})
+    recipe = RECIPES["pooled"].changed(**{**small, "head_hidden": (16,), **changes})
     objective = build_objective(recipe, split, 0)
     run = RunFolder(Path("runs/mine"))
     run.claim(

@@ -48,7 +48,7 @@ def split() -> Split:
 @pytest.mark.parametrize("side", ["image", "caption"])
 def test_weights_are_the_mean_over_readers_and_heads(split: Split, side: Any) -> None:
     small = {"node_width": 8, "heads": 3, "head_width": 8, "graph_width": 8, "out_width": 8}
-    objective = build_objective(RECIPES["fast"].changed(**small, head_hidden=()), split, 0).eval()
+    objective = build_objective(RECIPES["pooled"].changed(**small, head_hidden=()), split, 0).eval()
     items = np.arange(2 if side == "image" else 4)
     found = attention(objective.fuser, split, side, items)
     branch = objective.fuser.image if side == "image" else objective.fuser.caption

@@ -24,7 +24,7 @@ SMALL = {
     "node_width": 16, "heads": 2, "head_width": 8, "graph_width": 16, "out_width": 16,
     "batch_size": 16, "epochs": 2, "warmup_epochs": 0.5,
 }  # fmt: skip
-FAST = RECIPES["fast"].changed(**SMALL)
+FAST = RECIPES["pooled"].changed(**SMALL)
 # In pairs, against a queue: the order of the batches decides more than their sum.
 HADA = RECIPES["hada"].changed(**{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
 

@@ -1,0 +1,163 @@
+"""Simple methods at their strongest: with a closed-form head, and corrected for hubs.
+
+A trained fusion has to be compared with what costs nothing: the correction takes no training and
+the CCA head one decomposition. Both are fitted on the training split and chosen on validation.
+
+Shape letters: I images, T captions, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hada.evaluate.methods.combinations import single_models, weighted_sum
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of
+from hada.evaluate.methods.seen import Fitted
+from hada.extract.common.errors import HadaError
+from hada.extract.spec import SIDES, SideName
+from hada.fuse.closed_form.cca import CCA, choose_cca
+from hada.fuse.closed_form.correction import choose_correction, folded, popularity
+from hada.fuse.ranking.ranks import rank_positives
+
+NEIGHBOURS = (8, 16, 32, 64, 128)
+# Images of the bank, with all their captions; more help little and cost time.
+BANK = 2000
+# Images of validation that choose; a matrix of scores is made of them.
+CHOSEN_BY = 1000
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+# A method as a function of the items that it scores.
+Scored = Callable[[Gallery], Pair]
+
+
+def mean_with_cca(
+    gallery: Gallery, train: Gallery, val: Gallery
+) -> tuple[EmbeddingMethod, Scored] | None:
+    """The mean of cosines and a CCA head on all models' embeddings; its share chosen on `val`.
+
+    Returns:
+        The method, and the same as a function of a gallery; None where the embeddings allow none.
+    """
+    sides = [_side_by_side(train, side) for side in SIDES]
+    try:
+        head, facts = choose_cca(sides[0], sides[1], train.caption_to_image)
+    except HadaError:
+        return None
+
+    def scored(items: Gallery, share: float) -> Pair:
+        models = single_models(items)
+        pairs = [model.pair for model in models]
+        method = EmbeddingMethod("cca", "cca", _encoded(head, items))
+        shares = [(1 - share) / len(pairs)] * len(pairs)
+        return weighted_sum([*models, method], [*shares, share])
+
+    def value(share: float) -> float:
+        ranks = rank_positives(*scored(val, share), val.caption_to_image)
+        return float((1 / (1 + ranks.i2t)).mean() + (1 / (1 + ranks.t2i)).mean())
+
+    share = max(SHARES, key=value)
+    method = EmbeddingMethod(
+        "mean + CCA",
+        "cca",
+        scored(gallery, share),
+        f"closed form: shrinkage {facts['shrinkage']:g}, width {facts['width']}, share {share:g} "
+        f"chosen on {val.stores[0].spec.split}",
+        {"share": share, "cca": facts},
+        (
+            *fitted_of(single_models(gallery)),
+            Fitted.of(train.stores, "trained on"),
+            Fitted.of(val.stores, "tuned on"),
+        ),
+    )
+    return method, lambda items: scored(items, share)
+
+
+def corrected(
+    method: EmbeddingMethod, scored: Scored, train: Gallery, val: Gallery
+) -> EmbeddingMethod:
+    """A method whose items pay for their popularity; 0 is among what they may pay.
+
+    Args:
+        method: The method, uncorrected.
+        scored: The same as a function of a gallery.
+        train: The bank.
+        val: Chooses how much is paid, for each direction.
+    """
+    bank_image, bank_caption = scored(part_of(train, BANK))
+    chosen_by = part_of(val, CHOSEN_BY)
+    image, caption = scored(chosen_by)
+    choice = choose_correction(
+        image @ caption.T,
+        {k: popularity(image, bank_caption, k) for k in NEIGHBOURS},
+        {k: popularity(caption, bank_image, k) for k in NEIGHBOURS},
+        chosen_by.caption_to_image,
+    )
+    image, caption = method.pair
+    paid = (
+        choice.alpha_image * popularity(image, bank_caption, choice.k_image),
+        choice.alpha_caption * popularity(caption, bank_image, choice.k_caption),
+    )
+    return replace(
+        method,
+        name=f"{method.name}, corrected",
+        kind="corrected",
+        pair=folded(image, caption, *paid),
+        note="items pay for their popularity in a bank of train: "
+        + ", ".join(
+            f"{what} {alpha:g} of the mean of {k}" if alpha else f"{what} nothing, no gain"
+            for what, k, alpha in (
+                ("images", choice.k_image, choice.alpha_image),
+                ("captions", choice.k_caption, choice.alpha_caption),
+            )
+        ),
+        details={**method.details, "correction": vars(choice)},
+        fitted=(
+            *method.fitted,
+            Fitted.of(train.stores, "bank from"),
+            Fitted.of(val.stores, "tuned on"),
+        ),
+    )
+
+
+def part_of(gallery: Gallery, most: int) -> Gallery:
+    """At most so many of its images, evenly spread, with all their captions."""
+    images = len(gallery.image_rows)
+    kept = np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
+    captions = np.flatnonzero(np.isin(gallery.caption_to_image, kept))
+    return replace(
+        gallery,
+        image_rows=gallery.image_rows[kept],
+        caption_rows=gallery.caption_rows[captions],
+        caption_to_image=np.searchsorted(kept, gallery.caption_to_image[captions]),
+    )
+
+
+def of_models(names: Sequence[str], shares: Sequence[float]) -> Scored:
+    """The weighted sum of some models' cosines as a function of a gallery."""
+
+    def scored(items: Gallery) -> Pair:
+        models = {model.name: model for model in single_models(items)}
+        return weighted_sum([models[name] for name in names], shares)
+
+    return scored
+
+
+def _side_by_side(gallery: Gallery, side: SideName) -> NDArray[np.float32]:
+    """(n, D) all models' stored embeddings of a side, those without a joint space left out."""
+    rows = gallery.image_rows if side == "image" else gallery.caption_rows
+    parts = []
+    for store in gallery.stores:
+        reader = store.image if side == "image" else store.caption
+        values = reader.embeddings()
+        if values is not None:
+            parts.append(values[rows].astype(np.float32))
+    return np.concatenate(parts, axis=1)
+
+
+def _encoded(head: CCA, gallery: Gallery) -> Pair:
+    image, caption = (head.encode(side, _side_by_side(gallery, side)) for side in SIDES)
+    return image, caption

@@ -1,0 +1,227 @@
+"""What is fitted behind a network: kept only where it helps, saved with the run, found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fuse_fakes import make_store, make_world
+from small_trainings import SMALL, call, without_time
+
+from hada.extract.common.errors import UsageError
+from hada.extract.store import open_store
+from hada.fuse.embedding import embed_split
+from hada.fuse.exchange.hub import HadaModel
+from hada.fuse.job import Plan, train_run
+from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
+from hada.fuse.recipes import RECIPES
+from hada.fuse.run_files.weights import BEST
+from hada.fuse.run_folder import RunFolder
+from hada.fuse.scores.heads import Heads
+from hada.fuse.scores.shares import ScoreTable, ranked_shares, reciprocal_rank
+from hada.fuse.training import checkpoint, closing, trainer
+from hada.fuse.training.closing import chosen_shares
+
+NODES = {"match_width": 8, "match_hidden": 12, "match_graph_width": 8, "head_hidden": ()}
+FAST = RECIPES["fast"].changed(**{**SMALL, **NODES, "epochs": 2, "bank": 40, "node_bank": 16})
+
+
+def trained(stores, folder, recipe, **options):
+    """A run of the stores of train and of val."""
+    plan = Plan(
+        dataset="toy",
+        train_split="train",
+        val_split="val",
+        models=tuple(store.spec.model.name for store in stores["train"]),
+        recipe=recipe,
+        seed=0,
+        paths={split: [str(store.path) for store in opened] for split, opened in stores.items()},
+        folder=folder,
+    )
+    return train_run(plan, device="cpu", **options)
+
+
+def make_stores(root, models, images=(120, 60), **options):
+    return {
+        split: [make_store(root, model, split, images=count, **options) for model in models]
+        for split, count in zip(("train", "val"), images, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Stores of 120 and 60 images as two models see them, and a finished run."""
+    root = tmp_path_factory.mktemp("closing")
+    stores = make_stores(root, ("left", "right"), noise=1.0)
+    return root, stores, trained(stores, root / "run", FAST)
+
+
+@pytest.fixture
+def found(world):
+    """What the run makes of val."""
+    _, stores, run = world
+    return embed_split(run, stores["val"], device="cpu")
+
+
+@pytest.mark.parametrize("graph", ["none", "attention"])
+@pytest.mark.parametrize(
+    "models", [("left",), ("left", "right"), ("left", "right", "flat"), ("flat",)]
+)
+def test_any_models_train(tmp_path, models, graph):
+    """One, two and three models; one that has embeddings and no tokens, alone or as the third."""
+    stores = make_stores(tmp_path, models, images=(40, 20))
+    recipe = FAST.changed(epochs=1, match_graph=graph, match_drop_tokens=0.2, match_most=4)
+    run = trained(stores, tmp_path / "run", recipe)
+    embedded = embed_split(run, stores["val"], device="cpu")
+    assert embedded.nodes is not None
+    scores = np.concatenate([block for _, block in embedded.scores()], axis=1)
+    assert scores.shape == (20, 40)
+    assert np.isfinite(scores).all()
+
+
+def test_the_whole_score_is_what_its_parts_say(found):
+    """Slowly: shares times cosines and node scores, less what is paid."""
+    assert found.nodes is not None
+    table = ScoreTable.of(found)
+    plain = table.total([*found.shares, found.node_share])
+    if found.node_penalties is not None:
+        plain -= found.node_penalties[0][:, None] + found.node_penalties[1][None]
+    whole = np.concatenate([block for _, block in found.scores()], axis=1)
+    np.testing.assert_allclose(whole, plain, atol=2e-5)
+    images, captions = np.array([3, 0, 59]), np.array([0, 7, 100])
+    np.testing.assert_allclose(
+        found.pair_scores(images, captions), whole[images, captions], atol=2e-5
+    )
+    part = found.part(np.array([2, 5]), np.flatnonzero(np.isin(found.caption_to_image, [2, 5])))
+    some = np.concatenate([block for _, block in part.scores()], axis=1)
+    columns = np.flatnonzero(np.isin(found.caption_to_image, [2, 5]))
+    np.testing.assert_allclose(some, whole[np.ix_([2, 5], columns)], atol=2e-5)
+
+
+def test_the_first_stage_is_one_corrected_product(found):
+    paid = (np.linspace(-1, 1, 60, dtype="f4"), np.linspace(1, 0, 120, dtype="f4"))
+    found = replace(found, penalties=paid)
+    image, caption = found.cosines()
+    owner = found.caption_to_image
+    one = rank_positives(found.image_IE, found.caption_TE, owner)
+    np.testing.assert_array_equal(
+        one.t2i, rank_matrix(image @ caption.T - paid[0][:, None], owner).t2i
+    )
+    np.testing.assert_array_equal(
+        one.i2t, rank_matrix(image @ caption.T - paid[1][None], owner).i2t
+    )
+
+
+def test_heads_survive_the_file_and_the_export(world, found, tmp_path):
+    _, stores, run = world
+    heads = run.load_heads()
+    again = Heads.from_tensors(heads.tensors())
+    for name, value in heads.tensors().items():
+        assert torch.equal(value, again.tensors()[name]), name
+    assert Heads.from_tensors({}) is None
+    HadaModel.from_run(run).save_pretrained(tmp_path / "model")
+    back = HadaModel.from_pretrained(tmp_path / "model").embed(stores["val"], device="cpu")
+    np.testing.assert_array_equal(found.image_IE, back.image_IE)
+    for (_, one), (_, other) in zip(found.scores(), back.scores(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_score_that_does_not_help_is_left_out_and_said_so(found):
+    table = ScoreTable.of(replace(found, nodes=None))
+    noise = torch.randn(1, *table.scores_KIT.shape[1:], generator=torch.Generator().manual_seed(0))
+    table = replace(table, scores_KIT=torch.cat([table.scores_KIT, noise]))
+    labels = [f"s{k}" for k in range(len(table.scores_KIT))]
+    said = []
+    shares = chosen_shares(table, labels, said.append)
+    assert shares[-1] == 0
+    assert f"{labels[-1]}: left out: right matches are as likely without it" in said
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_steps_towards_a_better_reciprocal_rank_only_raise_it(found):
+    table = ScoreTable.of(found)
+    count = len(table.scores_KIT)
+    start = (1 / count,) * count
+    shares = ranked_shares(table, start)
+    assert reciprocal_rank(table, shares) >= reciprocal_rank(table, start)
+
+
+def test_a_run_that_dies_while_it_is_finished_finishes_later(world, monkeypatch, tmp_path):
+    """After the heads are written and before the checkpoint knows of them, and before that."""
+    _, stores, run = world
+    for moment in ("before", "after"):
+        with monkeypatch.context() as patch:
+            if moment == "before":
+                patch.setattr(trainer, "fit_heads", _die)
+            else:
+                whole = checkpoint.save_last
+
+                def save(run, objective, optimizer, position, whole=whole):
+                    if position.finished:
+                        raise KeyboardInterrupt
+                    whole(run, objective, optimizer, position)
+
+                patch.setattr(checkpoint, "save_last", save)
+            with pytest.raises(KeyboardInterrupt):
+                trained(stores, tmp_path / moment, FAST)
+        again = trained(stores, tmp_path / moment, FAST)
+        assert without_time(again.metrics()) == without_time(run.metrics())
+        assert (again.path / BEST).read_bytes() == (run.path / BEST).read_bytes()
+
+
+@pytest.fixture
+def world_of_files(tmp_path, monkeypatch):
+    make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _die(*_args, **_options):
+    raise KeyboardInterrupt
+
+
+def test_other_recipes_have_no_heads(world, tmp_path):
+    _, stores, _ = world
+    recipe = RECIPES["pooled"].changed(**SMALL | {"epochs": 1})
+    assert trained(stores, tmp_path / "pooled", recipe).load_heads() is None
+
+
+def test_a_mixture_is_not_below_its_members(found):
+    """On the images that chose it, by the measure that chose it."""
+    table = ScoreTable.of(found)
+    whole = reciprocal_rank(table, [*found.shares, found.node_share])
+    for k in range(len(table.scores_KIT)):
+        alone = [float(k == other) for other in range(len(table.scores_KIT))]
+        assert whole >= reciprocal_rank(table, alone) - 0.005
+
+
+def test_nothing_to_fit_is_told():
+    with pytest.raises(UsageError, match="finish_scores=true"):
+        RECIPES["pooled"].changed(epochs=0)
+    with pytest.raises(UsageError, match="needs scores=all"):
+        RECIPES["pooled"].changed(scores="fused", tune_scores=False, finish_scores=True)
+    with pytest.raises(UsageError, match="finish_scores"):
+        RECIPES["pooled"].changed(cca=True)
+
+
+def test_fit_is_a_run_like_any_other(world_of_files):
+    """By the command: fitted, finished when called again, embedded like a trained one."""
+    words = ("fit", "--manifest", "toy.yaml", "--run", "closed", "--set", "bank=40")
+    code, out, said = call(*words)
+    assert code == 0
+    assert out.strip() == "closed"
+    assert "fitted in closed form" in said
+    assert (
+        "already finished"
+        in call("fit", "--manifest", "toy.yaml", "--run", "closed", "--set", "bank=40")[2]
+    )
+    run = RunFolder(world_of_files / "closed")
+    stores = [open_store(world_of_files / "stores/toy/val" / m) for m in ("left", "right")]
+    found = embed_split(run, stores, device="cpu")
+    assert found.shares[0] == 0
+    rsum = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))["rsum"]
+    own = [recalls(rank_positives(*pair, found.caption_to_image))["rsum"] for pair in found.own]
+    assert rsum > max(own) - 20
+    assert closing.LEAST_GAIN > 0
