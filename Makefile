@@ -21,10 +21,10 @@ types: ## mypy alone
 	$(BIN)/mypy
 
 quick: ## the tests that are not marked `slow`
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow"
 
 test: ## all tests
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 clean: ## remove build outputs and caches; keep .venv, stores and runs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

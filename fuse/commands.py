@@ -109,7 +109,8 @@ def embed(
     """Write a run's fused embeddings of splits as feature stores.
 
     A store holds (I, E) float32 image embeddings and (T, E) caption embeddings whose inner
-    product is the run's score; items that a model could not read are NaN.
+    product is the run's score; items that a model could not read are NaN. A run that matches nodes
+    gets a second store beside it, PATH-nodes, with a vector a node: what its second stage needs.
 
     Args:
         run: The run, or its folder.
@@ -130,7 +131,7 @@ def embed(
     """
     from hada.extract.common.errors import UsageError
     from hada.extract.store import open_store
-    from hada.fuse.embedding import embed_split, write_embedded
+    from hada.fuse.embedding import embed_split, write_embedded, write_nodes
 
     names = (splits,) if isinstance(splits, str) else tuple(splits)
     if output is not None and len(names) > 1:
@@ -153,6 +154,12 @@ def embed(
             f"{config['dataset']}/{split} in {path}"
         )
         written.append(str(path))
+        if embedded.nodes is not None and embedded.node_share:
+            beside = f"{path}-nodes"
+            write_nodes(
+                beside, f"{folder.name}-nodes", folder, embedded, stores, anew=output is None
+            )
+            say(f"their nodes in {beside}")
     return written
 
 

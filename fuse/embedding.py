@@ -17,7 +17,7 @@ from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError, StoreMismatchError
-from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec
+from hada.extract.spec import SIDES, ModelSpec, SideName, StoreSpec, TokenSpec
 from hada.extract.store import StoreReader, formats, write_store
 from hada.extract.store.commit import COMMIT, read_markers
 from hada.extract.store.pooling import ALL, describe
@@ -174,6 +174,9 @@ def write_embedded(
 ) -> None:
     """Write fused embeddings as a store like any other; its cosine is the run's score.
 
+    Of a run that corrects hubs the cosine is the corrected score over a constant, and of one that
+    matches nodes it is the first stage's; `write_nodes` keeps the second's.
+
     Args:
         path: Where.
         name: The model's name in it.
@@ -185,44 +188,96 @@ def write_embedded(
     Raises:
         StoreMismatchError: Another store is there.
     """
-    store = stores[0]
-    config = run.config()
-    images, captions = embedded
-    ids = {
-        "image": [store.image.ids[i] for i in embedded.image_rows],
-        "caption": [store.caption.ids[i] for i in embedded.caption_rows],
-    }
-    model = ModelSpec(
-        name=name,
-        family="hada",
-        weights_digest=weights_digest(run.path),
-        embedding_width=images.shape[1],
-        normalized=True,
-        image=None,
-        caption=None,
-        preprocessing={
-            "models": config["models"],
-            "shares": list(embedded.shares),
-            "fitted_on": fitted_on(config),
-            "stores": {s.spec.model.name: contents_of(s) for s in stores},
-        },
-        libraries={"torch": torch.__version__},
-    )
-    spec = StoreSpec(
-        model=model,
-        dataset=store.spec.dataset,
-        split=store.spec.split,
-        dataset_digest=store.spec.dataset_digest,
-        dtype="float32",
-    )
+    images, captions = embedded.unit()
+    facts = {"shares": list(embedded.shares)}
+    spec = _spec(name, run, stores, facts, embedding_width=images.shape[1])
     if anew:
         _remove_stale(remote.place(path), spec)
     write_store(
         path,
         spec,
-        ids={"image": ids["image"], "caption": ids["caption"]},
+        ids=_ids(embedded, stores[0]),
         caption_to_image=embedded.caption_to_image,
         embeddings={"image": images, "caption": captions},
+    )
+
+
+def write_nodes(
+    path: Path | str,
+    name: str,
+    run: RunFolder,
+    embedded: Embedded,
+    stores: Sequence[StoreReader],
+    *,
+    anew: bool = False,
+) -> None:
+    """Write a run's nodes as the tokens of an ordinary store, float16 and ragged.
+
+    Every row is a node's vector times its weight: its length is the weight, and the sum over a
+    caption's rows of the largest product with an image's rows, brought to unit length, is the first
+    part of the score (`hada.fuse.network.maxsim`). The arguments are those of `write_embedded`.
+
+    Raises:
+        StoreMismatchError: Another store is there.
+        RunError: The run matches no nodes.
+    """
+    if embedded.nodes is None:
+        raise RunError(f"{run.path}: matches no nodes; train one that does: --recipe fast")
+    width = embedded.nodes[0].vectors_SW.shape[1]
+    facts = {"node_share": embedded.node_share, "mirror": embedded.mirror}
+    spec = _spec(name, run, stores, facts, node_width=width)
+    if anew:
+        _remove_stale(remote.place(path), spec)
+    write_store(
+        path,
+        spec,
+        ids=_ids(embedded, stores[0]),
+        caption_to_image=embedded.caption_to_image,
+        tokens={side: n.weighted() for side, n in zip(SIDES, embedded.nodes, strict=True)},
+    )
+
+
+def _ids(embedded: Embedded, store: StoreReader) -> dict[SideName, list[str]]:
+    return {
+        "image": [store.image.ids[i] for i in embedded.image_rows],
+        "caption": [store.caption.ids[i] for i in embedded.caption_rows],
+    }
+
+
+def _spec(
+    name: str,
+    run: RunFolder,
+    stores: Sequence[StoreReader],
+    facts: dict[str, Any],
+    *,
+    embedding_width: int | None = None,
+    node_width: int | None = None,
+) -> StoreSpec:
+    """What a store of a run's embeddings or nodes says of itself."""
+    config, like = run.config(), stores[0].spec
+    tokens = None if node_width is None else TokenSpec(width=node_width, count=None)
+    model = ModelSpec(
+        name=name,
+        family="hada",
+        weights_digest=weights_digest(run.path),
+        embedding_width=embedding_width,
+        normalized=embedding_width is not None,
+        image=tokens,
+        caption=tokens,
+        preprocessing={
+            "models": config["models"],
+            **facts,
+            "fitted_on": fitted_on(config),
+            "stores": {s.spec.model.name: contents_of(s) for s in stores},
+        },
+        libraries={"torch": torch.__version__},
+    )
+    return StoreSpec(
+        model=model,
+        dataset=like.dataset,
+        split=like.split,
+        dataset_digest=like.dataset_digest,
+        dtype="float32" if node_width is None else "float16",
     )
 
 

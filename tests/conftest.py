@@ -8,6 +8,10 @@ from pathlib import Path
 import golden_files
 import pytest
 
+# Workers beside each other would spin on the same cores; it must be said before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The contract suites lie in the package: their assertions shall explain themselves too.
 pytest.register_assert_rewrite(
     "hada.extract.testing.backbone_contract", "hada.extract.testing.store_contract"

@@ -11,35 +11,87 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import torch
 from numpy.typing import NDArray
 
-from hada.evaluate.frozen_model import load_frozen_model
-from hada.extract.backbones import RegionBackbone
 from hada.extract.common import atomic
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
-from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
-from hada.extract.datasets.images import open_image
-from hada.extract.manifest import Manifest
-from hada.extract.spec import SideName, StoreSpec
-from hada.extract.store import StoreReader, open_store, write_store
-from hada.fuse.embedding import Embedded, check_features, contents_of, embed, embed_split
+from hada.extract.spec import SIDES, SideName
+from hada.extract.store import StoreReader
+from hada.fuse.embedding import Embedded, contents_of, embed_split
 from hada.fuse.run_files.sealed import FaultError, check_sealed, write_sealed
 from hada.fuse.run_folder import RunFolder, weights_digest
-from hada.fuse.tokens.split import Split
+from hada.fuse.scores.item_nodes import ItemNodes, score_matrix
 
-FORMAT = 2
+FORMAT = 3
+# The first stage brings this many items to the second, which scores them by their nodes; see
+# docs/fusion.md for what is lost against an exhaustive search.
+DEPTH = 200
 HOLDS, GRAPH = "index", "faiss graph"
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched by.
+
+    Attributes:
+        vector: (E,) its inner product with an index's embeddings is the first stage's score.
+        embedded: What a run that matches nodes makes of it; None where one stage is all.
+    """
+
+    vector: NDArray[np.float32]
+    embedded: Embedded | None = None
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What the whole score of a run that matches nodes needs of the items of one side.
+
+    Attributes:
+        side: Of the items.
+        cosines: (n, E) their inner product with the query's is the sum of cosines, uncorrected.
+        nodes: Their nodes.
+        paid: (n,) what they pay for their popularity in the whole score.
+    """
+
+    side: SideName
+    cosines: NDArray[np.float32]
+    nodes: ItemNodes
+    paid: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, embedded: Embedded, side: SideName) -> SecondStage | None:
+        """That of one side of a split; None where the run matches no nodes."""
+        if embedded.nodes is None or not embedded.node_share:
+            return None
+        number = SIDES.index(side)
+        cosines, nodes = embedded.cosines()[number], embedded.nodes[number]
+        paid = np.zeros(len(nodes), np.float32)
+        if embedded.node_penalties is not None:
+            paid = embedded.node_penalties[number]
+        return cls(side, cosines, nodes, paid)
+
+    def scores(self, query: Embedded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(k,) the whole score of some items; the query's own payment changes no order."""
+        assert query.nodes is not None
+        asked = 1 - SIDES.index(self.side)
+        items, one = self.nodes.take(rows), query.nodes[asked]
+        pair = (items, one) if self.side == "image" else (one, items)
+        matched = score_matrix(*pair, query.mirror).ravel()
+        cosine = self.cosines[rows] @ query.cosines()[asked][0]
+        return np.asarray(query.node_share * matched + cosine - self.paid[rows], np.float32)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As arrays by name, for the file of an index."""
+        nodes = {f"nodes_{name}": value for name, value in vars(self.nodes).items()}
+        return {"cosines": self.cosines, "paid": self.paid, **nodes}
 
 
 @dataclass(frozen=True)
@@ -49,28 +101,47 @@ class Index:
     embeddings: NDArray[np.float32]
     ids: list[str]
     key: str
+    second: SecondStage | None = None
 
-    def top(self, query_E: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-        """Rows and scores of the best, exactly; equal scores in the order of rows.
+    def top(
+        self, query: Query | NDArray[np.float32], count: int, depth: int = DEPTH
+    ) -> list[tuple[int, float]]:
+        """Rows and scores of the best; equal scores in the order of rows.
+
+        The order is exact by the embeddings; where nodes are matched, the best `depth` by the
+        embeddings are ordered anew by the whole score.
 
         >>> Index(np.eye(2, dtype=np.float32), ["a", "b"], "").top(np.array([0, 1.0]), 1)
         [(1, 1.0)]
         """
-        scores = self.embeddings @ query_E.astype(np.float32)
+        asked = query if isinstance(query, Query) else Query(query)
+        scores = self.embeddings @ asked.vector.astype(np.float32)
+        first = np.argsort(-scores, kind="stable")
+        if self.second is None or asked.embedded is None:
+            return [(int(row), float(scores[row])) for row in first[:count]]
+        return self.again(asked, first[: max(count, depth)], count)
+
+    def again(self, query: Query, rows: NDArray[np.int64], count: int) -> list[tuple[int, float]]:
+        """The best of some rows by the whole score: the second stage."""
+        assert self.second is not None
+        assert query.embedded is not None
+        scores = self.second.scores(query.embedded, rows)
         order = np.argsort(-scores, kind="stable")[:count]
-        return [(int(row), float(scores[row])) for row in order]
+        return [(int(rows[k]), float(scores[k])) for k in order]
 
     def save(self, path: Path, weights: str = "") -> None:
         """Write it as one file that NumPy opens; `weights` is the digest of a run's weights."""
         buffer = io.BytesIO()
-        np.savez(buffer, ids=np.array(self.ids), embeddings=self.embeddings)
+        more = {} if self.second is None else self.second.arrays()
+        arrays: dict[str, Any] = {"ids": np.array(self.ids), "embeddings": self.embeddings, **more}
+        np.savez(buffer, **arrays)
         head = {"holds": HOLDS, "format": FORMAT, "key": self.key, "weights": weights}
         with atomic.writing(path) as file:
             write_sealed(file, buffer.getbuffer(), head)
 
     @classmethod
-    def load(cls, path: Path, key: str) -> Index | None:
-        """The saved index, None where there is none.
+    def load(cls, path: Path, key: str, side: SideName = "image") -> Index | None:
+        """The saved index of a side, None where there is none.
 
         Raises:
             FaultError: It is damaged, or of other weights or features.
@@ -81,11 +152,16 @@ class Index:
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 ids, embeddings = file["ids"], file["embeddings"]
+                second = None
+                if "cosines" in file:
+                    names = ("vectors_SW", "weights_S", "lengths")
+                    nodes = ItemNodes(*(file[f"nodes_{name}"] for name in names))
+                    second = SecondStage(side, file["cosines"], nodes, file["paid"])
             if embeddings.ndim != 2 or ids.shape != embeddings.shape[:1] or ids.dtype.kind != "U":
                 raise ValueError("its arrays do not fit each other")
         except Exception as error:  # a checksum of ours, and contents that are not
             raise FaultError("damaged", path, str(error), "remove it") from error
-        return cls(embeddings, ids.tolist(), key)
+        return cls(embeddings, ids.tolist(), key, second)
 
 
 def check_copy(path: Path, holds: str, key: str) -> None:
@@ -104,19 +180,26 @@ def check_copy(path: Path, holds: str, key: str) -> None:
 
 
 def faiss_top(
-    index: Index, query_E: NDArray[np.float32], count: int, path: Path | None = None
+    index: Index, query: Query | NDArray[np.float32], count: int, path: Path | None = None
 ) -> list[tuple[int, float]]:
     """The best by faiss's HNSW, which is kept at `path` and made again for another index.
+
+    Where nodes are matched it is the first of two stages, as in `Index.top`.
 
     Raises:
         UsageError: The package is missing.
     """
     graph = hnsw(index, path)
-    graph.hnsw.efSearch = max(64, 4 * count)
-    scores, rows = graph.search(query_E[None].astype(np.float32), count)
+    asked = query if isinstance(query, Query) else Query(query)
+    again = index.second is not None and asked.embedded is not None
+    wanted = min(max(count, DEPTH), len(index.ids)) if again else count
+    graph.hnsw.efSearch = max(64, 4 * wanted)
+    scores, rows = graph.search(asked.vector[None].astype(np.float32), wanted)
     # Where fewer are found than asked for, faiss fills up with row -1.
-    ranked = zip(rows[0], scores[0], strict=True)
-    return [(int(row), float(score)) for row, score in ranked if row >= 0]
+    ranked = [(int(row), float(s)) for row, s in zip(rows[0], scores[0], strict=True) if row >= 0]
+    if again:
+        return index.again(asked, np.array([row for row, _ in ranked]), count)
+    return ranked
 
 
 def hnsw(index: Index, path: Path | None) -> Any:
@@ -152,110 +235,6 @@ def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class Encoder:
-    """The frozen models, and the fusion where there is one, loaded once for any number of queries.
-
-    A query becomes a store of one image and one caption, so that it passes through the same code as
-    the split. The side that is not the query is filled with a placeholder whose result is unused.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        stores: Sequence[StoreReader],
-        device: str,
-        run: RunFolder | None = None,
-    ) -> None:
-        """Load the models of the stores, and the run's fusion.
-
-        Args:
-            manifest: Names the models' families and weights.
-            stores: Of the split that is searched, one per model of the run.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            run: The fusion behind the models; None for a single model.
-
-        Raises:
-            StoreMismatchError: The manifest's weights are not those of a store.
-            UsageError: A model sees regions, so it cannot encode a query.
-            RunError: The run does not fit the stores.
-        """
-        self._like = stores
-        self._backbones = [load_frozen_model(manifest, store, device) for store in stores]
-        for store, backbone in zip(stores, self._backbones, strict=True):
-            if isinstance(backbone, RegionBackbone):
-                name = store.spec.model.name
-                raise UsageError(
-                    f"model {name!r} sees regions, not images: it cannot encode a query"
-                )
-        self._fuse = None if run is None else self._fusion(run, device)
-
-    def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
-        """The run's fusion as a function from the stores of a query to its embeddings."""
-        fuser, mix = run.load_best()
-        config, recipe = run.config(), run.recipe()
-        inputs = recipe.network.inputs
-        for store, backbone in zip(self._like, self._backbones, strict=True):
-            model = store.spec.model
-            check_features(config["features"][model.name], store, run.path, inputs=inputs)
-            if inputs == "as-is" and backbone.spec.normalized != model.normalized:
-                raise UsageError(
-                    f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
-                    "no longer gives, and this run takes them as they are; extract again"
-                )
-        first_only = recipe.features.first_tokens_only
-
-        def fuse(stores: Sequence[StoreReader]) -> Embedded:
-            split = Split(stores, first_tokens_only=first_only)
-            return embed(fuser, mix, split, torch.device(choose_device(device)))
-
-        return fuse
-
-    def text(self, text: str) -> NDArray[np.float32]:
-        """(E,) embedding of a caption."""
-        if not text.strip():
-            raise UsageError("the query is empty: expected a sentence, or --image FILE")
-        return self._encode("caption", text, PIL.Image.new("RGB", (64, 64)))
-
-    def image(self, path: Path) -> NDArray[np.float32]:
-        """(E,) embedding of an image; raises `ImageError` where it cannot be read."""
-        return self._encode("image", "a picture", open_image(path))
-
-    def _encode(
-        self, side: SideName, text: str, query_image: PIL.Image.Image
-    ) -> NDArray[np.float32]:
-        with tempfile.TemporaryDirectory(prefix="hada-query-") as folder:
-            stores = []
-            for number, backbone in enumerate(self._backbones):
-                dtype = self._like[number].spec.dtype
-                stores.append(_store_one(backbone, f"{folder}/{number}", text, query_image, dtype))
-            if self._fuse is None:
-                return np.asarray(own_embeddings(stores[0], side)[0])
-            image, caption = self._fuse(stores)
-            return np.asarray((image if side == "image" else caption)[0], np.float32)
-
-
-def _store_one(
-    backbone: Any, path: str, text: str, query_image: PIL.Image.Image, dtype: str
-) -> StoreReader:
-    encoded: dict[SideName, Any] = {
-        "image": backbone.encode_images(backbone.preprocess(query_image)[None]),
-        "caption": backbone.encode_captions(backbone.tokenize([text])),
-    }
-    spec = StoreSpec(
-        model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype=dtype
-    )
-    write_store(
-        path,
-        spec,
-        ids={"image": ["query"], "caption": ["query"]},
-        caption_to_image=np.zeros(1, np.int64),
-        tokens={s: [e.values] for s, e in encoded.items() if e.values is not None},
-        embeddings={s: e.embeddings for s, e in encoded.items() if e.embeddings is not None}
-        or None,
-    )
-    return open_store(path)
-
-
 def own_embeddings(store: StoreReader, side: SideName) -> NDArray[np.float32]:
     """(n, E) a model's own embeddings at unit length; failed items are zero, so they rank last."""
     values = (store.image if side == "image" else store.caption).embeddings()
@@ -287,7 +266,7 @@ def build_index(
     parts = [*(contents_of(store) for store in stores), weights, side]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     try:
-        saved = Index.load(path, key)
+        saved = Index.load(path, key, side)
     except FaultError as fault:
         say(f"{_first(fault)}. It is made anew")
     else:
@@ -300,6 +279,7 @@ def build_index(
         embedded = embed_split(folder, stores, device=device)
         rows = embedded.image_rows if side == "image" else embedded.caption_rows
         values = embedded.image_IE if side == "image" else embedded.caption_TE
-        index = Index(values, [ids[row] for row in rows], key)
+        second = SecondStage.of(embedded, side)
+        index = Index(values, [ids[row] for row in rows], key, second)
     index.save(path, weights)
     return index, False

@@ -12,7 +12,8 @@ from hada.evaluate.methods.build import finished_runs, open_gallery
 from hada.evaluate.pages import page as pages
 from hada.evaluate.pages.document import document
 from hada.evaluate.pages.thumbnails import thumbnail
-from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top
+from hada.evaluate.search.encoder import Encoder
+from hada.evaluate.search.index import Index, build_index, faiss_top
 from hada.extract.common import atomic
 from hada.extract.common.console import say, tell
 from hada.extract.common.errors import DatasetError, RunError, UsageError

@@ -28,6 +28,8 @@ from hada.fuse.ranking.ranks import rank_matrix
 # Products of one block, float32: 32 MiB.
 BLOCK_NUMBERS = 1 << 23
 ALPHAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
+# Longer than any corrected vector: unit length, a payment below 2 and a 1.
+LONGEST = 2.5
 # Images, and captions.
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 # A correction must raise the mean reciprocal rank of its direction by this much on queries that did
@@ -143,6 +145,34 @@ def folded(
     image = np.concatenate([image_IE, -np.asarray(image_paid_I)[:, None], ones_I], axis=1)
     caption = np.concatenate([caption_TE, ones_T, -np.asarray(caption_paid_T)[:, None]], axis=1)
     return image.astype(np.float32), caption.astype(np.float32)
+
+
+def as_cosine(
+    image_IE: NDArray[Any], caption_TE: NDArray[Any], longest: float = LONGEST
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(I, E + 2) and (T, E + 2) of unit length whose cosine is the inner product over `longest`².
+
+    Each side gets a dimension that fills its vectors up to one length, where the other side has 0
+    (Bachrach et al. 2014): so what only takes cosines ranks by the inner product.
+
+    Args:
+        image_IE: Image vectors.
+        caption_TE: Caption vectors.
+        longest: A length that no vector is above; the same for all that is compared.
+
+    Raises:
+        UsageError: A vector is longer.
+    """
+    filled = []
+    for number, side in enumerate((image_IE, caption_TE)):
+        wide = np.asarray(side, np.float64) / longest
+        rest = 1 - np.square(wide).sum(axis=1)
+        if len(rest) and rest.min() < -1e-6:
+            raise UsageError(f"as_cosine: a vector is longer than {longest:g}")
+        columns = np.zeros((len(wide), 2))
+        columns[:, number] = np.sqrt(np.maximum(rest, 0))
+        filled.append(np.concatenate([wide, columns], axis=1).astype(np.float32))
+    return filled[0], filled[1]
 
 
 def _half(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.fuse.closed_form.correction import folded
+from hada.fuse.closed_form.correction import as_cosine, folded
 from hada.fuse.scores.item_nodes import (
     CAPTIONS_AT_ONCE,
     ItemNodes,
@@ -71,6 +71,11 @@ class Embedded:
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         yield self.image_IE
         yield self.caption_TE
+
+    def unit(self) -> Pair:
+        """(I, E) and (T, E) of unit length whose cosine ranks as `image_IE` and `caption_TE` do."""
+        pair = self.image_IE, self.caption_TE
+        return pair if self.penalties is None else as_cosine(*pair)
 
     def cosines(self) -> Pair:
         """(I, E) and (T, E) whose inner product is the sum of cosines alone, uncorrected."""

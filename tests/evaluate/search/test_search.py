@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
-from hada.evaluate.search.index import Encoder, Index, build_index, faiss_top, own_embeddings
+from hada.evaluate.search.encoder import Encoder
+from hada.evaluate.search.index import Index, build_index, faiss_top, own_embeddings
 from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.read import read_dataset
@@ -62,10 +63,10 @@ def test_a_query_is_encoded_as_the_split_was(project: Path, fused: bool, tmp_pat
     captions, _ = build_index(stores, folder, "caption", "cpu", tmp_path / "c.npz")
     for row in (0, 3):
         np.testing.assert_allclose(
-            encoder.image(data.image_paths[row]), images.embeddings[row], atol=2e-3
+            encoder.image(data.image_paths[row]).vector, images.embeddings[row], atol=2e-3
         )
         np.testing.assert_allclose(
-            encoder.text(data.captions[row]), captions.embeddings[row], atol=2e-3
+            encoder.text(data.captions[row]).vector, captions.embeddings[row], atol=2e-3
         )
 
 
@@ -228,4 +229,4 @@ def test_a_query_is_kept_in_the_precision_of_the_split(project: Path, tmp_path: 
     encoder = Encoder(load_manifest(None), [store], "cpu")
     own = own_embeddings(store, "caption")
     for row in (0, 3, 5):
-        np.testing.assert_array_equal(encoder.text(data.captions[row]), own[row])
+        np.testing.assert_array_equal(encoder.text(data.captions[row]).vector, own[row])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.closed_form import correction
-from hada.fuse.closed_form.correction import choose_correction, folded, popularity
+from hada.fuse.closed_form.correction import as_cosine, choose_correction, folded, popularity
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 
 
@@ -94,3 +94,18 @@ def test_without_alphas_nothing_is_paid() -> None:
     other = {4: np.zeros(len(world["owner"]))}
     found = choose_correction(scores, popular, other, world["owner"], alphas=(0.0,))
     assert (found.alpha_image, found.alpha_caption) == (0, 0)
+
+
+def test_cosines_rank_as_the_inner_product_does() -> None:
+    draw = np.random.default_rng(0)
+    owner = np.repeat(np.arange(20), 2)
+    pair = folded(unit(draw, 20, 8), unit(draw, 40, 8), draw.random(20), draw.random(40))
+    image, caption = as_cosine(*pair)
+    np.testing.assert_allclose(np.linalg.norm(image, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(caption, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(image @ caption.T, pair[0] @ pair[1].T / 2.5**2, atol=1e-6)
+    np.testing.assert_array_equal(
+        rank_positives(image, caption, owner).t2i, rank_positives(*pair, owner).t2i
+    )
+    with pytest.raises(UsageError, match="longer than"):
+        as_cosine(*pair, longest=0.5)

@@ -12,13 +12,8 @@ from torch import nn
 
 from hada.fuse.batch import Features, Layout, ModelShape
 from hada.fuse.network.attention import GlobalAttention
-from hada.fuse.network.fuser import (
-    PUBLISHED_MEAN,
-    PUBLISHED_STD,
-    Branch,
-    GraphLayer,
-    prepare,
-)
+from hada.fuse.network.fuser import Branch, GraphLayer
+from hada.fuse.network.inputs import PUBLISHED_MEAN, PUBLISHED_STD, prepare
 from hada.fuse.network.layers import ACTIVATIONS, Dense, Hidden
 from hada.fuse.network.packed import PackedGraph
 from hada.fuse.settings import EdgeWeights

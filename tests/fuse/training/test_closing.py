@@ -10,9 +10,9 @@ import torch
 from fuse_fakes import make_store, make_world
 from small_trainings import SMALL, call, without_time
 
-from hada.extract.common.errors import UsageError
+from hada.extract.common.errors import RunError, UsageError
 from hada.extract.store import open_store
-from hada.fuse.embedding import embed_split
+from hada.fuse.embedding import embed_split, write_embedded, write_nodes
 from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.job import Plan, train_run
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
@@ -20,6 +20,7 @@ from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.heads import Heads
+from hada.fuse.scores.item_nodes import ItemNodes
 from hada.fuse.scores.shares import ScoreTable, ranked_shares, reciprocal_rank
 from hada.fuse.training import checkpoint, closing, trainer
 from hada.fuse.training.closing import chosen_shares
@@ -225,3 +226,27 @@ def test_fit_is_a_run_like_any_other(world_of_files):
     own = [recalls(rank_positives(*pair, found.caption_to_image))["rsum"] for pair in found.own]
     assert rsum > max(own) - 20
     assert closing.LEAST_GAIN > 0
+
+
+def test_stored_nodes_and_embeddings_score_as_the_run_does(world, found, tmp_path):
+    """Opened as stores: the first stage's order, and the second stage's scores to float16."""
+    _, stores, run = world
+    write_embedded(tmp_path / "fused", "fused", run, found, stores["val"])
+    write_nodes(tmp_path / "nodes", "nodes", run, found, stores["val"])
+    fused, nodes = open_store(tmp_path / "fused"), open_store(tmp_path / "nodes")
+    owner = found.caption_to_image
+    one = rank_positives(fused.image.embeddings(), fused.caption.embeddings(), owner)
+    np.testing.assert_array_equal(
+        one.t2i, rank_positives(found.image_IE, found.caption_TE, owner).t2i
+    )
+    assert nodes.spec.dtype == "float16"
+    sides = [
+        ItemNodes.from_weighted(side.tokens(np.arange(len(side.ids))), np.asarray(side.lengths))
+        for side in (nodes.image, nodes.caption)
+    ]
+    back = replace(found, nodes=(sides[0], sides[1]))
+    for (_, now), (_, before) in zip(back.scores(), found.scores(), strict=True):
+        np.testing.assert_allclose(now, before, atol=3e-3)
+    pooled = replace(found, nodes=None)
+    with pytest.raises(RunError, match="matches no nodes"):
+        write_nodes(tmp_path / "none", "none", run, pooled, stores["val"])
