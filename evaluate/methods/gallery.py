@@ -138,6 +138,10 @@ class EmbeddingMethod:
         """Rank of the best positive of every query; `caption_to_image` as in `rank_positives`."""
         return rank_positives(*self.pair, caption_to_image, device=device)
 
+    def first_image(self, caption: int) -> int:
+        """The row of the image that a caption ranks first."""
+        return int(np.argmax(self.pair[0] @ self.pair[1][caption]))
+
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> EmbeddingMethod:
         """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))

@@ -46,6 +46,12 @@ class NodeMethod:
             len(self.embedded.fused_image),
         )
 
+    def first_image(self, caption: int) -> int:
+        """The row of the image that a caption ranks first."""
+        images = np.arange(len(self.embedded.fused_image))
+        captions = np.full(len(images), caption)
+        return int(np.argmax(self.embedded.pair_scores(images, captions)))
+
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> NodeMethod:
         """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return replace(self, embedded=self.embedded.part(images, captions))

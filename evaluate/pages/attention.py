@@ -66,7 +66,15 @@ def grid(weights: NDArray[np.float64], *, global_last: bool) -> NDArray[np.float
 def by_word(
     caption: str, weights: NDArray[np.float64], backbone: Any
 ) -> list[tuple[str, float]] | None:
-    """Each word of a caption with the weight of its tokens; None where the pieces do not add up.
+    """Each word of a caption with the weight of its tokens; None where the pieces do not add up."""
+    spans = word_spans(caption, len(weights), backbone)
+    if spans is None:
+        return None
+    return [(word, float(weights[start:stop].sum())) for word, start, stop in spans]
+
+
+def word_spans(caption: str, tokens: int, backbone: Any) -> list[tuple[str, int, int]] | None:
+    """Each word of a caption with the rows of its tokens; None where the pieces do not add up.
 
     A word's tokens are counted by tokenising it alone: BPE and WordPiece never join two words.
     """
@@ -74,13 +82,12 @@ def by_word(
     counts = [len(ids) for ids in backbone.tokenize([*words, ""])]
     marks = counts.pop()  # the tokens around every text
     pieces = [count - marks for count in counts]
-    tokens = backbone.spec.caption
-    extra = 1 if tokens is not None and tokens.global_source == "pooled" else 0
-    if sum(pieces) + marks + extra != len(weights) or marks not in (1, 2):
+    spec = backbone.spec.caption
+    extra = 1 if spec is not None and spec.global_source == "pooled" else 0
+    if sum(pieces) + marks + extra != tokens or marks not in (1, 2):
         return None
-    start = 1 + extra
-    weighted = []
-    for word, count in zip(words, pieces, strict=True):
-        weighted.append((word, float(weights[start : start + count].sum())))
-        start += count
-    return weighted
+    ends = 1 + extra + np.cumsum(pieces)
+    return [
+        (word, int(end - count), int(end))
+        for word, count, end in zip(words, pieces, ends, strict=True)
+    ]

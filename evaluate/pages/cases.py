@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
-from hada.evaluate.pages import attention, thumbnails
+from hada.evaluate.methods.late import NodeMethod
+from hada.evaluate.pages import attention, matched, thumbnails
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
 from hada.extract.datasets.caption_dataset import CaptionDataset
@@ -36,7 +37,11 @@ class Heat:
 
 @dataclass(frozen=True)
 class Case:
-    """One caption query. Ranks count from 1; `first` is what a score ranks first."""
+    """One caption query. Ranks count from 1; `first` is what a score ranks first.
+
+    `words` are each model's, with weights; `answers` say, for the same words, which patch answered
+    them, where nodes are matched.
+    """
 
     caption: str
     ranks: dict[str, int]
@@ -44,6 +49,7 @@ class Case:
     first: list[tuple[str, str, bool]]
     heats: list[Heat] = field(default_factory=list)
     words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Material:
     gallery: Gallery
     data: CaptionDataset
     folder: RunFolder
-    run: EmbeddingMethod
+    run: EmbeddingMethod | NodeMethod
     models: Sequence[EmbeddingMethod]
     ranks: dict[str, Ranks]
     tokenizers: dict[str, Any]
@@ -88,10 +94,10 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
         text = material.data.captions[gallery.caption_rows[caption]]
         first = []
         for method in (run, *material.models):
-            best = int(np.argmax(method.pair[0] @ method.pair[1][caption]))
+            best = method.first_image(caption)
             right = best == images[number]
             first.append((method.name, thumbnails.thumbnail(_path(material, best)), right))
-        heats, words = look(number, text)
+        shown = look(number, text)
         cases.append(
             Case(
                 caption=text,
@@ -101,8 +107,9 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
                 },
                 image=thumbnails.thumbnail(_path(material, int(images[number]))),
                 first=first,
-                heats=heats,
-                words=words,
+                heats=shown.heats,
+                words=shown.words,
+                answers=shown.answers,
             )
         )
     return cases
@@ -112,9 +119,18 @@ def _path(material: Material, image: int) -> Path:
     return Path(material.data.image_paths[int(material.gallery.image_rows[image])])
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the fusion looks at in one image and one caption; see `Case`."""
+
+    heats: list[Heat] = field(default_factory=list)
+    words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+
+
 def _attention(
     material: Material, images: NDArray[np.int64], captions: NDArray[np.int64]
-) -> Callable[[int, str], tuple[list[Heat], dict[str, list[tuple[str, float]]]]]:
+) -> Callable[[int, str], Shown]:
     """A function from the number of a case to its heat maps and weighted words."""
     config = material.folder.config()
     names = config["models"]
@@ -127,29 +143,47 @@ def _attention(
     # The gallery may lack items that the run's own models could read.
     rows = np.searchsorted(split.image_rows, material.gallery.image_rows[images])
     lines = np.searchsorted(split.caption_rows, material.gallery.caption_rows[captions])
-    try:
-        on_images = attention.attention(fuser, split, "image", rows)
-        on_captions = attention.attention(fuser, split, "caption", lines)
-    except HadaError as error:
-        say(f"no attention on the page: {error}")
-        return lambda _number, _text: ([], {})
+    answers: list[list[list[matched.Answer]]] = []
+    if fuser.nodes is not None:
+        found = [
+            matched.match(fuser.nodes, split, row, line)
+            for row, line in zip(rows.tolist(), lines.tolist(), strict=True)
+        ]
+        on_images, on_captions = [one.patches for one in found], [one.words for one in found]
+        answers = [one.answers for one in found]
+    else:
+        try:
+            on_images = attention.attention(fuser, split, "image", rows)
+            on_captions = attention.attention(fuser, split, "caption", lines)
+        except HadaError as error:
+            say(f"no attention on the page: {error}")
+            return lambda _number, _text: Shown()
 
-    def look(number: int, text: str) -> tuple[list[Heat], dict[str, list[tuple[str, float]]]]:
-        heats, words = [], {}
+    def look(number: int, text: str) -> Shown:
+        shown = Shown()
         path = _path(material, int(images[number]))
+        grids: dict[int, tuple[int, bool]] = {}
         for model, name in enumerate(names):
             spec = stores[name].spec.model
             last = spec.image is not None and spec.image.global_token == "last"
             patches = attention.grid(on_images[number][model], global_last=last)
             if patches is not None:
+                grids[model] = len(patches), last
                 square = any(word in str(spec.preprocessing) for word in ("shortest", "crop"))
                 image = thumbnails.thumbnail(path, square=square)
-                heats.append(Heat(name, image, thumbnails.heat_map(patches)))
-            if name in material.tokenizers:
-                tokenizer = material.tokenizers[name]
-                weighted = attention.by_word(text, on_captions[number][model], tokenizer)
-                if weighted is not None:
-                    words[name] = weighted
-        return heats, words
+                shown.heats.append(Heat(name, image, thumbnails.heat_map(patches)))
+            if name not in material.tokenizers:
+                continue
+            weights = on_captions[number][model]
+            spans = attention.word_spans(text, len(weights), material.tokenizers[name])
+            if spans is None:
+                continue
+            shown.words[name] = [(w, float(weights[a:b].sum())) for w, a, b in spans]
+            if answers:
+                given = [
+                    answers[number][model][a + int(np.argmax(weights[a:b]))] for _, a, b in spans
+                ]
+                shown.answers[name] = [matched.told(one, names, grids) for one in given]
+        return shown
 
     return look

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.build import build
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
+from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.methods.request import Request
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, choose, make_cases
@@ -89,11 +90,11 @@ def report(
         p_values_anyway=p_values_anyway,
     )
     ranks = {line["name"]: unpack_ranks(line["ranks"]) for line in result["methods"]}
-    fused = next(
+    fused = [
         method
         for method in methods
-        if isinstance(method, EmbeddingMethod) and method.kind == "hada"
-    )
+        if isinstance(method, EmbeddingMethod | NodeMethod) and method.kind == "hada"
+    ][-1]
     models = [
         method
         for method in methods

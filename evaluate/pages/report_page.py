@@ -170,10 +170,19 @@ def _cases(cases: Sequence[Case], sections: Sections, *, won: bool) -> str:
     what = "gained" if won else "lost"
     head = (
         f"<h2>Captions that {what} most</h2><p>Against the best single model, by the ratio of "
-        "ranks. These are extremes, chosen to be looked at, not a sample. Heat: attention of the "
-        "fusion's global nodes on each model's patches and words, redder where there is more.</p>"
+        "ranks. These are extremes, chosen to be looked at, not a sample. "
+        f"{_HEAT[any(case.answers for case in cases)]}</p>"
     )
     return f"{head}<div class=cards>{''.join(map(_card, cases))}</div>"
+
+
+# Whether nodes are matched -> what the colours mean.
+_HEAT = {
+    False: "Heat: attention of the fusion's global nodes on each model's patches and words, redder "
+    "where there is more.",
+    True: "Heat: node-to-node matching. A word is redder the more it weighs, a patch the more of "
+    "the caption it answers; a word's title says which patch answered it.",
+}
 
 
 def _card(case: Case) -> str:
@@ -186,13 +195,14 @@ def _card(case: Case) -> str:
     )
     heats = "".join(
         f'<figure><div class=frame><img src="{heat.image}" alt=""><img class=heat '
-        f'src="{heat.overlay}" alt="Attention on the patches of {html.escape(heat.model)}"></div>'
+        f'src="{heat.overlay}" alt="Heat on the patches of {html.escape(heat.model)}"></div>'
         f"<figcaption>{html.escape(heat.model)}'s patches</figcaption></figure>"
         for heat in case.heats
     )
     words = "".join(
-        f"<p class=words>{html.escape(model)}: {_weighted_words(weighted)}</p>"
-        for model, weighted in case.words.items()
+        f"<p class=words>{html.escape(model)}: {_weighted_words(weights, case.answers.get(model))}"
+        "</p>"
+        for model, weights in case.words.items()
     )
     return (
         f"<article class=card><h3>{html.escape(case.caption)}</h3><p>Rank of its image: {ranks}"
@@ -202,10 +212,18 @@ def _card(case: Case) -> str:
     )
 
 
-def _weighted_words(words: Sequence[tuple[str, float]]) -> str:
+def _weighted_words(
+    words: Sequence[tuple[str, float]], answers: Sequence[str] | None = None
+) -> str:
     most = max((weight for _, weight in words), default=0.0) or 1.0
+    titles = [
+        f"{100 * weight:.1f} % of the attention"
+        if answers is None
+        else f"{100 * weight:.1f} % of the weight, answered by {answers[number]}"
+        for number, (_, weight) in enumerate(words)
+    ]
     return " ".join(
         f'<span class="w{60 * max(weight, 0.0) / most:.0f}" '
-        f'title="{100 * weight:.1f} % of the attention">{html.escape(word)}</span>'
-        for word, weight in words
+        f'title="{html.escape(title)}">{html.escape(word)}</span>'
+        for (word, weight), title in zip(words, titles, strict=True)
     )
