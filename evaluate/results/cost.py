@@ -7,11 +7,11 @@ Shape letters: I images, T captions, E embedding width, Q queries of a block, G 
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
 from hada.extract.common.terminal import in_line
 from hada.extract.manifest import Manifest
+from hada.extract.spec import SIDES
 from hada.extract.store import StoreReader
+from hada.fuse.closed_form.cca import WIDTHS
 from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
 from hada.fuse.ranking.ranks import rank_positives
 from hada.fuse.run_folder import RunFolder
@@ -46,11 +48,15 @@ SAMPLE_DRAWS = 1 << 20
 
 @dataclass(frozen=True)
 class PlannedMethod:
-    """A method: `width` of its embeddings, or 0 where it sorts the scores of `sorts` models."""
+    """A method: `width` of its embeddings, or 0 where it sorts the scores of `sorts` models.
+
+    `nodes` are the nodes of an image and of a caption, and their width, where they are matched.
+    """
 
     name: str
     width: int
     sorts: int = 0
+    nodes: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,13 +153,45 @@ def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMet
             methods.append(PlannedMethod("reciprocal ranks", both, sorts=len(widths)))
             methods.append(PlannedMethod("weighted sum", both))
             methods.append(PlannedMethod("concatenation + linear", LinearConfig().width))
+    if widths and not request.quick and request.correct == "auto":
+        cca = both + min(both, max(WIDTHS))
+        simple = [method for method in methods if method.width == widths.get(method.name)]
+        if len(widths) > 1:
+            simple += [PlannedMethod(name, both) for name in ("mean of cosines", "weighted sum")]
+        simple.append(PlannedMethod("mean + CCA", cca))
+        methods.append(simple[-1])
+        methods += [PlannedMethod(f"{one.name}, corrected", one.width + 2) for one in simple]
     for run in request.runs:
-        config = RunFolder(run).config()
-        own = sum(widths.get(name, 0) for name in config["models"])
-        methods.append(
-            PlannedMethod(f"HADA {Path(run).name}", config["branches"]["image"]["out_width"] + own)
-        )
+        methods += _of_run(RunFolder(run), stores, widths)
     return methods
+
+
+def _of_run(
+    run: RunFolder, stores: Sequence[StoreReader], widths: Mapping[str, int]
+) -> list[PlannedMethod]:
+    """A run's one product and, where it matches nodes, its whole score."""
+    config, recipe = run.config(), run.recipe()
+    own = sum(widths.get(name, 0) for name in config["models"])
+    width = config["branches"]["image"]["out_width"] + own
+    if recipe.scores.cca:
+        width += max(WIDTHS) + 2
+    name = f"HADA {run.name}"
+    if not recipe.nodes.width:
+        return [PlannedMethod(name, width)]
+    heads = run.load_heads()
+    if heads is not None and not heads.shares[-1]:
+        return [PlannedMethod(name, width)]
+    counts = [
+        sum(
+            1 + float(np.mean(side.lengths if store.spec.model.tokens(which) else [0]))
+            for store in stores
+            if store.spec.model.name in config["models"]
+            for side, which in ((store.image if which == "image" else store.caption, which),)
+        )
+        for which in SIDES
+    ]
+    nodes = (math.ceil(counts[0]), math.ceil(counts[1]), recipe.nodes.width)
+    return [PlannedMethod(f"{name}, cosines", width), PlannedMethod(name, width, nodes=nodes)]
 
 
 def seconds(plan: CostPlan, device: str) -> dict[str, float]:
@@ -172,6 +210,8 @@ def seconds(plan: CostPlan, device: str) -> dict[str, float]:
         if method.width not in of_width:
             of_width[method.width] = _per_pair(method.width, device)
         times[method.name] = plan.pairs * of_width[method.width]
+        if method.nodes is not None:
+            times[method.name] += plan.pairs * _per_match(method.nodes, device)
     times["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.methods))
     return times
 
@@ -188,6 +228,24 @@ def _per_pair(width: int, device: str) -> float:
     return _fastest(lambda: rank_positives(image, caption, caption_to_image, device=device)) / (
         images * captions
     )
+
+
+def _per_match(nodes: tuple[int, int, int], device: str) -> float:
+    """Seconds of node matching for each pair of an image and a caption."""
+    import torch
+
+    from hada.fuse.network.maxsim import NodeSet, node_scores
+
+    of_image, of_caption, width = nodes
+    images, captions = 64, 64
+
+    def made(items: int, count: int) -> NodeSet:
+        vectors = torch.randn(items * count, width, device=device)
+        weights = torch.full((items * count,), 1 / count, device=device)
+        return NodeSet(torch.nn.functional.normalize(vectors), weights, (count,) * items)
+
+    pair = made(images, of_image), made(captions, of_caption)
+    return _fastest(lambda: node_scores(*pair).cpu()) / (images * captions)
 
 
 def _per_draw(methods: int) -> float:

@@ -26,6 +26,7 @@ from hada.fuse.ranking.ranks import rank_positives, recalls
 
 Floats = NDArray[np.float32]
 MOST_VALIDATED = 1000
+WIDTHS = (64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def choose_cca(
     folds: int = 3,
     seed: int = 0,
     shrinkages: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
-    widths: Sequence[int] = (64, 128, 256),
+    widths: Sequence[int] = WIDTHS,
 ) -> tuple[CCA, dict[str, Any]]:
     """Fit the head with the shrinkage and width that serve best on images that did not fit it.
 

@@ -17,6 +17,7 @@ from hada.evaluate.cli import evaluate as command
 from hada.evaluate.pages import attention, charts
 from hada.evaluate.pages.report import rank_changes, recall_curve
 from hada.extract.store import open_store
+from hada.fuse.cli import fuse
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
@@ -86,11 +87,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "no training run there" in result.stderr
 
 
-def test_attention_is_what_the_graph_gives(project: Path) -> None:
-    run = RunFolder("runs/tiny/mine")
+def test_attention_is_what_the_graph_gives(project: Path, tmp_path: Path) -> None:
+    words = ("train", "--recipe", "pooled", "--epochs", "1", "--set", "heads=1")
+    assert CliRunner().invoke(fuse, [*words, "--run", str(tmp_path / "run")]).exit_code == 0
     stores = [open_store(f"stores/tiny/val/{name}") for name in MODELS]
     split = Split(stores)
-    fuser, _ = run.load_best()
+    fuser, _ = RunFolder(tmp_path / "run").load_best()
     items = np.array([3, 0, 5])
     for side, branch in (("image", fuser.image), ("caption", fuser.caption)):
         found = attention.attention(fuser, split, side, items)  # type: ignore[arg-type]

@@ -27,7 +27,17 @@ from hada.extract.store import StoreReader, open_store, write_store
 from hada.fuse.cli import fuse
 from hada.fuse.fitted import fitted_on
 
-FITTED = ("weighted sum", "concatenation + linear", "HADA mine")
+FITTED = (
+    "weighted sum",
+    "concatenation + linear",
+    "mean + CCA",
+    "one, corrected",
+    "two, corrected",
+    "mean of cosines, corrected",
+    "weighted sum, corrected",
+    "mean + CCA, corrected",
+    "HADA mine",
+)
 SPLITS = {"train": [3] * 12, "val": [2, 1, 3, 2] * 5, "test": [2, 1, 2] * 6}
 # `again` is val under another name, `half` has val's images and test's.
 MORE = "      test: {}\n      again: {from: [val]}\n      half: {from: [val, test]}\n"

@@ -182,5 +182,5 @@ def test_a_finished_run_is_reported_and_another_request_refused(world):
     assert (folder / BEST).stat().st_mtime_ns == saved
     code, _, said = call(*words, "--set=learning_rate=0.5")
     assert code == 2
-    assert "recipe.training.learning_rate = 0.002, now it is 0.5" in said
+    assert "recipe.training.learning_rate = 0.003, now it is 0.5" in said
     assert call(*words, "--set=learning_rate=0.5", "--fresh")[0] == 0
