@@ -88,19 +88,24 @@ class _Moments:
         """The head of these moments."""
         whiteners = []
         for values, vectors in (self.image, self.caption):
-            # A covariance has no negative eigenvalues; rounding has.
-            kept = np.maximum(values, 0) + shrinkage * np.maximum(values.sum(), 0) / len(values)
-            kept = np.maximum(kept, np.finfo(np.float64).tiny)
+            # A covariance has no negative eigenvalues; rounding has. Rows that are all alike have
+            # none at all, and nothing to whiten.
+            mean = np.maximum(values.sum(), 0) / len(values)
+            kept = np.maximum(values, 0) + shrinkage * mean if mean > 0 else np.ones_like(values)
             whiteners.append((vectors / np.sqrt(kept)) @ vectors.T)
-        left, strength, right = np.linalg.svd(
-            whiteners[0] @ self.cross @ whiteners[1], full_matrices=False
-        )
-        weight = np.sqrt(strength[:width])
+        # The singular vectors by way of a symmetric matrix: LAPACK's SVD does not converge on some
+        # matrices without full rank, as those of few images are.
+        crossed = whiteners[0] @ self.cross @ whiteners[1]
+        width = min(width, *crossed.shape)
+        squares, vectors = np.linalg.eigh(crossed.T @ crossed)
+        right = vectors[:, ::-1][:, :width]
+        strength = np.sqrt(np.maximum(squares[::-1][:width], np.finfo(np.float64).eps))
+        weight = np.sqrt(strength)
         return CCA(
             self.image_mean.astype(np.float32),
-            (whiteners[0] @ left[:, :width] * weight).astype(np.float32),
+            (whiteners[0] @ (crossed @ right / weight)).astype(np.float32),
             self.caption_mean.astype(np.float32),
-            (whiteners[1] @ right[:width].T * weight).astype(np.float32),
+            (whiteners[1] @ right * weight).astype(np.float32),
         )
 
 

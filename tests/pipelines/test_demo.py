@@ -15,7 +15,7 @@ from hada.pipelines.demo import Demo, run_demo
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"epochs": "2", "node_width": "32", "head_width": "16", "graph_width": "32"}
+SMALL = {"epochs": "2", "match_hidden": "32", "match_width": "32", "bank": "40"}
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def test_every_stage_runs_and_the_second_call_skips_them(
         "reciprocal ranks",
         "weighted sum",
         "concatenation + linear",
+        "mean + CCA",
+        "blip, corrected",
+        "clip, corrected",
+        "mean of cosines, corrected",
+        "weighted sum, corrected",
+        "mean + CCA, corrected",
+        "HADA blip+clip-fast-s0, cosines",
         "HADA blip+clip-fast-s0",
     ]
     first = capsys.readouterr()

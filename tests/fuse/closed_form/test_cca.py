@@ -70,8 +70,8 @@ def test_it_finds_what_both_views_share() -> None:
 
 def test_a_width_beyond_the_narrower_side_keeps_all() -> None:
     image, caption, owner = views()
-    head = fit_cca(image, caption, owner, shrinkage=0.1, width=999)
-    assert head.width == 10
+    assert fit_cca(image, caption, owner, shrinkage=0.1, width=999).width == 10
+    assert fit_cca(image[:, :7], caption, owner, shrinkage=0.1, width=999).width == 7
 
 
 def test_the_choice_is_the_best_on_folds_and_fitted_on_everything() -> None:
