@@ -254,7 +254,7 @@ class ScoreSettings(Settings):
     cca: bool = False
     correct: Literal["auto", "none"] = "none"
     bank: int = setting(2000, 1)
-    node_bank: int = setting(500, 1)
+    node_bank: int = setting(300, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -125,17 +125,20 @@ def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
     """All methods on test as JSON, and the run's page; returns the result and the page's path."""
     from hada.evaluate.methods.build import build, finished_runs
     from hada.evaluate.methods.request import Request
-    from hada.evaluate.pages.report import report as write_report
+    from hada.evaluate.pages.report import write_page
     from hada.evaluate.results.measure import measure
     from hada.extract.common import atomic
+    from hada.fuse.run_folder import RunFolder
 
     folder = Path(demo.manifest.runs) / DATASET
     runs = tuple(finished_runs(folder))
     request = Request(dataset=DATASET, split="test", runs=runs, device=demo.device)
-    result = measure(*build(demo.manifest, request))
+    gallery, methods = build(demo.manifest, request)
+    result = measure(gallery, methods)
     atomic.write_json(folder / "recall-test.json", result)
-    run = _plan(demo).folder
-    return result, write_report(demo.manifest, run, split="test", device=demo.device)
+    run = RunFolder(_plan(demo).folder)
+    page = run.path / "report-test.html"
+    return result, write_page(page, demo.manifest, run, gallery, methods, result)
 
 
 def _farewell(demo: Demo, page: Path, timings: dict[str, float], seconds: float) -> str:

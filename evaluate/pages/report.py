@@ -89,6 +89,31 @@ def report(
         device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
+    target = output or folder.path / f"report-{split}.html"
+    return write_page(target, manifest, folder, gallery, methods, result)
+
+
+def write_page(
+    target: Path,
+    manifest: Manifest,
+    folder: RunFolder,
+    gallery: Gallery,
+    methods: Sequence[Method],
+    result: dict[str, Any],
+) -> Path:
+    """The page of a run whose methods are measured already.
+
+    Args:
+        target: The file to write.
+        manifest: Where the data set and the models are.
+        folder: The run; the last method of kind `hada` is its.
+        gallery: What was scored.
+        methods: What was compared.
+        result: What `hada.evaluate.results.measure.measure` gave of both.
+
+    Returns:
+        The path of the page.
+    """
     ranks = {line["name"]: unpack_ranks(line["ranks"]) for line in result["methods"]}
     fused = [
         method
@@ -105,7 +130,7 @@ def report(
     missing = "" if models else "No model of this run has a score of its own to compare with."
     if models:
         try:
-            data = _data(manifest, gallery, entry.name, split)
+            data = _data(manifest, gallery)
             material = Material(
                 gallery=gallery,
                 data=data,
@@ -135,7 +160,6 @@ def report(
             fusion=fused.name,
         ),
     )
-    target = output or folder.path / f"report-{split}.html"
     atomic.write_bytes(target, page.encode())
     return target
 
@@ -213,10 +237,10 @@ def _training_curves(folder: RunFolder) -> list[str]:
     ]
 
 
-def _data(manifest: Manifest, gallery: Gallery, dataset: str, split: str) -> CaptionDataset:
+def _data(manifest: Manifest, gallery: Gallery) -> CaptionDataset:
     """The split's images and captions; raises `RunError` where they are not the stores'."""
-    data = read_dataset(manifest.dataset(dataset), split)
     store = gallery.stores[0]
+    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
     if store.spec.dataset_digest != data.digest() or len(data.captions) != len(store.caption.ids):
         raise RunError(
             f"the data set on this machine is not the one that {store.path} was made from"

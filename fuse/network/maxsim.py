@@ -6,12 +6,12 @@ Yao et al. 2022, FILIP, for both directions):
 
     score = (1 - m) sum_t a_t max_s <c_t, v_s>  +  m sum_s b_s max_t <c_t, v_s>
 
-All products of a batch are far more numbers than inputs and results are. One caption's products
-with a block of images stay in a CPU's cache, both maxima are taken there, and nothing of them is
-kept: the backward pass makes them again.
+All products of a batch are far more numbers than inputs and results are. The products of a few
+captions of like length with a block of images stay in a CPU's caches, both maxima are taken there,
+and nothing of them is kept: the backward pass makes them again.
 
 Shape letters: B images and T captions, L padded nodes of an image, S packed nodes of all captions,
-D width of a node, N nodes of one caption.
+D width of a node, G captions of a group, N their padded nodes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Products of one caption with a block of images: 1 MiB of float32 stays in a CPU's second cache,
-# while a GPU wants few large pieces.
-BLOCK_NUMBERS = {"cpu": 1 << 18}
+# Products of a group of captions with a block of images: 2 MiB of float32 stay in a CPU's caches
+# and are enough for two threads, while a GPU wants few large pieces.
+BLOCK_NUMBERS = {"cpu": 1 << 19}
 BLOCK_NUMBERS_ELSEWHERE = 1 << 26
 # Added to the products of padding. Those of unit vectors lie between -1 and 1.
 PADDING = -8.0
@@ -113,16 +114,17 @@ class _MaxSim(torch.autograd.Function):
         ctx.save_for_backward(image_BLD, image_BL, caption_SD, caption_S)
         ctx.sizes = image_lengths, caption_lengths, mirror
         scores_BT = image_BLD.new_empty(len(image_lengths), len(caption_lengths))
-        for some, images in _blocks(image_BLD, image_BL, image_lengths, caption_lengths):
-            start = 0
-            for t, length in enumerate(caption_lengths):
-                rows = slice(start, start + length)
-                product_NLB = images.products(caption_SD[rows])
-                score_B = (1 - mirror) * (caption_S[rows] @ product_NLB.amax(1))
+        images = _image_blocks(image_BLD, image_BL, image_lengths, max(caption_lengths))
+        captions = _caption_groups(caption_SD, caption_S, caption_lengths, images[0])
+        for block in images:
+            for group in captions:
+                product_GNLB = block.products(group)
+                best_GNB = product_GNLB.amax(2)
+                score_GB = (1 - mirror) * (group.weights_GN[..., None] * best_GNB).sum(1)
                 if mirror:
-                    score_B += mirror * (images.weights_LB * product_NLB.amax(0)).sum(0)
-                scores_BT[some, t] = score_B
-                start += length
+                    best_GLB = product_GNLB.amax(1)
+                    score_GB += mirror * (block.weights_LB * best_GLB).sum(1)
+                scores_BT[block.items, group.items_G] = score_GB.T
         return scores_BT
 
     @staticmethod
@@ -132,76 +134,135 @@ class _MaxSim(torch.autograd.Function):
         image_lengths, caption_lengths, mirror = ctx.sizes
         width = image_BLD.shape[2]
         grad_image, grad_image_weight = torch.zeros_like(image_BLD), torch.zeros_like(image_BL)
-        grad_caption, grad_weight = torch.zeros_like(caption_SD), torch.zeros_like(caption_S)
-        for some, images in _blocks(image_BLD, image_BL, image_lengths, caption_lengths):
-            grad_MD = torch.zeros_like(images.rows_MD)
-            grad_LB = torch.zeros_like(images.weights_LB)
-            start = 0
-            for t, length in enumerate(caption_lengths):
-                rows = slice(start, start + length)
-                start += length
-                vectors_ND, grad_B = caption_SD[rows], grad_BT[some, t]
-                product_NLB = images.products(vectors_ND)
-                best_NB = product_NLB.amax(1)
-                first_B = (1 - mirror) * grad_B
-                grad_weight[rows] += best_NB @ first_B
-                part_NB = caption_S[rows, None] * first_B
-                flow_NLB = _to_largest(product_NLB, best_NB[:, None], part_NB[:, None], 1)
+        # One row more, for padding.
+        grad_caption = caption_SD.new_zeros(len(caption_SD) + 1, width)
+        grad_weight = caption_S.new_zeros(len(caption_S) + 1)
+        images = _image_blocks(image_BLD, image_BL, image_lengths, max(caption_lengths))
+        captions = _caption_groups(caption_SD, caption_S, caption_lengths, images[0])
+        for block in images:
+            grad_MD = torch.zeros_like(block.rows_MD)
+            grad_LB = torch.zeros_like(block.weights_LB)
+            for group in captions:
+                grad_GB = grad_BT[block.items, group.items_G].T
+                product_GNLB = block.products(group)
+                best_GNB = product_GNLB.amax(2)
+                first_GB = (1 - mirror) * grad_GB
+                grad_weight[group.rows_GN] += (best_GNB @ first_GB[..., None])[..., 0]
+                part_GNB = group.weights_GN[..., None] * first_GB[:, None]
+                flow = _to_largest(product_GNLB, best_GNB[:, :, None], part_GNB[:, :, None], 2)
                 if mirror:
-                    best_LB = product_NLB.amax(0)
-                    second_B = mirror * grad_B
-                    grad_LB += best_LB * second_B
-                    part_LB = images.weights_LB * second_B
-                    flow_NLB += _to_largest(product_NLB, best_LB, part_LB, 0)
-                flow_NM = flow_NLB.view(length, -1)
-                grad_caption[rows] += flow_NM @ images.rows_MD
-                grad_MD.addmm_(flow_NM.T, vectors_ND)
-            grad_image[some] = grad_MD.view(-1, len(grad_LB[0]), width).transpose(0, 1)
-            grad_image_weight[some] = grad_LB.T
-        return grad_image, grad_image_weight, grad_caption, grad_weight, None, None, None
+                    best_GLB = product_GNLB.amax(1)
+                    second_GB = mirror * grad_GB
+                    grad_LB += (best_GLB * second_GB[:, None]).sum(0)
+                    part_GLB = block.weights_LB * second_GB[:, None]
+                    flow += _to_largest(product_GNLB, best_GLB[:, None], part_GLB[:, None], 1)
+                flow_KM = flow.view(-1, len(grad_MD))
+                grad_caption[group.rows_GN] += (flow_KM @ block.rows_MD).view(
+                    *group.rows_GN.shape, width
+                )
+                grad_MD.addmm_(flow_KM.T, group.vectors_KD)
+            grad_image[block.items] = grad_MD.view(-1, len(grad_LB[0]), width).transpose(0, 1)
+            grad_image_weight[block.items] = grad_LB.T
+        return grad_image, grad_image_weight, grad_caption[:-1], grad_weight[:-1], None, None, None
 
 
 def _to_largest(product: Tensor, best: Tensor, amount: Tensor, dim: int) -> Tensor:
     """`amount` at the places of the largest numbers along a dimension, shared where they tie."""
-    largest = (product == best).to(product.dtype)
-    count = largest.sum(dim, keepdim=True)
-    return largest.mul_(amount / count)
+    largest = product == best
+    # Ties are rare, and counting all of them at once costs less than along the dimension.
+    if int(torch.count_nonzero(largest)) > best.numel():
+        amount = amount / largest.sum(dim, keepdim=True)
+    return torch.where(largest, amount, 0.0)
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """Captions of about one length, padded to the longest.
+
+    items_G: which they are. rows_GN: their packed rows; the row behind the last one is padding.
+    vectors_KD: (G * N, D), zeros at padding. mask_GN: what is added to products, None where nothing
+    is padded.
+    """
+
+    items_G: Tensor
+    rows_GN: Tensor
+    vectors_KD: Tensor
+    weights_GN: Tensor
+    mask_GN: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Images:
     """A block of images: nodes in the order (L, B), so that both maxima run along memory.
 
-    rows_MD: (L * B, D). mask_LB: what is added to products, None where nothing is padded.
+    items: which they are. rows_MD: (L * B, D). mask_LB: as in `_Captions`.
     """
 
+    items: slice
     rows_MD: Tensor
     weights_LB: Tensor
     mask_LB: Tensor | None
 
-    def products(self, caption_ND: Tensor) -> Tensor:
-        """(N, L, B) products of a caption's nodes with all nodes of the images."""
-        product = (caption_ND @ self.rows_MD.T).view(len(caption_ND), *self.weights_LB.shape)
-        return product if self.mask_LB is None else product.add_(self.mask_LB)
+    def products(self, captions: _Captions) -> Tensor:
+        """(G, N, L, B) products of the nodes of captions with all nodes of the images."""
+        product = captions.vectors_KD @ self.rows_MD.T
+        product = product.view(*captions.rows_GN.shape, *self.weights_LB.shape)
+        if self.mask_LB is not None:
+            product += self.mask_LB
+        if captions.mask_GN is not None:
+            product += captions.mask_GN[..., None, None]
+        return product
 
 
-def _blocks(
-    image_BLD: Tensor,
-    image_BL: Tensor,
-    image_lengths: Sequence[int],
-    caption_lengths: Sequence[int],
-) -> list[tuple[slice, _Images]]:
-    """The images in blocks whose products with one caption have about the size that is fast."""
+def _image_blocks(
+    image_BLD: Tensor, image_BL: Tensor, lengths: Sequence[int], longest_caption: int
+) -> list[_Images]:
+    """The images in blocks whose products with one caption fit into `BLOCK_NUMBERS`."""
     batch, longest, width = image_BLD.shape
-    numbers = BLOCK_NUMBERS.get(image_BLD.device.type, BLOCK_NUMBERS_ELSEWHERE)
-    step = max(1, numbers // (longest * max(caption_lengths)))
-    lengths_B = torch.tensor(image_lengths, device=image_BL.device)
+    step = max(1, _numbers(image_BLD) // (longest * longest_caption))
+    lengths_B = torch.tensor(lengths, device=image_BL.device)
     padding_BL = torch.arange(longest, device=lengths_B.device) >= lengths_B[:, None]
-    even = min(image_lengths) == longest
+    even = min(lengths) == longest
     blocks = []
     for first in range(0, batch, step):
-        some = slice(first, min(first + step, batch))
-        rows_MD = image_BLD[some].transpose(0, 1).reshape(-1, width)
-        mask_LB = None if even else padding_BL[some].T.to(image_BLD.dtype) * PADDING
-        blocks.append((some, _Images(rows_MD, image_BL[some].T.contiguous(), mask_LB)))
+        items = slice(first, min(first + step, batch))
+        rows_MD = image_BLD[items].transpose(0, 1).reshape(-1, width)
+        mask_LB = None if even else padding_BL[items].T.to(image_BLD.dtype) * PADDING
+        blocks.append(_Images(items, rows_MD, image_BL[items].T.contiguous(), mask_LB))
     return blocks
+
+
+def _caption_groups(
+    caption_SD: Tensor, caption_S: Tensor, lengths: Sequence[int], images: _Images
+) -> list[_Captions]:
+    """The captions in groups of like length whose products fit into `BLOCK_NUMBERS`."""
+    lengths_T = np.array(lengths)
+    starts_T = np.cumsum(lengths_T) - lengths_T
+    order_T = np.argsort(lengths_T, kind="stable")
+    packed, width = caption_SD.shape
+    vectors_SD = torch.cat([caption_SD, caption_SD.new_zeros(1, width)])
+    weights_S = torch.cat([caption_S, caption_S.new_zeros(1)])
+    groups, last = [], len(order_T)
+    while last:
+        longest = int(lengths_T[order_T[last - 1]])
+        count = max(1, _numbers(caption_SD) // (longest * images.weights_LB.numel()))
+        items_G = order_T[max(0, last - count) : last]
+        last -= len(items_G)
+        real_GN = np.arange(longest) < lengths_T[items_G, None]
+        rows_GN = np.where(real_GN, starts_T[items_G, None] + np.arange(longest), packed)
+        rows = torch.from_numpy(rows_GN).to(caption_SD.device)
+        mask = torch.from_numpy(~real_GN).to(caption_SD) * PADDING
+        groups.append(
+            _Captions(
+                torch.from_numpy(items_G).to(caption_SD.device),
+                rows,
+                vectors_SD[rows.view(-1)],
+                weights_S[rows],
+                None if real_GN.all() else mask,
+            )
+        )
+    return groups
+
+
+def _numbers(like: Tensor) -> int:
+    return BLOCK_NUMBERS.get(like.device.type, BLOCK_NUMBERS_ELSEWHERE)

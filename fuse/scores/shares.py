@@ -25,7 +25,7 @@ from hada.fuse.scores.embedded import Embedded
 from hada.fuse.scores.item_nodes import score_matrix
 
 MOST_IMAGES = 1000  # more are not needed to place a handful of numbers
-MOST_IMAGES_OF_NODES = 500  # node matching costs a hundred times a cosine
+MOST_IMAGES_OF_NODES = 250  # node matching costs a hundred times a cosine
 STEPS = 40
 START = 10.0  # what a cosine is multiplied by at first; temperatures lie between 0.05 and 0.2
 NEGLIGIBLE = 0.005  # a share below this one is none

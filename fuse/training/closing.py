@@ -26,6 +26,8 @@ from hada.fuse.tokens.split import Split
 
 # A part must make right matches this much more likely (nats) on items that did not fit it.
 LEAST_GAIN = 1e-3
+# Images of validation that choose; in every epoch fewer do.
+MOST_IMAGES = 500
 NEIGHBOURS = (8, 16, 32, 64, 128)
 NEIGHBOURS_OF_NODES = (8, 16, 32, 64)
 
@@ -64,7 +66,7 @@ def fit_heads(
     if cca is not None:
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
     labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
-    table = ScoreTable.of(found)
+    table = ScoreTable.of(found, MOST_IMAGES)
     shares = chosen_shares(table, labels, report, without=() if trained else (0,))
     if cca is not None and shares[labels.index("cca")] == 0:
         kept = labels.index("cca")
