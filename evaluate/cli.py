@@ -80,6 +80,11 @@ def evaluate() -> None:
     help="auto: also every simple method with its hubs corrected, and a closed-form head.",
 )
 @click.option(
+    "--transductive",
+    is_flag=True,
+    help="Also, set apart, corrections that look at all queries of the split at once.",
+)
+@click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
 )
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
@@ -114,6 +119,7 @@ def recall(
     rerank: int,
     rerank_with: str | None,
     correct: Literal["auto", "none"],
+    transductive: bool,
     eccv: bool,
     resamples: int,
     seed: int,
@@ -150,6 +156,7 @@ def recall(
         "rerank": rerank,
         "rerank_with": rerank_with,
         "correct": correct,
+        "transductive": transductive,
     }
     if plan is not None:
         from hada.evaluate.results import cost

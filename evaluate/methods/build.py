@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hada.evaluate.methods import combinations as make
-from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models
+from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models, transductive
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.rank_fusion import RankFusion
@@ -64,6 +64,9 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
             methods.append(RankFusion(tuple(singles)))
     if singles and not request.quick:
         methods += _fitted(stores, request, gallery, singles)
+    # Those that look at all queries stand apart, behind everything else.
+    apart = [method for method in methods if method.kind == "transductive"]
+    methods = [method for method in methods if method.kind != "transductive"]
     for run in request.runs:
         methods += make.fusions(run, gallery, request.device)
     if request.rerank and request.rerank_with:
@@ -84,6 +87,7 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
         ]
         for run, method in zip(request.runs, fused, strict=True):
             methods.append(reranked(run, method, gallery, request.rerank, request.device))
+    methods += apart
     if not methods:
         raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
     return gallery, methods
@@ -105,14 +109,18 @@ def _fitted(
             say("training concatenation + linear")
             methods.append(concatenation_linear(gallery, train, val))
         if request.correct == "auto":
-            methods += _corrected(gallery, train, val, singles)
+            methods += _corrected(request, gallery, train, val, singles)
     except StoreError as error:
         say(f"left out what needs more stores: {error}")
     return methods
 
 
 def _corrected(
-    gallery: Gallery, train: Gallery, val: Gallery, singles: list[EmbeddingMethod]
+    request: Request,
+    gallery: Gallery,
+    train: Gallery,
+    val: Gallery,
+    singles: list[EmbeddingMethod],
 ) -> list[EmbeddingMethod]:
     """Every simple method with its hubs corrected, and the closed-form head with and without."""
     say("correcting hubs")
@@ -128,7 +136,10 @@ def _corrected(
     closed = mean_with_cca(gallery, train, val)
     methods = [closed[0]] if closed else []
     pairs += [closed] if closed else []
-    return [*methods, *(corrected(method, scored, train, val) for method, scored in pairs)]
+    methods += [corrected(method, scored, train, val) for method, scored in pairs]
+    if request.transductive:
+        methods += [transductive(method, scored, gallery, val) for method, scored in pairs]
+    return methods
 
 
 def open_gallery(

@@ -109,17 +109,19 @@ def fusions(run: Path, gallery: Gallery, device: str) -> list[EmbeddingMethod | 
     name = f"HADA {folder.name}"
     details: dict[str, Any] = {"run": str(run), "shares": list(embedded.shares)}
     matched = embedded.nodes is not None and embedded.node_share > 0
+    # The first method's score is corrected by what the second's is: a bank of training items.
+    paid = embedded.penalties is not None, embedded.node_penalties is not None
     cosines = EmbeddingMethod(
         f"{name}, cosines" if matched else name,
         "hada",
         (embedded.image_IE, embedded.caption_TE),
         _note(embedded, matched=False),
-        details,
+        {**details, "corrected": paid[0]},
         fitted,
     )
     if not matched:
         return [cosines]
-    details = {**details, "node_share": embedded.node_share}
+    details = {**details, "node_share": embedded.node_share, "corrected": paid[1]}
     whole = NodeMethod(name, embedded, _note(embedded, matched=True), details, fitted)
     return [cosines, whole]
 

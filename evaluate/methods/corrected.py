@@ -20,7 +20,12 @@ from hada.evaluate.methods.seen import Fitted
 from hada.extract.common.errors import HadaError
 from hada.extract.spec import SIDES, SideName
 from hada.fuse.closed_form.cca import CCA, choose_cca
-from hada.fuse.closed_form.correction import choose_correction, folded, popularity
+from hada.fuse.closed_form.correction import (
+    Correction,
+    choose_correction,
+    folded,
+    popularity,
+)
 from hada.fuse.ranking.ranks import rank_positives
 
 NEIGHBOURS = (8, 16, 32, 64, 128)
@@ -77,49 +82,96 @@ def mean_with_cca(
 
 
 def corrected(
-    method: EmbeddingMethod, scored: Scored, train: Gallery, val: Gallery
+    method: EmbeddingMethod, scored: Scored, train: Gallery, val: Gallery, *, bank: int = BANK
 ) -> EmbeddingMethod:
     """A method whose items pay for their popularity; 0 is among what they may pay.
 
     Args:
         method: The method, uncorrected.
         scored: The same as a function of a gallery.
-        train: The bank.
+        train: The bank's images and captions.
         val: Chooses how much is paid, for each direction.
+        bank: Images of the bank at most.
     """
-    bank_image, bank_caption = scored(part_of(train, BANK))
+    of_train = scored(part_of(train, bank))
     chosen_by = part_of(val, CHOSEN_BY)
-    image, caption = scored(chosen_by)
-    choice = choose_correction(
-        image @ caption.T,
-        {k: popularity(image, bank_caption, k) for k in NEIGHBOURS},
-        {k: popularity(caption, bank_image, k) for k in NEIGHBOURS},
-        chosen_by.caption_to_image,
-    )
-    image, caption = method.pair
-    paid = (
-        choice.alpha_image * popularity(image, bank_caption, choice.k_image),
-        choice.alpha_caption * popularity(caption, bank_image, choice.k_caption),
-    )
+    choice = _chosen(scored(chosen_by), of_train, chosen_by)
     return replace(
         method,
         name=f"{method.name}, corrected",
         kind="corrected",
-        pair=folded(image, caption, *paid),
-        note="items pay for their popularity in a bank of train: "
-        + ", ".join(
-            f"{what} {alpha:g} of the mean of {k}" if alpha else f"{what} nothing, no gain"
-            for what, k, alpha in (
-                ("images", choice.k_image, choice.alpha_image),
-                ("captions", choice.k_caption, choice.alpha_caption),
-            )
-        ),
+        pair=_paying(method.pair, of_train, choice),
+        note=f"items pay for their popularity in a bank of train: {_told(choice)}",
         details={**method.details, "correction": vars(choice)},
         fitted=(
             *method.fitted,
             Fitted.of(train.stores, "bank from"),
             Fitted.of(val.stores, "tuned on"),
         ),
+    )
+
+
+def transductive(
+    method: EmbeddingMethod, scored: Scored, gallery: Gallery, val: Gallery
+) -> EmbeddingMethod:
+    """A method whose bank is the evaluated split itself: every query is scored knowing all others.
+
+    That is another task than retrieval for one query, so such a method stands apart and is never
+    what a fusion is compared with.
+
+    Args:
+        method: The method, uncorrected.
+        scored: The same as a function of a gallery.
+        gallery: What is evaluated, and the bank.
+        val: Chooses how much is paid, with itself as the bank.
+    """
+    chosen_by = part_of(val, CHOSEN_BY)
+    of_val = scored(chosen_by)
+    choice = _chosen(of_val, of_val, chosen_by)
+    return replace(
+        method,
+        name=f"{method.name}, transductive",
+        kind="transductive",
+        pair=_paying(method.pair, method.pair, choice),
+        note=f"items pay for their popularity among all queries of the split: {_told(choice)}",
+        details={**method.details, "correction": vars(choice)},
+        fitted=(
+            *method.fitted,
+            Fitted.of(gallery.stores, "bank from"),
+            Fitted.of(val.stores, "tuned on"),
+        ),
+    )
+
+
+def _chosen(pair: Pair, bank: Pair, items: Gallery) -> Correction:
+    image, caption = pair
+    bank_image, bank_caption = bank
+    return choose_correction(
+        image @ caption.T,
+        {k: popularity(image, bank_caption, k) for k in NEIGHBOURS},
+        {k: popularity(caption, bank_image, k) for k in NEIGHBOURS},
+        items.caption_to_image,
+    )
+
+
+def _paying(pair: Pair, bank: Pair, choice: Correction) -> Pair:
+    image, caption = pair
+    bank_image, bank_caption = bank
+    return folded(
+        image,
+        caption,
+        choice.alpha_image * popularity(image, bank_caption, choice.k_image),
+        choice.alpha_caption * popularity(caption, bank_image, choice.k_caption),
+    )
+
+
+def _told(choice: Correction) -> str:
+    return ", ".join(
+        f"{what} {alpha:g} of the mean of {k}" if alpha else f"{what} nothing, no gain"
+        for what, k, alpha in (
+            ("images", choice.k_image, choice.alpha_image),
+            ("captions", choice.k_caption, choice.alpha_caption),
+        )
     )
 
 

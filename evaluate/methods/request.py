@@ -23,6 +23,7 @@ class Request:
         rerank: Add a two-stage method for every run, which reorders this many first results by
             the run's match head; 0 adds none.
         correct: `auto` adds the simple methods with their hubs corrected and the closed-form head.
+        transductive: Add simple methods whose correction looks at all queries of the split.
         rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
     """
 
@@ -37,3 +38,4 @@ class Request:
     rerank: int = 0
     rerank_with: str | None = None
     correct: Literal["auto", "none"] = "auto"
+    transductive: bool = False

@@ -160,7 +160,10 @@ def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMet
             simple += [PlannedMethod(name, both) for name in ("mean of cosines", "weighted sum")]
         simple.append(PlannedMethod("mean + CCA", cca))
         methods.append(simple[-1])
-        methods += [PlannedMethod(f"{one.name}, corrected", one.width + 2) for one in simple]
+        kinds = ("corrected", "transductive") if request.transductive else ("corrected",)
+        methods += [
+            PlannedMethod(f"{one.name}, {kind}", one.width + 2) for kind in kinds for one in simple
+        ]
     for run in request.runs:
         methods += _of_run(RunFolder(run), stores, widths)
     return methods

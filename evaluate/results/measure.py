@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.evaluate.methods.effort import effort
 from hada.evaluate.methods.gallery import Gallery, Method
 from hada.evaluate.methods.seen import saw
 from hada.evaluate.results.flattery import flattered
@@ -55,6 +56,7 @@ def measure(
         `stores` (model -> spec digest), `items` (what `compare` needs to pair two results),
         `methods` in the order given. Each method has `metrics` (percent; ranks count from 1),
         CLIP_benchmark's keys as fractions, `ranks` (packed, per item), `rsum_interval`, its
+        `class`, `stages` and `multiply_adds_per_query` (`hada.evaluate.methods.effort`), its
         `gain` over the best single model and its `gain_over_simple`, over the best simple
         method, corrected ones among them: paired, by image. `fitted_on` is what its parameters
         come from, `saw_split` those of them that have images of this split (see
@@ -125,6 +127,9 @@ def measure(
                 "note": method.note,
                 **past[number],
                 **method.details,
+                **effort(
+                    method, len(gallery.image_rows) // folds, len(gallery.caption_rows) // folds
+                ),
                 "metrics": tables[number],
                 "clip_benchmark": _clip_benchmark(tables[number]),
                 "ranks": pack_ranks(ranks[number]),
@@ -213,7 +218,7 @@ def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
             "i2t": [len(captions) for _, captions in cut] if cut[1:] else len(cut[0][1]),
             "t2i": [len(images) for images, _ in cut] if cut[1:] else len(cut[0][0]),
         },
-        "score": "cosine, single stage",
+        "score": "see `stages` of each method; every score is of all pairs unless it says first",
         "ties": "expected recall over random orders",
     }
 

@@ -29,6 +29,7 @@ def recall(
     rerank: int = 0,
     rerank_with: str | None = None,
     correct: Literal["auto", "none"] = "auto",
+    transductive: bool = False,
     eccv: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
@@ -55,6 +56,8 @@ def recall(
         rerank_with: Re-rank by the match head of this frozen model instead; needs `rerank`.
         correct: `auto` adds every simple method with its hubs corrected, and the closed-form head;
             they need the stores of the other two splits.
+        transductive: Add, set apart and in no verdict, the simple methods whose correction looks at
+            all queries of the split at once; needs what `correct="auto"` needs.
         eccv: Add ECCV Caption and CxC (COCO's test split and the extra `eccv` only).
         resamples: Resamples of the bootstrap over images.
         seed: Seed of the bootstrap.
@@ -76,6 +79,10 @@ def recall(
     """
     if rerank_with and not rerank:
         raise UsageError("--rerank-with needs --rerank K: the number of first results to reorder")
+    if transductive and (quick or correct == "none"):
+        raise UsageError(
+            "--transductive corrects simple methods: it needs --correct auto, without --quick"
+        )
     request = make_request(
         manifest,
         dataset=dataset,
@@ -89,6 +96,7 @@ def recall(
         rerank=rerank,
         rerank_with=rerank_with,
         correct=correct,
+        transductive=transductive,
     )
     if eccv:
         eccv_caption.metrics()  # refuses a missing package before the work

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hada.evaluate.results.flattery import flattered
@@ -31,7 +31,7 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
     protocol = result["protocol"]
     table = Table(
         title=f"{in_line(protocol['dataset'])}/{in_line(protocol['split'])}: "
-        f"{protocol['images']:,} images, {protocol['captions']:,} captions, cosine"
+        f"{protocol['images']:,} images, {protocol['captions']:,} captions"
         + (f", mean of {protocol['folds']} folds" if protocol["folds"] > 1 else ""),
         caption="R@K in percent; i2t: image query, captions ranked; t2i: the other way. "
         "[95 % interval], gain over the best single model: paired bootstrap by image."
@@ -47,7 +47,11 @@ def render(result: dict[str, Any], *, width: int | None = None, colour: bool = F
         table.add_column(f"{way}\nmean", justify="right", no_wrap=True)
     table.add_column("RSum", justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
+    apart = False
     for method in result["methods"]:
+        if method.get("class") == "transductive" and not apart:
+            table.add_section()
+            apart = True
         table.add_row(*_row(method, protocol), style="bold" if method["kind"] == "hada" else None)
     text = io.StringIO()
     console(file=text, width=width or 132, force_terminal=colour).print(table)
@@ -64,6 +68,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         parts = [method["note"], f"{MARK} flattered here: {why}" if why else ""]
         if any(parts):
             lines.append(f"{method['name']}: {'; '.join(part for part in parts if part)}")
+    lines += efforts(result["methods"])
     # Results of before both were counted have only the images.
     left_out = {what: protocol.get(f"left_out_{what}", 0) for what in ("images", "captions")}
     lines += [
@@ -72,6 +77,42 @@ def notes(result: dict[str, Any]) -> list[str]:
         if count
     ]
     return lines
+
+
+def efforts(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which methods know more than a query and an item, and what a caption's query costs.
+
+    >>> one = {"name": "x", "class": "bank", "multiply_adds_per_query": {"t2i": 64_000}}
+    >>> efforts([one])
+    ['class bank (fixed items of train are known, too): x', 'multiply-adds of a t2i query: x 64 k']
+    """
+    meanings = {
+        "bank": "fixed items of train are known, too",
+        "transductive": "all queries of the split are known, so it is in no verdict",
+    }
+    lines = []
+    for kind, meaning in meanings.items():
+        names = [method["name"] for method in methods if method.get("class") == kind]
+        if names:
+            lines.append(f"class {kind} ({meaning}): {', '.join(names)}")
+    costs = [
+        f"{method['name']} {_short(method['multiply_adds_per_query']['t2i'])}"
+        for method in methods
+        if "multiply_adds_per_query" in method  # results of before it was counted have none
+    ]
+    return lines + ([f"multiply-adds of a t2i query: {', '.join(costs)}"] if costs else [])
+
+
+def _short(number: int) -> str:
+    """A count with three digits.
+
+    >>> _short(950), _short(64_000), _short(24_120_000)
+    ('950', '64 k', '24.1 M')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
 
 
 def any_flattered(result: dict[str, Any]) -> bool:

@@ -67,6 +67,19 @@ def serial(*models: str, place: str = "serial") -> dict[str, dict[str, bytes]]:
     return stores(Path(place))
 
 
+def differing(one: dict[str, dict[str, bytes]], two: dict[str, dict[str, bytes]]) -> list[str]:
+    """The files in which two sets of stores differ, by name: their bytes fill a screen."""
+    flat = [
+        {f"{store}/{file}": data for store, files in stores.items() for file, data in files.items()}
+        for stores in (one, two)
+    ]
+    return [
+        f"{file}: {', '.join(str(len(s[file])) if file in s else 'none' for s in flat)} bytes"
+        for file in sorted(flat[0].keys() | flat[1].keys())
+        if flat[0].get(file) != flat[1].get(file)
+    ]
+
+
 def accident(folder: Path, weights: str) -> None:
     make_study(
         folder,

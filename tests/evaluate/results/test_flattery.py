@@ -290,3 +290,31 @@ def test_every_fitted_method_of_the_comparison_says_what_it_was_fitted_on() -> N
     told = [[line["how"] for line in method["saw_split"]] for method in result["methods"]]
     assert told == [[], [], ["tuned on"], ["stopped by"]]
     assert flattered(result["methods"][-1], result["protocol"]) == "stopped by val"
+
+
+def test_what_looks_at_all_queries_stands_apart(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    plain = measured("test")
+    result = measured("test", "--transductive")
+    names = [method["name"] for method in result["methods"]]
+    apart = [name for name in names if name.endswith(", transductive")]
+    assert names == [method["name"] for method in plain["methods"]] + apart
+    assert len(apart) == 5
+    for name in apart:
+        one = result["by_name"][name]
+        assert (one["class"], one["gain_over_simple"]) == ("transductive", None)
+        assert [entry["how"] for entry in one["saw_split"]] == ["bank from"]
+        assert one["gain"]["p"] is None
+    assert not set(apart) & {
+        method[gain]["over"]
+        for method in result["methods"]
+        for gain in ("gain", "gain_over_simple")
+        if method[gain]
+    }
+    refused = CliRunner().invoke(
+        command, ["recall", "--split", "test", "--transductive", "--quick"]
+    )
+    assert refused.exit_code == 2
+    assert "needs --correct auto" in refused.output
