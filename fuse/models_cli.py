@@ -25,6 +25,8 @@ if TYPE_CHECKING:
               help="Models to look at. [default: all that have a store of the split]")  # fmt: skip
 @click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
 @click.option("--split", default="val", show_default=True, metavar="NAME")
+@click.option("--train-split", default="train", show_default=True, metavar="NAME",
+              help="Fits what is in closed form: the correction and a CCA head.")  # fmt: skip
 @click.option("--images", type=click.IntRange(min=2), default=1000, show_default=True,
               help="Look at this many images at most, evenly spread.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
@@ -34,6 +36,7 @@ def suggest(
     models: tuple[str, ...],
     dataset: str | None,
     split: str,
+    train_split: str,
     images: int,
     as_json: bool,
 ) -> None:
@@ -45,6 +48,9 @@ def suggest(
       union      RSum if for each query the model that ranks it best were known
       overlap    queries that all of them miss at R@1, of those that any misses
       alike      correlation of their scores within a query
+      corrected, with CCA, both
+                 RSum of the mean without any training: hubs corrected, a closed-form head
+      hubs       of one model: skewness of how often its images come first
     \b
     Examples:
       hada-fuse suggest
@@ -54,7 +60,7 @@ def suggest(
 
     name = manifest.dataset(dataset).name
     manifest.dataset(name).split(split)
-    found = look(manifest, name, split, models, most_images=images)
+    found = look(manifest, name, split, models, most_images=images, train_split=train_split)
     tell(json.dumps(found, indent=2) if as_json else render(found), lines=True)
 
 

@@ -188,10 +188,11 @@ def _parsed(key: str, hint: Any, text: str) -> Any:
         raise UsageError(f"{key}: expected {kind}, got {text!r}") from None
 
 
-# A small network on the models' embeddings and global tokens, and everything that is fitted when it
+# A small network on the global tokens, and everything that is fitted when it
 # is trained: all of it is one inner product.
 _DENSE: dict[str, Any] = {
     "convolution": "none",
+    "use_embeddings": False,
     "use_globals": True,
     "head_hidden": (1024,),
     "dropout_head": 0.3,
@@ -210,7 +211,7 @@ _DENSE: dict[str, Any] = {
 }
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(name="fast").changed(
-        **_DENSE | {"match_width": 64, "learning_rate": 3e-3, "epochs": 10}
+        **_DENSE | {"match_width": 64, "learning_rate": 3e-3, "epochs": 12}
     ),
     "dense": Recipe(name="dense").changed(**_DENSE | {"batch_size": 128}),
     "closed-form": Recipe(name="closed-form").changed(**_DENSE | {"epochs": 0}),

@@ -253,7 +253,7 @@ class ScoreSettings(Settings):
     finish: bool = setting(False, flat="finish_scores")
     cca: bool = False
     correct: Literal["auto", "none"] = "none"
-    bank: int = setting(2000, 1)
+    bank: int = setting(5000, 1)
     node_bank: int = setting(300, 1)
 
     def __post_init__(self) -> None:

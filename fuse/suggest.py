@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
-from hada.extract.common.errors import StoreError
+from hada.extract.common.errors import HadaError, StoreError
+from hada.extract.common.progress import progress
 from hada.extract.common.terminal import console
 from hada.extract.manifest import Manifest
 from hada.extract.store import open_store, stores_below
 from hada.fuse.ranking.ranks import KS, Ranks, rank_matrix, recalls
 from hada.fuse.tokens.split import Split
+from hada.fuse.untrained import Embeddings, hubness, without_training
 
 LARGEST = 3
+# Combinations that are also fitted in closed form, about two seconds each, and images that fit.
+MOST_FITTED, MOST_TRAIN = 12, 5000
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,27 @@ class Scored:
 
 
 def look(
-    manifest: Manifest, dataset: str, split: str, models: Sequence[str], *, most_images: int
+    manifest: Manifest,
+    dataset: str,
+    split: str,
+    models: Sequence[str],
+    *,
+    most_images: int,
+    train_split: str = "train",
 ) -> dict[str, Any]:
     """Everything that `hada-fuse suggest` prints, the most promising combination first.
 
-    Raises `StoreError` where no two models with a joint space have stores of the split.
+    Args:
+        manifest: Where stores are.
+        dataset: Its name there.
+        split: The split whose cosines are looked at.
+        models: Their names; all that have a store of the split where there are none.
+        most_images: Look at this many images at most, evenly spread.
+        train_split: Fits the CCA head and is the bank of the correction, for the first
+            combinations, where its stores are there.
+
+    Raises:
+        StoreError: No model with a joint space has a store of the split.
     """
     folder = Path(manifest.store_path(dataset, split, "any")).parent
     names = list(models) or [path.name for path in stores_below(folder)]
@@ -71,15 +91,16 @@ def look(
     kept = np.unique(np.linspace(0, part.images - 1, min(part.images, most_images)).astype(int))
     captions = part.captions_of(kept)
     owner = np.searchsorted(kept, part.owner[captions])
-    scored = []
+    scored, items = [], []
     for model, name in enumerate(names):
         pair = [part.sources[side][model].embeddings for side in ("image", "caption")]
         image, caption = pair
         if image is None or caption is None or image.shape[1] != caption.shape[1]:
             say(f"{name}: no joint space, so no cosine of its own to look at")
             continue
-        a = unit_rows(image[part.image_rows[kept]].astype(np.float32))
-        b = unit_rows(caption[part.caption_rows[captions]].astype(np.float32))
+        stored = image[part.image_rows[kept]], caption[part.caption_rows[captions]]
+        items.append((stored[0].astype(np.float32), stored[1].astype(np.float32)))
+        a, b = (unit_rows(side) for side in items[-1])
         scored.append(Scored.of(name, a @ b.T, owner))
     if not scored:
         raise StoreError(f"{dataset}/{split}: none of {', '.join(names)} has a joint space")
@@ -89,6 +110,16 @@ def look(
         for some in itertools.combinations(scored, size)
     ]
     found.sort(key=lambda entry: -entry["mean_rsum"])
+    train = _train(manifest, dataset, train_split, [model.name for model in scored])
+    if train is not None:
+        looked_at = Embeddings(tuple(items), owner)
+        numbers = {model.name: k for k, model in enumerate(scored)}
+        first = found[:MOST_FITTED]
+        with progress("closed form", len(first), "combinations") as advance:
+            for entry in first:
+                chosen = [numbers[name] for name in entry["models"]]
+                entry |= without_training(looked_at.some(chosen), train.some(chosen))
+                advance(1)
     return {
         "dataset": dataset,
         "split": split,
@@ -96,6 +127,31 @@ def look(
         "captions": len(captions),
         "combinations": found,
     }
+
+
+def _train(manifest: Manifest, dataset: str, split: str, names: Sequence[str]) -> Embeddings | None:
+    """Embeddings of a part of the training split; None where a store is missing."""
+    try:
+        part = Split(
+            [open_store(manifest.store_path(dataset, split, n)) for n in names], in_memory=False
+        )
+    except HadaError as error:
+        say(f"nothing of correction and closed form: {error}")
+        return None
+    kept = np.unique(np.linspace(0, part.images - 1, min(part.images, MOST_TRAIN)).astype(int))
+    captions = part.captions_of(kept)
+    models = []
+    for model in range(len(names)):
+        image, caption = (part.sources[side][model].embeddings for side in ("image", "caption"))
+        if image is None or caption is None:
+            return None
+        models.append(
+            (
+                np.asarray(image[part.image_rows[kept]], np.float32),
+                np.asarray(caption[part.caption_rows[captions]], np.float32),
+            )
+        )
+    return Embeddings(tuple(models), np.searchsorted(kept, part.owner[captions]))
 
 
 def combine(models: Sequence[Scored], owner: NDArray[np.int64]) -> dict[str, Any]:
@@ -117,6 +173,7 @@ def combine(models: Sequence[Scored], owner: NDArray[np.int64]) -> dict[str, Any
     return {
         "models": [model.name for model in models],
         "alone_rsum": alone,
+        "hubness": {model.name: hubness(model.scores_IT) for model in models},
         "mean_rsum": mean,
         "gain": mean - max(alone.values()),
         "union_rsum": union,
@@ -134,20 +191,32 @@ def render(found: dict[str, Any]) -> str:
         title=f"{found['dataset']}/{found['split']}: {found['images']:,} images, "
         f"{found['captions']:,} captions, each model's own cosine",
         caption="union: RSum if the better model were known for every query. overlap: missed at "
-        "R@1 by all, of those missed by any. alike: correlation of scores. Low is good.",
+        "R@1 by all, of those missed by any. alike: correlation of scores. Low is good. "
+        "corrected, with CCA, both: RSum without training, by the training split, chosen on these "
+        "images. hubs: skewness of how often an image is among the first ten. Low is good.",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("models", overflow="fold")
-    for name in ("mean\nRSum", "gain", "union\nRSum", "gain", "overlap", "alike"):
+    names = ("mean\nRSum", "gain", "cor-\nrected", "with\nCCA", "both", "union\nRSum", "gain")
+    for name in (*names, "overlap", "alike", "hubs"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in found["combinations"]:
         several = len(entry["models"]) > 1
-        cells = [f"{entry['gain']:+.1f}", f"{entry['union_rsum']:.1f}"]
-        cells += [f"{entry['union_gain']:+.1f}", f"{100 * entry['error_overlap']:.0f} %"]
-        cells.append(f"{entry['score_correlation']:.2f}")
-        shown = cells if several else [""] * len(cells)
-        table.add_row(" + ".join(entry["models"]), f"{entry['mean_rsum']:.1f}", *shown)
+        free = [
+            f"{entry[name]:.1f}" if name in entry else ""
+            for name in ("corrected_rsum", "cca_rsum", "cca_corrected_rsum")
+        ]
+        cells = [f"{entry['union_rsum']:.1f}", f"{entry['union_gain']:+.1f}"]
+        cells += [f"{100 * entry['error_overlap']:.0f} %", f"{entry['score_correlation']:.2f}"]
+        table.add_row(
+            " + ".join(entry["models"]),
+            f"{entry['mean_rsum']:.1f}",
+            f"{entry['gain']:+.1f}" if several else "",
+            *free,
+            *(cells if several else [""] * len(cells)),
+            "" if several else f"{next(iter(entry['hubness'].values())):.1f}",
+        )
     text = io.StringIO()
     console(file=text, width=100).print(table)
     return text.getvalue().rstrip()

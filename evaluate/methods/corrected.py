@@ -29,8 +29,8 @@ from hada.fuse.closed_form.correction import (
 from hada.fuse.ranking.ranks import rank_positives
 
 NEIGHBOURS = (8, 16, 32, 64, 128)
-# Images of the bank, with all their captions; more help little and cost time.
-BANK = 2000
+# Images of the bank, with all their captions; what a run keeps among its weights, too.
+BANK = 5000
 # Images of validation that choose; a matrix of scores is made of them.
 CHOSEN_BY = 1000
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -48,27 +48,27 @@ def mean_with_cca(
         The method, and the same as a function of a gallery; None where the embeddings allow none.
     """
     sides = [_side_by_side(train, side) for side in SIDES]
-    try:
-        head, facts = choose_cca(sides[0], sides[1], train.caption_to_image)
-    except HadaError:
-        return None
 
-    def scored(items: Gallery, share: float) -> Pair:
+    def scored(items: Gallery, head: CCA, share: float) -> Pair:
         models = single_models(items)
         pairs = [model.pair for model in models]
         method = EmbeddingMethod("cca", "cca", _encoded(head, items))
         shares = [(1 - share) / len(pairs)] * len(pairs)
         return weighted_sum([*models, method], [*shares, share])
 
-    def value(share: float) -> float:
-        ranks = rank_positives(*scored(val, share), val.caption_to_image)
+    def value(head: CCA, share: float = SHARES[len(SHARES) // 2]) -> float:
+        ranks = rank_positives(*scored(val, head, share), val.caption_to_image)
         return float((1 / (1 + ranks.i2t)).mean() + (1 / (1 + ranks.t2i)).mean())
 
-    share = max(SHARES, key=value)
+    try:
+        head, facts = choose_cca(sides[0], sides[1], train.caption_to_image, value=value)
+    except HadaError:
+        return None
+    share = max(SHARES, key=lambda share: value(head, share))
     method = EmbeddingMethod(
         "mean + CCA",
         "cca",
-        scored(gallery, share),
+        scored(gallery, head, share),
         f"closed form: shrinkage {facts['shrinkage']:g}, width {facts['width']}, share {share:g} "
         f"chosen on {val.stores[0].spec.split}",
         {"share": share, "cca": facts},
@@ -78,7 +78,7 @@ def mean_with_cca(
             Fitted.of(val.stores, "tuned on"),
         ),
     )
-    return method, lambda items: scored(items, share)
+    return method, lambda items: scored(items, head, share)
 
 
 def corrected(

@@ -77,4 +77,4 @@ def _matched(method: NodeMethod) -> int:
     """Multiply-adds of all image nodes with all caption nodes."""
     assert method.embedded.nodes is not None
     image, caption = method.embedded.nodes
-    return len(image.vectors_SW) * len(caption.vectors_SW) * image.vectors_SW.shape[1]
+    return len(image.vectors_SW) * len(caption.vectors_SW) * int(image.vectors_SW.shape[1])

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hada.fuse.ranking.ranks import rank_matrix
 from hada.fuse.scores.embedded import Embedded
 from hada.fuse.scores.item_nodes import score_matrix
 
@@ -29,7 +28,6 @@ MOST_IMAGES_OF_NODES = 250  # node matching costs a hundred times a cosine
 STEPS = 40
 START = 10.0  # what a cosine is multiplied by at first; temperatures lie between 0.05 and 0.2
 NEGLIGIBLE = 0.005  # a share below this one is none
-FACTORS, ROUNDS, LEAST_RISE = (0.5, 0.7, 1.4, 2.0), 3, 2e-4
 
 
 @dataclass(frozen=True)
@@ -82,34 +80,6 @@ def tuned_shares(table: ScoreTable) -> tuple[tuple[float, ...], float]:
     shares_K = weights_K.double() / weights_K.sum()
     shares_K = torch.where(shares_K < NEGLIGIBLE, 0, shares_K)
     return tuple((shares_K / shares_K.sum()).tolist()), loss
-
-
-def ranked_shares(table: ScoreTable, shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares that sum to 1 near the given ones, with the best mean reciprocal rank.
-
-    The likelihood weighs how badly the worst matches fail, recall how many come first. From the
-    most likely shares on, one share after another is multiplied by `FACTORS`, as long as the mean
-    reciprocal rank of both directions rises by more than `LEAST_RISE`. It moves more smoothly than
-    recall at any one k and agrees with it on what counts.
-    """
-    best = reciprocal_rank(table, shares)
-    for _ in range(ROUNDS):
-        before = best
-        for k, share in enumerate(shares):
-            for factor in FACTORS if share else ():
-                changed = [*shares[:k], share * factor, *shares[k + 1 :]]
-                now = reciprocal_rank(table, changed)
-                if now > best + LEAST_RISE:
-                    best, shares = now, changed
-        if best == before:
-            break
-    return tuple(float(share) for share in np.asarray(shares) / np.sum(shares))
-
-
-def reciprocal_rank(table: ScoreTable, shares: Sequence[float]) -> float:
-    """Mean over both directions of the mean of 1 / rank of the best match, ranks from 1."""
-    ranks = rank_matrix(table.total(shares), table.caption_to_image_T.numpy())
-    return float((1 / (1 + ranks.i2t)).mean() + (1 / (1 + ranks.t2i)).mean()) / 2
 
 
 def score_loss(table: ScoreTable, shares: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix
 from hada.fuse.scores.embedded import Embedded
 from hada.fuse.scores.heads import Bank, Heads, cca_pair, score_popularity, side_by_side
-from hada.fuse.scores.shares import ScoreTable, fit, ranked_shares, score_loss, tuned_shares
+from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
 
@@ -28,6 +28,7 @@ from hada.fuse.tokens.split import Split
 LEAST_GAIN = 1e-3
 # Images of validation that choose; in every epoch fewer do.
 MOST_IMAGES = 500
+MOST_IMAGES_OF_CCA = 250
 NEIGHBOURS = (8, 16, 32, 64, 128)
 NEIGHBOURS_OF_NODES = (8, 16, 32, 64)
 
@@ -61,8 +62,8 @@ def fit_heads(
         The heads. The score that they make is, on `val`, never less likely to find the right
         matches than the network's own.
     """
-    cca = _cca(train, report) if settings.cca else None
     found = embed(fuser, mix, val, device)
+    cca = _cca(train, val, found, report) if settings.cca else None
     if cca is not None:
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
     labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
@@ -105,7 +106,7 @@ def chosen_shares(
         kept.remove(worst)
         loss = losses[worst]
     part = replace(table, scores_KIT=table.scores_KIT[kept])
-    found = ranked_shares(part, tuned_shares(part)[0])
+    found = tuned_shares(part)[0]
     shares = [0.0] * len(labels)
     for k, share in zip(kept, found, strict=True):
         shares[k] = share
@@ -133,13 +134,21 @@ def _without(scores_KIT: torch.Tensor, k: int) -> torch.Tensor:
     return torch.cat([scores_KIT[:k], scores_KIT[k + 1 :]])
 
 
-def _cca(train: Split, report: Callable[[str], None]) -> CCA | None:
+def _cca(train: Split, val: Split, found: Embedded, report: Callable[[str], None]) -> CCA | None:
+    """The head of `train` that makes right matches of `val` most likely, beside other cosines."""
     image, caption = (side_by_side(train, side) for side in SIDES)
     if image is None or caption is None:
         report("cca: left out: no model has embeddings on both sides")
         return None
-    cca, facts = choose_cca(image, caption, train.owner)
-    report(f"cca: {facts}")
+    others = ScoreTable.of(replace(found, nodes=None), MOST_IMAGES_OF_CCA)
+
+    def value(head: CCA) -> float:
+        one, other = cca_pair(head, val)
+        scores_IT = torch.from_numpy(one[others.images_I] @ other[others.captions_T].T)
+        return -fit(replace(others, scores_KIT=torch.cat([others.scores_KIT, scores_IT[None]])))[1]
+
+    cca, facts = choose_cca(image, caption, train.owner, value=value)
+    report(f"cca: shrinkage {facts['shrinkage']:g}, width {facts['width']}")
     return cca
 
 

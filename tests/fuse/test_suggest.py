@@ -13,6 +13,7 @@ from fuse_fakes import make_store, make_world
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
 from hada.fuse.ranking.ranks import rank_matrix, recalls
+from hada.fuse.untrained import Embeddings, hubness, without_training
 
 
 @pytest.fixture
@@ -83,3 +84,64 @@ def test_nothing_to_look_at_is_said(world):
     code, _, said = call("--split", "test")
     assert code == 1
     assert "hada-extract --dataset toy --split test" in said
+
+
+def test_what_needs_no_training_is_fitted_on_the_training_split(world):
+    code, out, said = call("--json")
+    assert code == 0, said
+    for entry in json.loads(out)["combinations"]:
+        assert entry["corrected_rsum"] >= entry["mean_rsum"] - 5
+        assert entry["cca_corrected_rsum"] >= entry["cca_rsum"] - 5
+        assert set(entry["hubness"]) == set(entry["models"])
+    code, out, said = call("--root", "stores=hard", "--json")
+    assert code == 0
+    assert "there is no feature store" in said
+    assert "corrected_rsum" not in json.loads(out)["combinations"][0]
+
+
+def test_hubness_is_the_skewness_of_first_places():
+    """Eight captions have their own image first; the ninth image is the second of all."""
+    scores = np.eye(9, 8, dtype=np.float32)
+    scores[8] = 0.5
+    counts = np.ones(9)
+    counts[8] = 8
+    skew = ((counts - counts.mean()) ** 3).mean() / counts.std() ** 3
+    assert hubness(scores, 2) == pytest.approx(skew)
+    assert hubness(np.eye(5, dtype=np.float32), 1) == 0
+
+
+def test_corrected_and_with_a_head_equal_a_slow_loop():
+    draw = np.random.default_rng(0)
+
+    def items(images):
+        truth = draw.normal(size=(images, 6))
+        owner = np.repeat(np.arange(images), 2)
+        models = []
+        for _ in range(2):
+            sides = (truth, truth[owner])
+            # A direction that all items share makes hubs.
+            noisy = [s + 0.9 * draw.normal(size=s.shape) + np.eye(6)[0] for s in sides]
+            models.append(tuple(side.astype("f4") for side in noisy))
+        return Embeddings(tuple(models), owner)
+
+    val, train = items(80), items(200)
+    found = without_training(val, train)
+    image, caption = val.mean()
+    bank_image, bank_caption = train.mean()
+    scores = image @ caption.T
+    cosines = [
+        (i / np.linalg.norm(i, axis=1, keepdims=True))
+        @ (c / np.linalg.norm(c, axis=1, keepdims=True)).T
+        for i, c in val.models
+    ]
+    np.testing.assert_allclose(scores, np.mean(cosines, axis=0), atol=1e-5)
+    plain = recalls(rank_matrix(scores, val.caption_to_image))["rsum"]
+    tried = []
+    for k in (8, 32, 128):
+        by_image = np.sort(image @ bank_caption.T, axis=1)[:, -k:].mean(1)
+        by_caption = np.sort(caption @ bank_image.T, axis=1)[:, -k:].mean(1)
+        for a, b in itertools.product((0, 0.125, 0.25, 0.375, 0.5, 0.75), repeat=2):
+            less = (scores - a * by_image[:, None] - b * by_caption[None]).astype("f4")
+            tried.append(recalls(rank_matrix(less, val.caption_to_image))["rsum"])
+    assert any(found["corrected_rsum"] == pytest.approx(value) for value in (*tried, plain))
+    assert found["cca_rsum"] >= plain - 30

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import UsageError
-from hada.fuse.closed_form.cca import choose_cca, fit_cca
+from hada.fuse.closed_form.cca import CCA, choose_cca, fit_cca
 from hada.fuse.ranking.ranks import rank_positives, recalls
 
 Views = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]
@@ -80,6 +80,23 @@ def test_the_choice_is_the_best_on_folds_and_fitted_on_everything() -> None:
     assert (facts["shrinkage"], facts["width"]) == (0.01, 4)
     whole = fit_cca(image, caption, owner, shrinkage=0.01, width=4)
     np.testing.assert_array_equal(head.image_map, whole.image_map)
+
+
+def test_what_a_head_is_wanted_for_may_choose_it() -> None:
+    image, caption, owner = views(images=200)
+    asked = []
+
+    def value(head: CCA) -> float:
+        asked.append(head)
+        return float(head.width == 2)
+
+    head, facts = choose_cca(
+        image, caption, owner, shrinkages=(0.01, 1.0), widths=(1, 2, 4), value=value
+    )
+    assert len(asked) == 6
+    assert facts == {"shrinkage": 0.01, "width": 2}
+    whole = fit_cca(image, caption, owner, shrinkage=0.01, width=2)
+    np.testing.assert_allclose(head.image_map, whole.image_map, atol=1e-6)
 
 
 def test_rows_that_are_all_alike_do_no_harm() -> None:
