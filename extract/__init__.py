@@ -4,9 +4,8 @@ The public names below are imported on first use, so importing this package cost
 standard library; heavy packages are imported where they are used.
 """
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # pip refuses an old Python; this word is for those who start a checkout with one. Old syntax only.
 if sys.version_info < (3, 11):  # noqa: UP036
@@ -14,6 +13,8 @@ if sys.version_info < (3, 11):  # noqa: UP036
         f"error: HADA needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. "
         "Make a virtual environment with a newer one: python3.11 -m venv .venv"
     )
+
+from hada.extract.common.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from hada.extract.engine.options import ExtractOptions
@@ -33,15 +34,4 @@ _DEFINED_IN = {
     "load_manifest": "hada.extract.manifest",
     "open_store": "hada.extract.store.reader",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> "list[str]":
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = imported_on_use(__name__, _DEFINED_IN)

@@ -6,8 +6,9 @@ torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hada.extract.common.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from hada.fuse.commands import embed, train
@@ -19,15 +20,4 @@ _DEFINED_IN = {
     "embed": "hada.fuse.commands",
     "train": "hada.fuse.commands",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _DEFINED_IN:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = imported_on_use(__name__, _DEFINED_IN)

@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hada.extract.common import remote
 from hada.extract.common.errors import StoreError
 from hada.pipelines.study.jobs import EvaluateJob
 
 
 def evaluation_inputs(job: EvaluateJob) -> str:
-    """A digest of all that a result is made from: the request, the stores' specs, the weights."""
-    from hada.extract.store.reader import read_spec
+    """A digest of all that a result is made from: request, contents of stores, weights of runs."""
+    from hada.extract.store import open_store
+    from hada.fuse.embedding import contents_of
     from hada.fuse.run_files.weights import BEST
 
     request = job.request
-    runs = tuple(str(run) for run in request.runs)
-    digest = hashlib.sha256(repr((request.quick, request.models, runs)).encode())
+    digest = hashlib.sha256(repr(request).encode())
     others = [] if request.quick else [request.train_split, request.val_split]
     for split in dict.fromkeys([request.split, *others]):
         for model in request.models:
-            folder = remote.place(job.stores.store_path(request.dataset, split, model))
-            digest.update(read_spec(folder).digest().encode())
+            store = open_store(job.stores.store_path(request.dataset, split, model))
+            digest.update(contents_of(store).encode())
     for run in request.runs:
         digest.update((run / BEST).read_bytes())
     return digest.hexdigest()[:16]
