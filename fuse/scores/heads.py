@@ -48,7 +48,8 @@ class Heads:
     shares: of the fused cosine, of the models' own, of the CCA head's where there is one, and of
         the node matching's score where there is one; at least 0.
     cca: the closed-form head on the models' embeddings side by side.
-    correction: of the sum of cosines; node_correction: of the whole score.
+    correction: of the sum of cosines, which the whole score pays, too; node_correction: of the
+        node matching's part of the whole score.
     bank: what popularity is measured against.
     """
 
@@ -76,14 +77,18 @@ class Heads:
                 embedded, self.bank, self.correction.k_image, self.correction.k_caption
             )
             embedded = replace(embedded, penalties=_paid(self.correction, found))
-        if self.node_correction is not None and embedded.nodes is not None:
+        if embedded.nodes is None or not embedded.node_share:
+            return embedded
+        # The whole score pays what its cosines pay, by a large bank, and for its nodes beside that.
+        paid = embedded.penalties
+        if self.node_correction is not None:
             ks = self.node_correction.k_image, self.node_correction.k_caption
-            (by_image,), (by_caption,) = score_popularity(
+            (by_image,), (by_caption,) = node_popularity(
                 embedded, self.bank, ks[:1], ks[1:], device=str(device)
             )
-            paid = _paid(self.node_correction, (by_image, by_caption))
-            embedded = replace(embedded, node_penalties=paid)
-        return embedded
+            more = _paid(self.node_correction, (by_image, by_caption))
+            paid = more if paid is None else (paid[0] + more[0], paid[1] + more[1])
+        return replace(embedded, node_penalties=paid)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as tensors by name, for the file of weights."""
@@ -181,7 +186,7 @@ def cosine_popularity(embedded: Embedded, bank: Bank, k_image: int, k_caption: i
     )
 
 
-def score_popularity(
+def node_popularity(
     embedded: Embedded,
     bank: Bank,
     ks_image: Sequence[int],
@@ -189,21 +194,18 @@ def score_popularity(
     *,
     device: str,
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """The same by the whole score, for several k: [(I,) a k of images], [(T,) a k of captions]."""
+    """The same by the node matching's part of the score, for every k of images and of captions."""
     assert embedded.nodes is not None
     assert bank.nodes is not None
-    image, caption = embedded.cosines()
-    bank_image, bank_caption = bank.cosines
     images, captions = embedded.nodes
     bank_images, bank_captions = bank.nodes
     share, mirror = embedded.node_share, embedded.mirror
-    by_image = np.empty((len(image), len(bank_captions)), np.float32)
+    by_image = np.empty((len(images), len(bank_captions)), np.float32)
     for some, block in score_blocks(images, bank_captions, mirror, device=device):
-        by_image[:, some] = share * block + image @ bank_caption[some].T
+        by_image[:, some] = share * block
     by_caption: list[list[NDArray[np.float32]]] = [[] for _ in ks_caption]
-    for some, block in score_blocks(bank_images, captions, mirror, device=device):
-        scores = share * block + bank_image[: len(bank_images)] @ caption[some].T
-        for found, mean in zip(by_caption, top_means(scores.T, ks_caption), strict=True):
+    for _, block in score_blocks(bank_images, captions, mirror, device=device):
+        for found, mean in zip(by_caption, top_means(share * block.T, ks_caption), strict=True):
             found.append(mean)
     return top_means(by_image, ks_image), [np.concatenate(parts) for parts in by_caption]
 

@@ -19,7 +19,7 @@ from hada.fuse.embedding import embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix
 from hada.fuse.scores.embedded import Embedded
-from hada.fuse.scores.heads import Bank, Heads, cca_pair, score_popularity, side_by_side
+from hada.fuse.scores.heads import Bank, Heads, cca_pair, node_popularity, side_by_side
 from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
@@ -184,23 +184,24 @@ def corrected(
     image, caption = found.cosines()
     images, captions, owner = table.images_I, table.captions_T, table.caption_to_image_T.numpy()
     bank_image, bank_caption = bank.cosines
+    of_images = {k: popularity(image[images], bank_caption, k) for k in NEIGHBOURS}
+    of_captions = {k: popularity(caption[captions], bank_image, k) for k in NEIGHBOURS}
     correction = choose_correction(
-        image[images] @ caption[captions].T,
-        {k: popularity(image[images], bank_caption, k) for k in NEIGHBOURS},
-        {k: popularity(caption[captions], bank_image, k) for k in NEIGHBOURS},
-        owner,
+        image[images] @ caption[captions].T, of_images, of_captions, owner
     )
     nodes: Correction | None = None
     if found.nodes is not None and found.node_share:
         ks = NEIGHBOURS_OF_NODES
-        by_image, by_caption = score_popularity(found, bank, ks, ks, device=str(device))
+        by_image, by_caption = node_popularity(found, bank, ks, ks, device=str(device))
+        paid_I = correction.alpha_image * of_images[correction.k_image]
+        paid_T = correction.alpha_caption * of_captions[correction.k_caption]
         nodes = choose_correction(
-            table.total(heads.shares),
+            table.total(heads.shares) - paid_I[:, None] - paid_T[None],
             {k: one[images] for k, one in zip(ks, by_image, strict=True)},
             {k: one[captions] for k, one in zip(ks, by_caption, strict=True)},
             owner,
         )
-    for what, one in (("the cosines", correction), ("the whole score", nodes)):
+    for what, one in (("the cosines", correction), ("the node matching", nodes)):
         if one is not None:
             report(f"correction of {what}: {_told(one)}")
     return replace(

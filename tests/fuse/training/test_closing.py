@@ -12,16 +12,18 @@ from small_trainings import SMALL, call, without_time
 
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.store import open_store
-from hada.fuse.embedding import embed_split, write_embedded, write_nodes
+from hada.fuse.closed_form.correction import Correction
+from hada.fuse.embedding import embed, embed_split, write_embedded, write_nodes
 from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.job import Plan, train_run
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.scores.heads import Heads
-from hada.fuse.scores.item_nodes import ItemNodes
+from hada.fuse.scores.heads import Bank, Heads
+from hada.fuse.scores.item_nodes import ItemNodes, score_matrix
 from hada.fuse.scores.shares import ScoreTable, score_loss
+from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, closing, trainer
 from hada.fuse.training.closing import chosen_shares
 
@@ -102,6 +104,36 @@ def test_the_whole_score_is_what_its_parts_say(found):
     some = np.concatenate([block for _, block in part.scores()], axis=1)
     columns = np.flatnonzero(np.isin(found.caption_to_image, [2, 5]))
     np.testing.assert_allclose(some, whole[np.ix_([2, 5], columns)], atol=2e-5)
+
+
+def test_the_whole_score_pays_for_its_cosines_and_for_its_nodes(world):
+    """Slowly, with the split itself as the bank."""
+    _, stores, run = world
+    split, device = Split(stores["val"]), torch.device("cpu")
+    plain = embed(*run.load_best(), split, device)
+    shares = (*(0.6 / len(plain.shares) for _ in plain.shares), 0.4)
+    seen = Heads(shares).applied(plain, split, device)
+    bank = Bank(seen.cosines(), seen.nodes)
+    of_cosines, of_nodes = Correction(8, 0.5, 16, 0.25), Correction(4, 0.75, 2, 0.5)
+    heads = Heads(shares, correction=of_cosines, node_correction=of_nodes, bank=bank)
+    found = heads.applied(plain, split, device)
+    image, caption = seen.cosines()
+    parts = image @ caption.T, 0.4 * score_matrix(*seen.nodes, seen.mirror)
+
+    def paid(scores, k, alpha):
+        return alpha * np.sort(scores, axis=1)[:, -k:].mean(axis=1)
+
+    by_image, by_caption = paid(parts[0], 8, 0.5), paid(parts[0].T, 16, 0.25)
+    for one, other in zip(found.penalties, (by_image, by_caption), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    whole = by_image + paid(parts[1], 4, 0.75), by_caption + paid(parts[1].T, 2, 0.5)
+    for one, other in zip(found.node_penalties, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    # One of the two alone.
+    for kept in ({"correction": of_cosines}, {"node_correction": of_nodes}):
+        alone = Heads(shares, bank=bank, **kept).applied(plain, split, device).node_penalties
+        less = whole[0] - by_image if "node_correction" in kept else by_image
+        np.testing.assert_allclose(alone[0], less, atol=1e-5)
 
 
 def test_the_first_stage_is_one_corrected_product(found):
