@@ -218,7 +218,7 @@ def _protocol(gallery: Gallery, cut: Sequence[Part]) -> dict[str, Any]:
             "i2t": [len(captions) for _, captions in cut] if cut[1:] else len(cut[0][1]),
             "t2i": [len(images) for images, _ in cut] if cut[1:] else len(cut[0][0]),
         },
-        "score": "see `stages` of each method; every score is of all pairs unless it says first",
+        "score": "of every image with every caption; re-ranked methods reorder the first results",
         "ties": "expected recall over random orders",
     }
 
