@@ -27,7 +27,7 @@ from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
 from hada.extract.common.terminal import in_line
 from hada.extract.manifest import Manifest
-from hada.extract.spec import SIDES
+from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
 from hada.fuse.closed_form.cca import WIDTHS
 from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
@@ -184,17 +184,17 @@ def _of_run(
     heads = run.load_heads()
     if heads is not None and not heads.shares[-1]:
         return [PlannedMethod(name, width)]
-    counts = [
-        sum(
-            1 + float(np.mean(side.lengths if store.spec.model.tokens(which) else [0]))
-            for store in stores
-            if store.spec.model.name in config["models"]
-            for side, which in ((store.image if which == "image" else store.caption, which),)
-        )
-        for which in SIDES
-    ]
+    fused = [store for store in stores if store.spec.model.name in config["models"]]
+    counts = [sum(_nodes(store, side) for store in fused) for side in SIDES]
     nodes = (math.ceil(counts[0]), math.ceil(counts[1]), recipe.nodes.width)
     return [PlannedMethod(f"{name}, cosines", width), PlannedMethod(name, width, nodes=nodes)]
+
+
+def _nodes(store: StoreReader, side: SideName) -> float:
+    """Mean nodes of an item: its tokens and one for the model's embedding."""
+    reader = store.image if side == "image" else store.caption
+    tokens = float(np.mean(reader.lengths)) if store.spec.model.tokens(side) else 0.0
+    return 1 + tokens
 
 
 def seconds(plan: CostPlan, device: str) -> dict[str, float]:

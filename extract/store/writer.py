@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common import remote
+from hada.extract.common import atomic, remote
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import commit, digests, dtypes, formats, seal
@@ -81,6 +81,9 @@ class StoreWriter:
         folder = remote.place(path)
         if (formats.find(folder) is None) if remote.is_remote(folder) else not folder.exists():
             create(folder, spec, index, format or formats.DEFAULT)
+        elif not remote.is_remote(folder):
+            # Of a process that was killed while another one made the same store.
+            atomic.remove_leftovers(folder.with_name(f".{folder.name}"))
         return cls(check_same(folder, spec, index, format, allow_mismatch), index)
 
     def shards(self, side: SideName) -> int:

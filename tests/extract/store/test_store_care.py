@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,3 +218,19 @@ def test_the_planned_bytes_are_those_on_disk(tmp_path: Path) -> None:
         assert planned <= found <= planned * 1.02 + 200, name
     again = plan_size(tmp_path / "s", content.spec, content.index())
     assert again.needed < plan.needed / 3
+
+
+def test_the_frame_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    """Two processes make the same store; one was killed before it saw that the other had."""
+    content = Content(makers.make_spec())
+    content.write(tmp_path / "s")
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    host = socket.gethostname()
+    frames = [tmp_path / f".s.tmp-{pid}-{host}" for pid in (dead.pid, os.getppid())]
+    for frame in frames:
+        (frame / "features.zarr").mkdir(parents=True)
+    other = tmp_path / f".t.tmp-{dead.pid}-{host}"
+    other.mkdir()
+    content.open(tmp_path / "s")
+    assert [frame.exists() for frame in (*frames, other)] == [False, True, True]
