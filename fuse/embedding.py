@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,15 +191,8 @@ def write_embedded(
     images, captions = embedded.unit()
     facts = {"shares": list(embedded.shares)}
     spec = _spec(name, run, stores, facts, embedding_width=images.shape[1])
-    if anew:
-        _remove_stale(remote.place(path), spec)
-    write_store(
-        path,
-        spec,
-        ids=_ids(embedded, stores[0]),
-        caption_to_image=embedded.caption_to_image,
-        embeddings={"image": images, "caption": captions},
-    )
+    sides: dict[SideName, Any] = {"image": images, "caption": captions}
+    _write(path, spec, embedded, stores[0], anew=anew, embeddings=sides)
 
 
 def write_nodes(
@@ -226,14 +219,30 @@ def write_nodes(
     width = embedded.nodes[0].vectors_SW.shape[1]
     facts = {"node_share": embedded.node_share, "mirror": embedded.mirror}
     spec = _spec(name, run, stores, facts, node_width=width)
+    tokens = {side: n.weighted() for side, n in zip(SIDES, embedded.nodes, strict=True)}
+    _write(path, spec, embedded, stores[0], anew=anew, tokens=tokens)
+
+
+def _write(
+    path: Path | str,
+    spec: StoreSpec,
+    embedded: Embedded,
+    like: StoreReader,
+    *,
+    anew: bool,
+    tokens: Mapping[SideName, Any] | None = None,
+    embeddings: Mapping[SideName, Any] | None = None,
+) -> None:
+    """A store of the items of `embedded`, whose ids are those of `like`."""
     if anew:
         _remove_stale(remote.place(path), spec)
     write_store(
         path,
         spec,
-        ids=_ids(embedded, stores[0]),
+        ids=_ids(embedded, like),
         caption_to_image=embedded.caption_to_image,
-        tokens={side: n.weighted() for side, n in zip(SIDES, embedded.nodes, strict=True)},
+        tokens=tokens,
+        embeddings=embeddings,
     )
 
 
