@@ -32,7 +32,9 @@ def load_frozen_model(manifest: Manifest, store: StoreReader, device: str = "cpu
     """
     name = store.spec.model.name
     backbone = load_backbone(
-        BackboneRequest.of(manifest.model(name), store.spec.dataset, device=device)
+        BackboneRequest.of(
+            manifest.model(name, store.spec.dataset), store.spec.dataset, device=device
+        )
     )
     if backbone.spec.weights_digest != store.spec.model.weights_digest:
         raise StoreMismatchError(

@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
 from hada.extract.common.lazy import imported_on_use
 
 if TYPE_CHECKING:
+    from hada.extract.datasets.named import dataset_at
     from hada.extract.engine.options import ExtractOptions
     from hada.extract.job import extract
     from hada.extract.manifest import Manifest, load_manifest
@@ -25,11 +26,20 @@ if TYPE_CHECKING:
 # The only place of the version: pyproject.toml reads it from here.
 __version__ = "0.1.0"
 
-__all__ = ["ExtractOptions", "Manifest", "StoreReader", "extract", "load_manifest", "open_store"]
+__all__ = [
+    "ExtractOptions",
+    "Manifest",
+    "StoreReader",
+    "dataset_at",
+    "extract",
+    "load_manifest",
+    "open_store",
+]
 _DEFINED_IN = {
     "ExtractOptions": "hada.extract.engine.options",
     "Manifest": "hada.extract.manifest",
     "StoreReader": "hada.extract.store.reader",
+    "dataset_at": "hada.extract.datasets.named",
     "extract": "hada.extract.job",
     "load_manifest": "hada.extract.manifest",
     "open_store": "hada.extract.store.reader",

@@ -10,8 +10,9 @@ from hada.extract.cli_options import device_option, manifest_options, number_or_
 from hada.extract.common.console import HadaCommand, stopping_on_sigterm, tell
 from hada.extract.common.errors import HadaError, StoreError
 from hada.extract.common.progress import size
+from hada.extract.data_options import data_options
 from hada.extract.importers.cli import import_command
-from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest
+from hada.extract.manifest import PRECISIONS, STORE_FORMATS, DatasetEntry, Manifest
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store_cli import store
 
@@ -28,6 +29,8 @@ Examples:
   hada-extract --model blip --model clip --split train --split val
   hada-extract --dataset flickr8k --root flickr8k=/data/flickr8k \\
                --model tiny=dual:checkpoints/my-dual-encoder --split val
+  hada-extract --data photos/ --captions captions.csv --split-by 0.8,0.1,0.1 --model clip
+  hada-extract --data photos/ --captions captions.csv --describe
 
 What is there already is skipped, so the same command continues after an interruption.
 A picture that cannot be decoded is recorded in the store and left out later; it does not
@@ -50,10 +53,15 @@ stop the run.
     "-s",
     "splits",
     multiple=True,
-    required=True,
-    help="Split to extract; may be given several times.",
+    help="Split to extract; may be given several times. [default with --data: all]",
 )
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the manifest's]")
+@data_options
+@click.option(
+    "--describe",
+    is_flag=True,
+    help="Say what was understood of the dataset, with an entry for a manifest, and do nothing.",
+)
 @device_option
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="What the model computes in. [default: fp32]"
@@ -155,6 +163,8 @@ def extract(
     models: tuple[str, ...],
     splits: tuple[str, ...],
     dataset: str | None,
+    data: DatasetEntry | None,
+    describe: bool,
     device: str,
     precision: str | None,
     store_dtype: str | None,
@@ -175,6 +185,8 @@ def extract(
     allow: tuple[str, ...],
 ) -> int:
     """Run frozen models over a dataset (the text for people is _EXTRACT_HELP)."""
+    if describe:
+        return _describe(data or manifest.dataset(dataset))
     from hada.extract.common.host import reuse_freed_memory, sleep_while_waiting
 
     # Before torch is imported, which `job` does: its threads read the policy once.
@@ -188,7 +200,7 @@ def extract(
     asked: dict[str, Any] = {
         "models": models,
         "splits": splits,
-        "dataset": dataset,
+        "dataset": data or dataset,
         "manifest": manifest,
         "device": device,
         "precision": precision,
@@ -222,6 +234,14 @@ def extract(
             f"{failures} pictures could not be decoded, more than --max-errors {max_errors}. "
             "The stores are complete without them; the lines above name them."
         )
+    return 0
+
+
+def _describe(entry: DatasetEntry) -> int:
+    from hada.extract.datasets.describe import describe
+    from hada.extract.datasets.table import read_table
+
+    tell(describe(read_table(entry)), lines=True)
     return 0
 
 

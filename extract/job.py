@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hada.extract.backbones import REGION_FAMILIES
+from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.caption_dataset import CaptionDataset
-from hada.extract.datasets.read import read_dataset
+from hada.extract.datasets.named import settled
+from hada.extract.datasets.read import split_names, split_of
+from hada.extract.datasets.table import read_table
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
-from hada.extract.manifest import Manifest, ModelEntry, is_name, load_manifest
+from hada.extract.manifest import DatasetEntry, Manifest, ModelEntry, is_name, load_manifest
 from hada.extract.one_model import extract_model, plan_model
+from hada.extract.remembered import remember_dataset, remember_model
 from hada.extract.store.size_plan import SizePlan
 from hada.extract.variants.crops import CropPlan
 
@@ -21,7 +26,7 @@ def extract(
     models: str | Sequence[str] = (),
     splits: str | Sequence[str] = (),
     *,
-    dataset: str | None = None,
+    dataset: DatasetEntry | str | None = None,
     manifest: Manifest | Path | str | None = None,
     device: str = "auto",
     precision: str | None = None,
@@ -43,8 +48,10 @@ def extract(
     Args:
         models: Models of the manifest by name, or NAME=FAMILY:WEIGHTS for one that is not in it.
             One text is one model; none takes the manifest's defaults.
-        splits: Splits of the dataset; one text is one split.
-        dataset: A dataset of the manifest; None takes the manifest's default.
+        splits: Splits of the dataset; one text is one split. None takes all splits of a dataset
+            that is not the manifest's.
+        dataset: A dataset of the manifest by name, or one made by `dataset_at`; None takes the
+            manifest's default. What is not in the manifest is remembered beside the stores.
         manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the
             manifest that HADA ships.
         device: Where models compute: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -89,8 +96,13 @@ def extract(
         >>> len(store.image), store.caption_to_image[:6].tolist()
         (3, [0, 0, 0, 0, 0, 1])
     """
-    manifest, entries, data = _resolve(manifest, models, splits, dataset)
+    resolved = _resolve(manifest, models, splits, dataset)
+    manifest, entries, data, _ = resolved
     crop_plan = CropPlan.parse(crops) if isinstance(crops, str) else crops
+    texts = (models,) if isinstance(models, str) else models
+    # Before, so that an interrupted run is known; what differs only after it, because stores may
+    # refuse it.
+    resolved.remember(texts, anew=False)
     reports = []
     for model in entries:
         ended = extract_model(
@@ -111,6 +123,7 @@ def extract(
             for report in ended:
                 on_report(model.name, report)
         reports += ended
+    resolved.remember(texts, anew=True)
     return reports
 
 
@@ -118,14 +131,14 @@ def plan_extraction(
     models: str | Sequence[str] = (),
     splits: str | Sequence[str] = (),
     *,
-    dataset: str | None = None,
+    dataset: DatasetEntry | str | None = None,
     manifest: Manifest | Path | str | None = None,
     device: str = "auto",
     precision: str | None = None,
     options: ExtractOptions | None = None,
 ) -> list[SizePlan]:
     """What `extract` with the same arguments would write; nothing is written."""
-    manifest, entries, data = _resolve(manifest, models, splits, dataset)
+    manifest, entries, data, _ = _resolve(manifest, models, splits, dataset)
     return [
         plan
         for model in entries
@@ -144,27 +157,63 @@ def _resolve(
     manifest: Manifest | Path | str | None,
     models: str | Sequence[str],
     splits: str | Sequence[str],
-    dataset: str | None,
-) -> tuple[Manifest, list[ModelEntry], list[CaptionDataset]]:
+    dataset: DatasetEntry | str | None,
+) -> _Resolved:
     """Names as what they stand for; annotations are read, no model is loaded."""
     models = (models,) if isinstance(models, str) else models
     splits = (splits,) if isinstance(splits, str) else splits
-    if not splits:
-        raise UsageError("no split was named: give one of the dataset's splits, e.g. 'test'")
     if not isinstance(manifest, Manifest):
         manifest = load_manifest(manifest)
-    entry = manifest.dataset(dataset)
-    entries = [model_entry(manifest, text) for text in manifest.chosen_models(models)]
+    named = isinstance(dataset, DatasetEntry)
+    entry = dataset if isinstance(dataset, DatasetEntry) else manifest.dataset(dataset)
+    if named and entry.name in manifest.datasets:
+        raise UsageError(
+            f"--data: the manifest has a dataset {entry.name!r}: give it another name, --data "
+            f"NAME={entry.root}, or take the manifest's: --dataset {entry.name} --root "
+            f"{entry.name}={entry.root}"
+        )
+    if not splits and entry.name in manifest.datasets:
+        raise UsageError("no split was named: give one of the dataset's splits, e.g. 'test'")
+    entries = [model_entry(manifest, text, entry.name) for text in manifest.chosen_models(models)]
     pictures = any(model.family not in REGION_FAMILIES for model in entries)
-    data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
-    return manifest, entries, data
+    for split in splits:
+        entry.split(split)
+    table = read_table(entry)
+    names = tuple(dict.fromkeys(splits)) or split_names(table)
+    data = [split_of(table, split, pictures=pictures) for split in names]
+    for what, count in table.left_out.items():
+        say(f"{entry.name}: {count:,} {what}: left out")
+    for note in table.notes:
+        say(f"{entry.name}: {note}")
+    return _Resolved(manifest, entries, data, settled(table) if named else None)
 
 
-def model_entry(manifest: Manifest, text: str) -> ModelEntry:
-    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS."""
+class _Resolved(NamedTuple):
+    """What `extract` works on; `named` is the dataset's entry where a command line named it."""
+
+    manifest: Manifest
+    models: list[ModelEntry]
+    data: list[CaptionDataset]
+    named: DatasetEntry | None
+
+    def remember(self, texts: Sequence[str], *, anew: bool) -> None:
+        """Keep what only the command line said, for later commands."""
+        stores, dataset = self.manifest.stores, self.data[0].name
+        if self.named is not None:
+            remember_dataset(stores, self.named, anew=anew)
+        for model, text in zip(self.models, texts, strict=False):
+            if "=" in text:
+                remember_model(stores, dataset, model, anew=anew)
+
+
+def model_entry(manifest: Manifest, text: str, dataset: str) -> ModelEntry:
+    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS.
+
+    A name that was described before, for the same dataset, means the same again.
+    """
     name, equals, described = text.partition("=")
     if not equals:
-        return manifest.model(name)
+        return manifest.model(name, dataset)
     family, colon, weights = described.partition(":")
     if not colon or not family or not weights or not is_name(name):
         raise UsageError(

@@ -7,89 +7,50 @@ valid name. Files are looked for only when a dataset is used.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from hada.extract.common.errors import (
-    CheckpointError,
-    ManifestError,
-    UnknownNameError,
-    UsageError,
-    nearest,
-    unknown,
-)
+from hada.extract.common.errors import ManifestError, UsageError, nearest, unknown
+from hada.extract.common.names import is_name
 from hada.extract.common.strict_yaml import Section, read_yaml
 from hada.extract.common.variables import Rule
+from hada.extract.manifest_entries import (
+    PRECISIONS,
+    READERS,
+    DatasetEntry,
+    ModelEntry,
+    SplitEntry,
+    check_sums,
+    choice,
+    each,
+    read_dataset_entry,
+    read_model_entry,
+)
+from hada.extract.remembered import remembered_dataset, remembered_model, remembered_names
 from hada.extract.spec import STORE_DTYPES
 
+__all__ = [
+    "PRECISIONS",
+    "READERS",
+    "STORE_FORMATS",
+    "DatasetEntry",
+    "Defaults",
+    "Manifest",
+    "ModelEntry",
+    "SplitEntry",
+    "StoreRoot",
+    "check_sums",
+    "default_path",
+    "is_name",
+    "load_manifest",
+    "load_shipped",
+]
+
 FILE_NAME = "data_manifest.yaml"
-PRECISIONS = ("fp32", "bf16", "fp16")
 STORE_FORMATS = ("zarr", "hdf5")
-# `reader:` -> the module whose `read_images` reads such a dataset, imported when it is needed.
-READERS = {
-    "karpathy": "hada.extract.datasets.karpathy",
-}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_BUILTIN = "builtin:"
 _SHIPPED = Path(__file__).parent / FILE_NAME
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitEntry:
-    """One split of a dataset: which of the file's own splits it joins, and what to expect."""
-
-    sources: tuple[str, ...]
-    images: int | None = None
-    captions: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetEntry:
-    """A dataset of the manifest. `annotations` and `images` are relative to `root`."""
-
-    name: str
-    reader: str
-    root: Path
-    annotations: str
-    images: str
-    published: str
-    splits: Mapping[str, SplitEntry]
-
-    def split(self, name: str) -> SplitEntry:
-        """The split called `name`; raises `UnknownNameError`."""
-        if name not in self.splits:
-            raise UnknownNameError(
-                f"dataset {self.name!r} has no split {name!r}. {nearest(name, self.splits)}"
-            )
-        return self.splits[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """A model of the manifest: a family, its weights (per dataset or one), its options."""
-
-    name: str
-    family: str
-    weights: Mapping[str, str]
-    precision: str | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def weights_for(self, dataset: str) -> str:
-        """Folder, file or id of the weights to use on `dataset`."""
-        weights = self.weights.get(dataset, self.weights.get("default"))
-        if weights is None:
-            raise ManifestError(
-                f"model {self.name!r} has no weights for dataset {dataset!r} and no default. "
-                f"Known: {', '.join(sorted(self.weights))}."
-            )
-        if weights.startswith(_BUILTIN):
-            return str(_builtin(weights.removeprefix(_BUILTIN)))
-        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +105,27 @@ class Manifest:
     models: Mapping[str, ModelEntry]
 
     def dataset(self, name: str | None = None) -> DatasetEntry:
-        """The dataset called `name`, or the default one; raises `UnknownNameError`."""
-        name = name or self.defaults.dataset
-        if name not in self.datasets:
-            raise unknown("dataset", name, self.datasets)
-        return self.datasets[name]
+        """The dataset called `name`, or the default one; raises `UnknownNameError`.
 
-    def model(self, name: str) -> ModelEntry:
-        """The model called `name`; raises `UnknownNameError`."""
+        A dataset that `hada-extract --data` has named before is found beside its stores.
+        """
+        name = name or self.defaults.dataset
+        if name in self.datasets:
+            return self.datasets[name]
+        entry = remembered_dataset(self.stores, name)
+        if entry is None:
+            raise unknown("dataset", name, [*self.datasets, *remembered_names(self.stores)])
+        return entry
+
+    def model(self, name: str, dataset: str | None = None) -> ModelEntry:
+        """The model called `name`; raises `UnknownNameError`.
+
+        With a dataset, a model that `hada-extract --model NAME=FAMILY:WEIGHTS` has named for it
+        stands before the manifest's, because the dataset's store was made with it.
+        """
+        entry = None if dataset is None else remembered_model(self.stores, dataset, name)
+        if entry is not None:
+            return entry
         if name not in self.models:
             raise unknown("model", name, self.models)
         return self.models[name]
@@ -213,9 +187,9 @@ def load_manifest(
         path=file,
         stores=top.take("stores", str, "stores", variables=Rule.PLACE),
         runs=top.take("runs", str, "runs", variables=Rule.PLACE),
-        datasets=_each(top.take_section("datasets"), _dataset),
+        datasets=each(top.take_section("datasets"), read_dataset_entry),
         # Stores that were imported need no model to extract them with.
-        models=_each(top.take_section("models", required=False), _model),
+        models=each(top.take_section("models", required=False), read_model_entry),
         defaults=_defaults(top.take_section("defaults")),
     )
     top.finish()
@@ -223,98 +197,16 @@ def load_manifest(
     return _with_roots(manifest, roots or {})
 
 
-def is_name(text: str) -> bool:
-    """Whether a text can name a dataset, split or model: it becomes a folder."""
-    return _NAME.fullmatch(text) is not None
-
-
 def _defaults(section: Section) -> Defaults:
     defaults = Defaults(
         dataset=section.take("dataset", str),
         models=section.take_names("models", ()),
-        precision=_choice(section, "precision", PRECISIONS, "fp32"),
-        store_dtype=_choice(section, "store_dtype", STORE_DTYPES, "float16"),
-        store_format=_choice(section, "store_format", STORE_FORMATS, "zarr"),
+        precision=choice(section, "precision", PRECISIONS, "fp32"),
+        store_dtype=choice(section, "store_dtype", STORE_DTYPES, "float16"),
+        store_format=choice(section, "store_format", STORE_FORMATS, "zarr"),
     )
     section.finish()
     return defaults
-
-
-def _dataset(name: str, section: Section) -> DatasetEntry:
-    splits = section.take_section("splits")
-    entry = DatasetEntry(
-        name=name,
-        reader=_choice(section, "reader", tuple(READERS), None),
-        root=Path(section.take("root", str, variables=Rule.PLACE)).expanduser(),
-        annotations=section.take("annotations", str),
-        images=section.take("images", str, "."),
-        published=section.take("published", str, ""),
-        splits=_each(splits, _split),
-    )
-    for key in ("annotations", "images"):
-        if Path(getattr(entry, key)).is_absolute() or ".." in Path(getattr(entry, key)).parts:
-            raise ManifestError(
-                f"{section.where(key)}: {key!r} must lie below the dataset's root, "
-                f"got {getattr(entry, key)!r}"
-            )
-    section.finish()
-    return entry
-
-
-def _split(name: str, section: Section) -> SplitEntry:
-    entry = SplitEntry(
-        sources=section.take_names("from", (name,)),
-        images=section.take("images", int, None),
-        captions=section.take("captions", int, None),
-    )
-    section.finish()
-    return entry
-
-
-def _model(name: str, section: Section) -> ModelEntry:
-    where = section.where("weights")
-    weights = section.take_plain("weights", variables=Rule.WEIGHTS)
-    if isinstance(weights, str):
-        weights = {"default": weights}
-    if not isinstance(weights, dict) or not all(isinstance(w, str) for w in weights.values()):
-        raise ManifestError(
-            f"{where}: 'weights' of model {name!r}: expected a folder, file or id, "
-            f"or one for each dataset (dataset: weights, default: weights), got {weights!r}"
-        )
-    options = section.take_plain("options", {}, places=("regions",))
-    if not isinstance(options, dict):
-        raise ManifestError(f"{section.where('options')}: 'options' must be a mapping")
-    precision = _choice(section, "precision", PRECISIONS, "") if "precision" in section else None
-    entry = ModelEntry(
-        name=name,
-        family=section.take("family", str),
-        weights=MappingProxyType(weights),
-        precision=precision,
-        options=MappingProxyType(options),
-    )
-    section.finish()
-    return entry
-
-
-def _each(section: Section, build: Any) -> Mapping[str, Any]:
-    entries = {}
-    for name in section:
-        if not is_name(name):
-            raise ManifestError(
-                f"{section.where(name)}: {name!r} cannot be a name: it becomes a folder. "
-                "Use letters, digits, '.', '_', '+' and '-'."
-            )
-        entries[name] = build(name, section.take_section(name))
-    return MappingProxyType(entries)
-
-
-def _choice(section: Section, key: str, choices: tuple[str, ...], default: str | None) -> str:
-    value = section.take(key, str) if default is None else section.take(key, str, default)
-    if value not in choices:
-        raise ManifestError(
-            f"{section.where(key)}: {key!r} is {value!r}. {nearest(value, choices)}"
-        )
-    return value
 
 
 def _check_defaults(manifest: Manifest, top: Section) -> None:
@@ -347,31 +239,3 @@ def _with_roots(manifest: Manifest, roots: Mapping[str, str]) -> Manifest:
         stores=places["stores"],
         runs=places["runs"],
     )
-
-
-def _builtin(name: str) -> Path:
-    """The folder of weights that HADA ships: `scenes/blip` -> extract/scenes/weights/blip."""
-    package, _, model = name.partition("/")
-    folder = Path(__file__).parent / package / "weights" / model
-    if not folder.is_dir():
-        raise ManifestError(f"builtin weights {name!r} do not exist in this installation")
-    check_sums(folder)
-    return folder
-
-
-def check_sums(folder: Path) -> None:
-    """Compare shipped weights with the SHA256SUMS beside their folder (`sha256sum -c` reads it).
-
-    Raises `CheckpointError` naming the first file that is missing or has other bytes.
-    """
-    for line in (folder.parent / "SHA256SUMS").read_text().splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder.parent / name
-        if path.parent != folder:
-            continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        if digest != expected:
-            raise CheckpointError(
-                f"{path}: shipped weights are damaged (sha256 {digest[:12]}, expected "
-                f"{expected[:12]}). Install HADA again, or `git checkout` the file."
-            )

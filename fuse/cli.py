@@ -35,12 +35,28 @@ def fuse() -> None:
     """
 
 
+_WHAT = (
+    click.option("--model", "models", multiple=True, metavar="NAME", help="A frozen model to fuse; "
+                 "give one to eight. [default: the manifest's]"),
+    click.option("--dataset", metavar="NAME", help="[default: the manifest's]"),
+    click.option("--train-split", default="train", show_default=True, metavar="NAME"),
+    click.option("--val-split", default="val", show_default=True, metavar="NAME"),
+    click.option("--allow-same-split", is_flag=True, help="Train and validate on one split, though "
+                 "what is chosen there is flattered."),
+    click.option("--fresh", is_flag=True, help="Throw away what the run's folder holds and start "
+                 "over."),
+)  # fmt: skip
+
+
+def what_to_fuse(command: Any) -> Any:
+    """Add the options that `train` and `fit` share: models, dataset, splits, --fresh."""
+    for option in reversed(_WHAT):
+        command = option(command)
+    return command
+
+
 @fuse.command()
-@click.option("--model", "models", multiple=True, metavar="NAME", help="A frozen model to fuse; "
-              "give one to eight. [default: the manifest's]")  # fmt: skip
-@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
-@click.option("--train-split", default="train", show_default=True, metavar="NAME")
-@click.option("--val-split", default="val", show_default=True, metavar="NAME")
+@what_to_fuse
 @click.option("--recipe", "recipe_name", default=DEFAULT_RECIPE, show_default=True, metavar="NAME",
               help=f"A named configuration: {', '.join(RECIPES)}.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -75,7 +91,6 @@ def fuse() -> None:
               help="Memory that tokens may take. [default: half of what is free]")  # fmt: skip
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
               help="The run's folder. [default: RUNS/DATASET/MODELS-RECIPE-sSEED]")  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
 @click.option("--print-config", is_flag=True, help="Print the resolved request and stop.")
 @manifest_options
 def train(
@@ -84,6 +99,7 @@ def train(
     dataset: str | None,
     train_split: str,
     val_split: str,
+    allow_same_split: bool,
     recipe_name: str,
     settings: tuple[str, ...],
     precision: str | None,
@@ -130,6 +146,7 @@ def train(
             seed=one,
             train_split=train_split,
             val_split=val_split,
+            allow_same_split=allow_same_split,
             folder=run_path and (run_path if seeds is None else Path(f"{run_path}-s{one}")),
         )
         for one in several
@@ -156,6 +173,7 @@ def train(
             seed=seed,
             train_split=train_split,
             val_split=val_split,
+            allow_same_split=allow_same_split,
             run=run_path,
             **options,
         )
@@ -171,17 +189,12 @@ def train(
 
 
 @fuse.command()
-@click.option("--model", "models", multiple=True, metavar="NAME", help="A frozen model to fuse; "
-              "give one to eight. [default: the manifest's]")  # fmt: skip
-@click.option("--dataset", metavar="NAME", help="[default: the manifest's]")
-@click.option("--train-split", default="train", show_default=True, metavar="NAME")
-@click.option("--val-split", default="val", show_default=True, metavar="NAME")
+@what_to_fuse
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change one setting, such as cca=false, correct=none or bank=500.")  # fmt: skip
 @device_option
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),
               help="The run's folder. [default: RUNS/DATASET/MODELS-closed-form-s0]")  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Throw away what the folder holds and start over.")
 @manifest_options
 def fit(
     manifest: Manifest,
@@ -189,6 +202,7 @@ def fit(
     dataset: str | None,
     train_split: str,
     val_split: str,
+    allow_same_split: bool,
     settings: tuple[str, ...],
     device: str,
     run_path: Path | None,
@@ -218,6 +232,7 @@ def fit(
         recipe=named_recipe("closed-form").with_settings(parse_assignments(settings, "--set")),
         train_split=train_split,
         val_split=val_split,
+        allow_same_split=allow_same_split,
         run=run_path,
         device=device,
         fresh=fresh,
@@ -240,12 +255,18 @@ def _seeds(text: str) -> list[int]:
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--split", "splits", multiple=True, required=True, metavar="NAME",
               help="A split whose stores exist; may be given several times.")  # fmt: skip
+@click.option("--dataset", "-d", metavar="NAME", help="Whose split. [default: the run's]")
 @click.option("--output", type=click.Path(path_type=Path), help="Where the store goes. "
               "[default: among the manifest's stores, under the run's name]")  # fmt: skip
 @device_option
 @manifest_options
 def embed(
-    manifest: Manifest, run_path: Path, splits: tuple[str, ...], output: Path | None, device: str
+    manifest: Manifest,
+    run_path: Path,
+    splits: tuple[str, ...],
+    dataset: str | None,
+    output: Path | None,
+    device: str,
 ) -> None:
     r"""Write a run's fused embeddings of a split as a feature store.
 
@@ -253,10 +274,13 @@ def embed(
     Examples:
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
+      hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --dataset photos --split all
     """
     from hada.fuse import commands
 
-    for path in commands.embed(run_path, splits, manifest=manifest, device=device, output=output):
+    for path in commands.embed(
+        run_path, splits, dataset=dataset, manifest=manifest, device=device, output=output
+    ):
         tell(path)
 
 

@@ -30,6 +30,7 @@ def train(
     seed: int = 0,
     train_split: str = "train",
     val_split: str = "val",
+    allow_same_split: bool = False,
     run: Path | str | None = None,
     device: str = "auto",
     reading: Mode = "auto",
@@ -51,6 +52,7 @@ def train(
         seed: Of weights, shuffling and dropout.
         train_split: The split to learn from.
         val_split: The split that chooses the epoch and the scores' shares.
+        allow_same_split: Whether both may be one split, which flatters what is chosen.
         run: The run's folder; None takes `RUNS/DATASET/MODELS-RECIPE-sSEED`.
         device: Where to train: `auto`, `cpu`, `cuda` or `cuda:N`.
         reading: Where tokens come from (`hada.fuse.tokens.placement`).
@@ -85,6 +87,7 @@ def train(
         seed=seed,
         train_split=train_split,
         val_split=val_split,
+        allow_same_split=allow_same_split,
         folder=_path(run),
     )
     return train_run(
@@ -102,6 +105,7 @@ def embed(
     run: RunFolder | Path | str,
     splits: str | Sequence[str],
     *,
+    dataset: str | None = None,
     manifest: Manifest | Path | str | None = None,
     device: str = "auto",
     output: Path | str | None = None,
@@ -115,6 +119,7 @@ def embed(
     Args:
         run: The run, or its folder.
         splits: Splits whose stores exist; one text is one split.
+        dataset: Whose splits; None takes the run's. Images or texts alone will do.
         manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the
             manifest that HADA ships.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -139,19 +144,17 @@ def embed(
     data = manifest if isinstance(manifest, Manifest) else load_manifest(_path(manifest))
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     config = folder.config()
+    of = data.dataset(dataset or config["dataset"])
     written = []
     for split in names:
-        data.dataset(config["dataset"]).split(split)
-        stores = [
-            open_store(data.store_path(config["dataset"], split, model))
-            for model in config["models"]
-        ]
+        of.split(split)
+        stores = [open_store(data.store_path(of.name, split, model)) for model in config["models"]]
         embedded = embed_split(folder, stores, device=device)
-        path = output or data.store_path(config["dataset"], split, folder.name)
+        path = output or data.store_path(of.name, split, folder.name)
         write_embedded(path, folder.name, folder, embedded, stores, anew=output is None)
         say(
             f"{len(embedded.image_rows)} images and {len(embedded.caption_rows)} captions of "
-            f"{config['dataset']}/{split} in {path}"
+            f"{of.name}/{split} in {path}"
         )
         written.append(str(path))
         if embedded.nodes is not None and embedded.node_share:

@@ -66,6 +66,7 @@ def embed_split(
     split = Split(
         [by_name[name] for name in config["models"]],
         first_tokens_only=recipe.features.first_tokens_only,
+        alone=True,
     )
     fuser, mix = folder.load_best()
     return embed(fuser, mix, split, torch.device(choose_device(device)), folder.load_heads())
@@ -128,7 +129,9 @@ def encode_side(
         if fuser.nodes is not None:
             nodes = fuser.nodes.encode(side, features)
             sets.append((items, NodeSet(nodes.vectors_SD.half(), nodes.weights_S, nodes.lengths)))
-    return result, ItemNodes.joined(sets, len(lengths)) if sets else None
+    if fuser.nodes is None:
+        return result, None
+    return result, ItemNodes.joined(sets, len(lengths), fuser.nodes.settings.width)
 
 
 def encoding_blocks(config: BranchConfig, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:

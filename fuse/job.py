@@ -99,10 +99,22 @@ def plan_training(
     train_split: str = "train",
     val_split: str = "val",
     folder: Path | None = None,
+    allow_same_split: bool = False,
 ) -> Plan:
-    """Resolve names to paths; raises `UnknownNameError` for a split or model nobody knows."""
+    """Resolve names to paths.
+
+    Raises:
+        UnknownNameError: Nobody knows the dataset, a split or a model.
+        UsageError: Training and validation are one split, and `allow_same_split` is False.
+    """
     entry = manifest.dataset(dataset)
     splits = (train_split, val_split)
+    if train_split == val_split and not allow_same_split:
+        raise UsageError(
+            f"train and val are both {train_split!r}: what is chosen and fitted on the data that "
+            "was trained on promises too much. Extract with --split-by 0.8,0.1,0.1, name another "
+            "split, or say --allow-same-split"
+        )
     for split in splits:
         entry.split(split)
     for name in models:

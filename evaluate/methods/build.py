@@ -143,15 +143,21 @@ def _corrected(
 
 
 def open_gallery(
-    stores: Manifest | StoreRoot, dataset: str, split: str, models: Sequence[str]
+    stores: Manifest | StoreRoot,
+    dataset: str,
+    split: str,
+    models: Sequence[str],
+    *,
+    alone: bool = False,
 ) -> Gallery:
-    """The items that several models have on one split.
+    """The items that several models have on one split; `alone` as `Gallery.of` takes it.
 
     Raises:
+        UsageError: The split has images or texts alone, and `alone` is False.
         StoreError: A store is missing or damaged.
         StoreMismatchError: It holds another dataset or split than its path says.
     """
-    return Gallery.of(open_stores(stores, dataset, split, models))
+    return Gallery.of(open_stores(stores, dataset, split, models), alone=alone)
 
 
 def model_names(stores: Manifest | StoreRoot, request: Request) -> list[str]:

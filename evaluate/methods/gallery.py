@@ -45,11 +45,12 @@ class Gallery:
     caption_to_image: NDArray[np.int64]
 
     @classmethod
-    def of(cls, stores: Sequence[StoreReader]) -> Gallery:
+    def of(cls, stores: Sequence[StoreReader], *, alone: bool = False) -> Gallery:
         """The items that every store has, without those that failed in any of them.
 
         Args:
             stores: One store per model.
+            alone: Whether images or texts alone will do, as for a search.
 
         Raises:
             StoreMismatchError: The stores are not of the same items.
@@ -64,7 +65,7 @@ class Gallery:
                     f"{first.path}: {side.side} id {twice!r} appears twice, so queries would be "
                     "counted twice; extract the split again"
                 )
-        return cls(tuple(stores), *readable_items(stores))
+        return cls(tuple(stores), *readable_items(stores, alone=alone))
 
     def own(self, store: StoreReader) -> Pair | None:
         """A model's own embeddings.

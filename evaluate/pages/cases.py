@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from hada.evaluate.pages import attention, matched, thumbnails
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
 from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.image_files import ImageFile
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
@@ -115,8 +115,8 @@ def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
     return cases
 
 
-def _path(material: Material, image: int) -> Path:
-    return Path(material.data.image_paths[int(material.gallery.image_rows[image])])
+def _path(material: Material, image: int) -> ImageFile:
+    return material.data.image_paths[int(material.gallery.image_rows[image])]
 
 
 @dataclass(frozen=True)

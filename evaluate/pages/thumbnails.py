@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.images import open_image
 
 THUMBNAIL = 168  # pixels of the longer side
 _HEAT = (255, 96, 0)
 
 
-def thumbnail(path: Path, *, square: bool = False) -> str:
+def thumbnail(image_file: ImageFile, *, square: bool = False) -> str:
     """An image as a small JPEG data URI; `square` cuts its middle out, as some models see it.
 
     Raises `ImageError` where the file cannot be read.
     """
-    image = open_image(path)
+    image = open_image(image_file)
     if square:
         side = min(image.size)
         image = ImageOps.fit(image, (min(side, THUMBNAIL),) * 2)

@@ -75,12 +75,14 @@ def search(
     entry = manifest.dataset(name)
     entry.split(split)
     models = [model] if model is not None else folder.config()["models"] if folder else []
-    gallery = open_gallery(manifest, entry.name, split, models)
+    gallery = open_gallery(manifest, entry.name, split, models, alone=True)
     side: SideName = (
         "caption" if (find or ("images" if text else "captions"))[0] == "c" else "image"
     )
     index_folder = folder.path if folder else Path(manifest.runs) / entry.name
-    file = index_folder / f"index-{'' if folder else f'{model}-'}{split}-{side}.npz"
+    # A run may be applied to other datasets than its own.
+    other = f"{entry.name}-" if folder and folder.config()["dataset"] != entry.name else ""
+    file = index_folder / f"index-{other}{'' if folder else f'{model}-'}{split}-{side}.npz"
     index, kept = build_index(gallery.stores, folder, side, device, file)
     if not kept:
         say(f"index of {len(index.ids):,} {side}s written to {file}")

@@ -1,37 +1,42 @@
-"""What every reader of a dataset ends in: one split of images and captions."""
+"""One split of images and captions: what every layout of captions ends in."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import DatasetError
 from hada.extract.common.shapes import shown
-from hada.extract.manifest import DatasetEntry, SplitEntry
+from hada.extract.datasets.image_files import ImageFile
+from hada.extract.manifest_entries import DatasetEntry
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionDataset:
-    """One split: I images and T captions.
+    """One split: I images and T captions; either may be 0.
 
-    `caption_to_image` is (T,) int64: entry j is the row of caption j's image. With two images of
-    two captions each it is `[0, 0, 1, 1]`.
+    Attributes:
+        name: The dataset's name.
+        split: The split's.
+        image_ids: Posix paths below the images' folder.
+        image_paths: Where each image's bytes lie: a file, or a place within a tar or parquet file.
+        caption_ids: The annotations' own ids, else IMAGE#k.
+        captions: The texts.
+        caption_to_image: (T,) int64: entry j is the row of caption j's image, -1 where the
+            dataset is of texts alone. With two images of two captions each it is `[0, 0, 1, 1]`.
     """
 
     name: str
     split: str
     image_ids: tuple[str, ...]
-    image_paths: tuple[Path, ...]
+    image_paths: tuple[ImageFile, ...]
     caption_ids: tuple[str, ...]
     captions: tuple[str, ...]
     caption_to_image: NDArray[np.int64]
@@ -40,34 +45,6 @@ class CaptionDataset:
         """A hash of ids, captions and their order: what features belong to. Not of the pixels."""
         content = [self.image_ids, self.caption_ids, self.captions, self.caption_to_image.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class CaptionedImage:
-    """An image as a reader gives it: its id, its file, and (id, text) of each caption."""
-
-    id: str
-    path: Path
-    captions: list[tuple[str, str]]
-
-
-class ReadImages(Protocol):
-    """What a reader of datasets is: a function `read_images` in a file of its own."""
-
-    def __call__(
-        self, entry: DatasetEntry, split: str, wanted: SplitEntry
-    ) -> Iterable[CaptionedImage]:
-        """The images of one split, in the order of the file.
-
-        Args:
-            entry: The manifest's entry; `root` is a folder that exists.
-            split: The split, for messages.
-            wanted: Which of the file's own splits to take (`sources`).
-
-        Raises:
-            DatasetError: A file is missing or broken, or an image has no caption.
-        """
-        ...
 
 
 def check_id(text: str, where: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hada.extract.common.errors import DatasetError
+from hada.extract.datasets.image_files import ImageFile, InParquet, InTar
 
 # Pillow's own threshold for its warning (a quarter of a GiB as RGB); a picture above it is
 # refused here instead, without touching the process-wide warning filters from a worker thread.
@@ -26,18 +27,22 @@ class ImageError(DatasetError):
         self.reason = reason
 
 
-def open_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
-    """The picture at a path, or in the bytes of a file, as an upright "RGB" image in memory.
+def open_image(
+    source: str | os.PathLike[str] | bytes | ImageFile, *, name: str | None = None
+) -> Image.Image:
+    """The picture at a place, or in the bytes of a file, as an upright "RGB" image in memory.
 
     EXIF orientation is applied, the first frame of an animation is taken, 16-bit and float
     brightness is scaled to 8 bits, and transparency is dropped (not blended), as the official
     pipelines of CLIP, BLIP and ALBEF do. `name` stands for bytes in messages. Safe to call from
     threads. Raises `ImageError`.
     """
-    label = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
+    label = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     stream: io.BytesIO | str
     if isinstance(source, bytes):
         stream = io.BytesIO(source)
+    elif isinstance(source, InTar | InParquet):
+        stream = io.BytesIO(_contents(source))
     else:
         stream = os.fspath(source)
         if not os.path.isfile(stream):  # a FIFO would block for ever
@@ -57,6 +62,15 @@ def open_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
         raise ImageError(label, "not a picture in any known format") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ImageError(label, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _contents(source: InTar | InParquet) -> bytes:
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ImageError(str(source), f"cannot be read ({error.strerror or error})") from error
+    except DatasetError as error:
+        raise ImageError(str(source), str(error).removeprefix(f"{source}: ")) from error
 
 
 def _too_large(size: tuple[int, int]) -> str:

@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import DatasetError, HadaError, trouble_behind
+from hada.extract.datasets.image_files import ImageFile
 from hada.extract.engine.model_input import PictureReader
 
-# Slot of the shared memory, path of the file, image id.
-Task = tuple[int, str, str]
+# Slot of the shared memory, place of the image, image id.
+Task = tuple[int, ImageFile, str]
 
 START_LIMIT_S = 120.0
 PICTURE_LIMIT_S = 120.0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hada.extract.backbones.base import Backbone, Encoded, RegionBackbone
 from hada.extract.common.errors import DatasetError, trouble_behind
 from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.region_sources import open_regions
 from hada.extract.engine.model_input import PictureReader
 from hada.extract.store.pooling import pooled_lengths
@@ -66,9 +67,9 @@ class PictureItems:
         count = tokens.count if tokens and tokens.count is not None else 0
         self.lengths = np.full(len(self._paths), count, np.int64)
 
-    def source(self, row: int) -> tuple[str, str]:
-        """The path and the id of an image: what `reader` needs."""
-        return str(self._paths[row]), self._ids[row]
+    def source(self, row: int) -> tuple[ImageFile, str]:
+        """Where an image's bytes lie, and its id: what `reader` needs."""
+        return self._paths[row], self._ids[row]
 
     def read(self, row: int) -> NDArray[np.float32]:
         return self.reader.read(*self.source(row))

@@ -11,6 +11,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from hada.extract.datasets import images
+from hada.extract.datasets.image_files import ImageFile
 
 if TYPE_CHECKING:
     from hada.extract.variants.views import View
@@ -32,16 +33,16 @@ class PictureReader:
     view: View | None = None
     size: tuple[int, int] = (0, 0)
 
-    def read(self, path: str, image_id: str) -> NDArray[np.float32]:
+    def read(self, path: ImageFile, image_id: str) -> NDArray[np.float32]:
         """(3, H, W); raises `ImageError` with the reason. Safe to call from threads."""
         picture = images.open_image(path)
         if max(picture.size) > MAX_ASPECT * min(picture.size):
-            sides = f"{picture.width} x {picture.height}"
-            raise images.ImageError(path, f"too elongated ({sides}, at most {MAX_ASPECT} to 1)")
+            sides = f"{picture.width} x {picture.height}, at most {MAX_ASPECT} to 1"
+            raise images.ImageError(str(path), f"too elongated ({sides})")
         try:
             if self.view is not None:
                 picture = self.view.render(picture, image_id, self.size)
             return self.preprocess(picture)
         except (OSError, ValueError, ArithmeticError, MemoryError) as error:
             reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
-            raise images.ImageError(path, reason) from error
+            raise images.ImageError(str(path), reason) from error

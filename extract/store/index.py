@@ -21,7 +21,8 @@ class StoreIndex:
     """The rows of a store.
 
     ids: image and caption ids, in row order.
-    caption_to_image: (T,) int64, entry j is the image row of caption j.
+    caption_to_image: (T,) int64, entry j is the image row of caption j; -1 for all where the
+        store has no images.
     lengths: per side (n,) int64, how many token rows each item has; zeros where none are kept.
     """
 
@@ -40,10 +41,17 @@ class StoreIndex:
             raise StoreError(
                 f"caption_to_image: expected shape ({captions},), got {self.caption_to_image.shape}"
             )
-        if captions and not (
-            self.caption_to_image.min() >= 0 and self.caption_to_image.max() < images
+        alone = not images and (self.caption_to_image == -1).all()
+        if (
+            captions
+            and not alone
+            and not (self.caption_to_image.min() >= 0 and self.caption_to_image.max() < images)
         ):
-            raise StoreError(f"caption_to_image names image rows outside 0..{images - 1}")
+            raise StoreError(
+                f"caption_to_image names image rows outside 0..{images - 1}"
+                if images
+                else "caption_to_image: expected -1 for every caption of a store without images"
+            )
         for side, ids in self.ids.items():
             if self.lengths[side].shape != (len(ids),):
                 raise StoreError(f"{side} lengths: expected ({len(ids)},)")

@@ -38,7 +38,7 @@ class StoreReader:
         image: Its I images, a `SideReader`.
         caption: Its T captions, a `SideReader`.
         caption_to_image: (T,) int64: entry j is the row of caption j's image. With two images of
-            two captions each it is `[0, 0, 1, 1]`.
+            two captions each it is `[0, 0, 1, 1]`; -1 for all of a store of texts alone.
     """
 
     def __init__(self, record: Record, contents: Contents, shards: Shards) -> None:
@@ -50,7 +50,9 @@ class StoreReader:
         self.caption_to_image: NDArray[np.int64] = contents.index["caption/image_index"]
         captions, images = len(self.caption.ids), len(self.image.ids)
         owners = self.caption_to_image
-        if owners.shape != (captions,) or ((owners < 0) | (owners >= images)).any():
+        # Texts alone are of no image.
+        fits = (owners >= 0) & (owners < images) if images else owners == -1
+        if owners.shape != (captions,) or not fits.all():
             raise StoreError(
                 f"{features}: caption/image_index names images that the store has not. "
                 "Start the store again with --fresh."

@@ -213,6 +213,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         split = Split(
             [by_name[name] for name in self.features],
             first_tokens_only=len(image) > 1 and not any(m.has_tokens for m in image[1:]),
+            alone=True,
         )
         heads = Heads.from_tensors(
             {name.replace("__", "."): value for name, value in self.heads.named_buffers()}

@@ -36,15 +36,18 @@ class ItemNodes:
         return len(self.lengths)
 
     @classmethod
-    def joined(cls, sets: list[tuple[NDArray[np.int64], NodeSet]], count: int) -> Self:
-        """All nodes out of blocks of (items, their nodes), in the order of items."""
+    def joined(cls, sets: list[tuple[NDArray[np.int64], NodeSet]], count: int, width: int) -> Self:
+        """All nodes out of blocks of (items, their nodes), in the order of items.
+
+        `count` may be 0, of a side that a dataset has not.
+        """
         lengths = np.zeros(count, np.int64)
         for items, nodes in sets:
             lengths[items] = nodes.lengths
         ends = np.cumsum(lengths)
-        width = sets[0][1].vectors_SD.shape[1]
-        vectors = np.empty((int(ends[-1]), width), np.float16)
-        weights = np.empty(int(ends[-1]), np.float32)
+        total = int(lengths.sum())
+        vectors = np.empty((total, width), np.float16)
+        weights = np.empty(total, np.float32)
         for items, nodes in sets:
             rows = _rows(ends[items] - lengths[items], lengths[items])
             vectors[rows] = nodes.vectors_SD.float().cpu().numpy()
@@ -72,7 +75,8 @@ class ItemNodes:
         rows with an image's unit vectors is the score's first part.
         """
         scaled = self.vectors_SW.astype(np.float32) * self.weights_S[:, None]
-        return np.split(scaled.astype(np.float16), np.cumsum(self.lengths)[:-1])
+        items = np.split(scaled.astype(np.float16), np.cumsum(self.lengths)[:-1])
+        return items if len(self) else []
 
     @classmethod
     def from_weighted(cls, rows_SW: NDArray[np.float16], lengths: NDArray[np.int64]) -> Self:

@@ -45,6 +45,7 @@ class Split:
         in_memory: bool | None = None,
         first_tokens_only: bool = False,
         pinned: bool = False,
+        alone: bool = False,
     ) -> None:
         """Open a split.
 
@@ -53,8 +54,10 @@ class Split:
             in_memory: Whether to take all tokens into memory; None does so where they fit easily.
             first_tokens_only: Whether every model but the first is one node, its embedding.
             pinned: Whether batches are put where a GPU fetches them by itself.
+            alone: Whether images or texts alone will do, as for embedding them.
 
         Raises:
+            UsageError: The stores hold images or texts alone, and `alone` is False.
             StoreError: There are no stores, or no image with a caption is readable in all.
             StoreMismatchError: The stores hold different items.
         """
@@ -69,7 +72,7 @@ class Split:
             )
             for side in SIDES
         }
-        self._keep()
+        self._keep(alone=alone)
         self.bytes = sum(source.bytes for side in SIDES for source in self.sources[side])
         # Stores that agree on the rows of a shard have whole shards as blocks.
         step = max(store.spec.rows_per_shard["image"] for store in stores)
@@ -100,8 +103,9 @@ class Split:
         part._by_image, part._bounds = group_by_image(part.owner, len(images))
         return part
 
-    def _keep(self) -> None:
-        self.image_rows, self.caption_rows, self.owner = readable_items(self.stores)
+    def _keep(self, *, alone: bool) -> None:
+        items = readable_items(self.stores, alone=alone)
+        self.image_rows, self.caption_rows, self.owner = items
         self._by_image, self._bounds = group_by_image(self.owner, self.images)
 
     @property

@@ -76,7 +76,19 @@ def test_weights_may_differ_per_dataset(manifest_file: Path) -> None:
         (("[one, two]", "[one, tow]"), r"line 4: unknown model 'tow'. Did you mean 'two'"),
         (("      val: {}", "      val: {images: many}"), r"line 16: .*expected a whole number"),
         (("      val: {}", "      ../val: {}"), r"line 16: '../val' cannot be a name"),
-        (("images: images", "images: ../images"), r"must lie below the dataset's root"),
+        (
+            ("      val: {}", "      val: {form: x}"),
+            r"line 16: unknown key .*'datasets.tiny.splits.val.form'",
+        ),
+        (("images: images", "split_by: 0.5,0.6"), r"line 12: .*expected shares that add up to 1"),
+        (
+            ("images: images", "columns: {picture: a}"),
+            r"unknown key 'datasets.tiny.columns.picture'",
+        ),
+        (
+            ("reader: karpathy", "reader: karpaty"),
+            r"'reader' is 'karpaty'. Did you mean 'karpathy'",
+        ),
         (
             ("family: fake, weights: b", "weights: b"),
             "'family' is missing",

@@ -51,7 +51,7 @@ def test_coco_joins_restval_and_uses_filepath(tmp_path: Path) -> None:
             image["filepath"] = "val2014"
 
     change(tmp_path, edit)
-    assert read("train").image_ids == ("train_000.jpg", "restval_000.jpg")
+    assert read("train").image_ids == ("val2014/train_000.jpg", "val2014/restval_000.jpg")
 
 
 def test_flickr8k_has_its_counts(shared: Path) -> None:

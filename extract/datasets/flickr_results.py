@@ -1,0 +1,36 @@
+"""Flickr30k's results.csv, as Kaggle has it: `image_name| comment_number| comment`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hada.extract.common.errors import DatasetError
+from hada.extract.common.shapes import shown
+from hada.extract.datasets.annotations import ReadOptions, Row, Sample, read_text
+
+LAYOUT = "Flickr30k's results.csv, separated by ' | '"
+_HEADER = re.compile(r"image_name\s*\|\s*comment_number\s*\|\s*comment", re.IGNORECASE)
+# The published file has one row without its second bar: `2199200615.jpg| 4   A dog runs ...`.
+_LINE = re.compile(r"\s*([^|]+?)\s*\|\s*(\d+)(?:\s*\||\s)\s*(.*?)\s*")
+
+
+def recognises(sample: Sample) -> bool:
+    """Its header."""
+    return _HEADER.match(sample.text.lstrip()) is not None
+
+
+def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
+    """One row for each line after the header."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        text = line.strip()
+        if not text or (number == 1 and _HEADER.match(text)):
+            continue
+        fits = _LINE.fullmatch(text)
+        if fits is None:
+            raise DatasetError(
+                f"{path}, line {number}: expected NAME| k| caption, got {shown(line)}"
+            )
+        name, position, caption = fits.groups()
+        yield Row(name, [caption], f"{path}, line {number}", caption_ids=[f"{name}#{position}"])
