@@ -176,6 +176,7 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
             "them; extract it again without --tokens"
         )
     data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
+    data = data.as_stored(store.spec.dataset_digest)
     if data.digest() != store.spec.dataset_digest:
         raise UsageError(f"--rerank-with {name}: the captions here are not those of {store.path}")
     ids = backbone.tokenize([data.captions[row] for row in gallery.caption_rows])

@@ -241,6 +241,7 @@ def _data(manifest: Manifest, gallery: Gallery) -> CaptionDataset:
     """The split's images and captions; raises `RunError` where they are not the stores'."""
     store = gallery.stores[0]
     data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
+    data = data.as_stored(store.spec.dataset_digest)
     if store.spec.dataset_digest != data.digest() or len(data.captions) != len(store.caption.ids):
         raise RunError(
             f"the data set on this machine is not the one that {store.path} was made from"

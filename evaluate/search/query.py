@@ -94,6 +94,8 @@ def search(
         same = len({row for row, _ in ranked} & {row for row, _ in exact})
         say(f"faiss found {same} of the {len(exact)} that an exact search finds")
     data = _dataset(manifest, entry.name, split)
+    if data is not None:
+        data = data.as_stored(gallery.stores[0].spec.dataset_digest)
     hits = describe(index, ranked, side, data)
     for hit in hits:
         tell(json.dumps(hit) if jsonl else _line(hit))

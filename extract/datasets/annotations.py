@@ -29,7 +29,7 @@ class Row(NamedTuple):
     captions: Its captions, not stripped; empty where the layout has images alone.
     where: The row's place for messages, e.g. `captions.csv, line 7`.
     split: The split that the row itself names; empty where it names none.
-    caption_ids: An id for each caption, None where the layout has none.
+    caption_ids: An id for each caption, None where it has none or the layout has none at all.
     file: Where the image's bytes lie, None where its name is a path below the images' folder.
     """
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     captions: Sequence[str]
     where: str
     split: str = ""
-    caption_ids: Sequence[str] | None = None
+    caption_ids: Sequence[str | None] | None = None
     file: ImageFile | None = None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,24 @@ class CaptionDataset:
         """A hash of ids, captions and their order: what features belong to. Not of the pixels."""
         content = [self.image_ids, self.caption_ids, self.captions, self.caption_to_image.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def as_stored(self, digest: str) -> Self:
+        """The same, with the ids of a store of an earlier version where its digest says so.
+
+        Until version 0.1 an image's id was its bare file name, not its path: in COCO,
+        `COCO_val2014_000000000042.jpg` for `val2014/COCO_val2014_000000000042.jpg`.
+        """
+        if not any("/" in id_ for id_ in self.image_ids) or digest == self.digest():
+            return self
+        bare = [id_.rpartition("/")[2] for id_ in self.image_ids]
+        captions = list(self.caption_ids)
+        for row, image in enumerate(self.caption_to_image.tolist()):
+            # Captions without an id of their own are named by their image.
+            start = f"{self.image_ids[image]}#"
+            if captions[row].startswith(start):
+                captions[row] = f"{bare[image]}#{captions[row].removeprefix(start)}"
+        earlier = replace(self, image_ids=tuple(bare), caption_ids=tuple(captions))
+        return earlier if earlier.digest() == digest else self
 
 
 def check_id(text: str, where: str) -> None:

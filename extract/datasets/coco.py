@@ -65,7 +65,7 @@ def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
     annotations: list[_Annotation] = conform(
         document["annotations"], list[_Annotation], str(path), DatasetError, at="annotations"
     )
-    captions: dict[str | int, tuple[list[str], list[str]]] = {
+    captions: dict[str | int, tuple[list[str], list[str | None]]] = {
         image["id"]: ([], []) for image in images
     }
     if len(captions) < len(images):
@@ -79,7 +79,7 @@ def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
         texts, ids = captions[annotation["image_id"]]
         texts.append(whole_characters(annotation["caption"]))
         id_ = annotation.get("id")
-        ids.append(f"{annotation['image_id']}#{len(ids)}" if id_ is None else str(id_))
+        ids.append(None if id_ is None else str(id_))
     for number, image in enumerate(images):
         texts, ids = captions[image["id"]]
         yield Row(image["file_name"], texts, f"{path}: images[{number}]", caption_ids=ids)

@@ -76,12 +76,12 @@ class _Record(TypedDict):
 
 
 def _row(where: str, record: dict[str, Any]) -> Row:
-    name = record["filename"]
-    texts, ids = [], []
-    for position, given in enumerate(record.get("sentences") or []):
+    texts: list[str] = []
+    ids: list[str | None] = []
+    for given in record.get("sentences") or []:
         sentence = {"raw": given} if isinstance(given, str) else given
         texts.append(whole_characters(sentence["raw"]))
         id_ = sentence.get("sentid")
-        ids.append(f"{name}#{position}" if id_ is None else str(id_))
-    image = posixpath.join(record.get("filepath") or "", name)
+        ids.append(None if id_ is None else str(id_))
+    image = posixpath.join(record.get("filepath") or "", record["filename"])
     return Row(image, texts, where, record.get("split") or "", caption_ids=ids)

@@ -162,8 +162,8 @@ class _Collector:
     def _add(self, row: Row) -> None:
         captions, ids = row.captions, row.caption_ids
         if not row.image and self._place.reader == "texts":
-            (text,), (id_,) = captions, ids or (row.where,)
-            self._table.texts.append((id_, text, self._place.split))
+            (text,), (id_,) = captions, ids or (None,)
+            self._table.texts.append((id_ or row.where, text, self._place.split))
             return
         if not row.image:
             self._refuse(row, "names no image")

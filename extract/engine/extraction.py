@@ -32,7 +32,7 @@ from hada.extract.engine.decode import MOST_THREADS, Reader, make_reader
 from hada.extract.engine.encode import Shard, encode_captions, encode_images
 from hada.extract.engine.items import ImageItems, image_items
 from hada.extract.engine.options import ExtractOptions
-from hada.extract.engine.store_plan import store_index, store_spec
+from hada.extract.engine.store_plan import as_stored, store_index, store_spec
 from hada.extract.engine.token_ids import TokenIds, tokenize
 from hada.extract.engine.writer_thread import WriterThread
 from hada.extract.spec import SIDES, SideName
@@ -95,6 +95,7 @@ class Extraction:
         """
         options = options or ExtractOptions()
         backbone = reduced(backbone, options.tokens)
+        dataset = as_stored(dataset, path)
         ids = tokenize(backbone, dataset.captions)
         spec = store_spec(backbone, dataset, options)
         items = image_items(backbone, dataset, view)

@@ -8,14 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from hada.extract.backbones.base import Backbone, RegionBackbone
+from hada.extract.common import remote
+from hada.extract.common.errors import StoreError
 from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.engine.items import ImageItems, image_items
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.token_ids import TokenIds, tokenize
 from hada.extract.spec import StoreSpec
 from hada.extract.store import StoreIndex
+from hada.extract.store.reader import read_spec
 from hada.extract.store.size_plan import SizePlan, plan_size
 from hada.extract.variants.reduced import reduced
+
+
+def as_stored(dataset: CaptionDataset, path: str | Path) -> CaptionDataset:
+    """The dataset with the ids of the store at `path`, where that is of an earlier version."""
+    folder = remote.place(path)
+    if not any("/" in id_ for id_ in dataset.image_ids) or not folder.exists():
+        return dataset
+    try:
+        return dataset.as_stored(read_spec(folder).dataset_digest)
+    except StoreError:  # opening it says what is wrong
+        return dataset
 
 
 def store_spec(
@@ -64,6 +78,7 @@ def plan(
     """What `run` with the same arguments would write; nothing is written."""
     options = options or ExtractOptions()
     backbone = reduced(backbone, options.tokens)
+    dataset = as_stored(dataset, path)
     spec = store_spec(backbone, dataset, options)
     ids = tokenize(backbone, dataset.captions)
     return plan_size(path, spec, store_index(backbone, dataset, ids))

@@ -171,6 +171,7 @@ def _difference(spec: StoreSpec, job: ExtractJob, data: CaptionDataset) -> str:
     from hada.extract.store.pooling import describe
 
     shown = _pictures_only(data) if job.view else data
+    shown = shown.as_stored(spec.dataset_digest)
     wanted: dict[str, tuple[object, object]] = {
         "dtype": (spec.dtype, job.options.dtype),
         "shard_size": (spec.rows_per_shard["image"], job.rows["image"]),

@@ -11,10 +11,13 @@ import makers
 import numpy as np
 import pytest
 
+from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.common.errors import DatasetError, UnknownNameError
 from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.datasets.read import read_dataset
+from hada.extract.engine.runner import run
 from hada.extract.manifest import load_manifest
+from hada.extract.store import open_store
 
 
 def read(split: str = "val") -> CaptionDataset:
@@ -158,3 +161,36 @@ def test_a_reader_that_nobody_knows_names_those_there_are(tmp_path: Path) -> Non
     entry = replace(load_manifest().dataset(), reader="karpaty")
     with pytest.raises(UnknownNameError, match=r"reader of dataset.*'karpaty'.*'karpathy'"):
         read_dataset(entry, "val")
+
+
+def test_a_store_of_bare_names_is_continued_with_them(tmp_path: Path) -> None:
+    """Until 0.1 the id of an image was its file's name alone; such stores are not begun anew."""
+    makers.make_project(tmp_path, splits={"train": [1], "val": [2, 1]})
+    (tmp_path / "data" / "images").rename(tmp_path / "data" / "val2014")
+    manifest = tmp_path / "data_manifest.yaml"
+    manifest.write_text(makers.MANIFEST.replace("images: images", "images: ."))
+
+    def edit(document: Any) -> None:
+        for image in document["images"]:
+            image["filepath"] = "val2014"
+            for sentence in image["sentences"]:
+                sentence["sentid"] = None  # numbered by image
+
+    change(tmp_path, edit)
+    data = read()
+    assert data.image_ids[0] == "val2014/val_000.jpg"
+    assert data.caption_ids[0] == "val2014/val_000.jpg#0"
+    bare = replace(
+        data,
+        image_ids=("val_000.jpg", "val_001.jpg"),
+        caption_ids=("val_000.jpg#0", "val_000.jpg#1", "val_001.jpg#0"),
+    )
+    assert data.as_stored(bare.digest()).image_ids == bare.image_ids
+    assert data.as_stored(data.digest()) is data
+    assert data.as_stored("another") is data
+    backbone = load_backbone(BackboneRequest(name="one", family="fake", weights="a", options={}))
+    store = tmp_path / "stores" / "tiny" / "val" / "one"
+    run(backbone, bare, store)
+    report = run(backbone, data, store)
+    assert report.images == 0, "nothing was written again"
+    assert tuple(open_store(store).image.ids) == bare.image_ids
