@@ -29,7 +29,8 @@ def recognises(sample: Sample) -> bool:
     """A list that begins with a record, or a mapping whose first key is the name of an image."""
     text = sample.text.lstrip()
     if text.startswith("["):
-        return text[1:].lstrip().startswith("{")
+        # A key in single quotes is Python's repr, which no parser of JSON takes.
+        return re.match(r"\[\s*\{\s*[\"}]", text) is not None
     first = _FIRST_KEY.match(text)
     return first is not None and looks_like_an_image(first[1])
 

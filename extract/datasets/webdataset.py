@@ -63,7 +63,7 @@ def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
                 _check_end(stream, path, tar)
     except tarfile.TarError as error:
         raise DatasetError(
-            f"{path}: not a tar, or a damaged one ({error}). Fetch the file again"
+            f"{path}: not a tar, damaged or cut short ({error}). Fetch the file again"
         ) from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
