@@ -18,8 +18,13 @@ from hada.extract.engine.report import Report
 from hada.extract.manifest import DatasetEntry, Manifest, ModelEntry, is_name, load_manifest
 from hada.extract.one_model import extract_model, plan_model
 from hada.extract.remembered import remember_dataset, remember_model
+from hada.extract.store.duplicates import near_duplicates
+from hada.extract.store.reader import open_store
 from hada.extract.store.size_plan import SizePlan
 from hada.extract.variants.crops import CropPlan
+
+# Pairs of images that are compared for near duplicates without being asked: some ten seconds.
+_MOST_COMPARED = 10**9
 
 
 def extract(
@@ -124,6 +129,8 @@ def extract(
                 on_report(model.name, report)
         reports += ended
     resolved.remember(texts, anew=True)
+    if resolved.named is not None:
+        _tell_duplicates(manifest, entries, data)
     return reports
 
 
@@ -186,6 +193,32 @@ def _resolve(
     for note in table.notes:
         say(f"{entry.name}: {note}")
     return _Resolved(manifest, entries, data, settled(table) if named else None)
+
+
+def _tell_duplicates(
+    manifest: Manifest, models: Sequence[ModelEntry], data: Sequence[CaptionDataset]
+) -> None:
+    """How many images of a split are nearly images of another that was extracted with it."""
+    for number, split in enumerate(data):
+        for other in data[:number]:
+            if len(split.image_ids) * len(other.image_ids) > _MOST_COMPARED:
+                say(
+                    f"{split.name}: {other.split} and {split.split} were not searched for near "
+                    f"duplicates, they are large: hada-store duplicates STORES/{split.name}/"
+                    f"{split.split} STORES/{split.name}/{other.split}"
+                )
+                continue
+            paths = [
+                [manifest.store_path(part.name, part.split, model.name) for model in models]
+                for part in (split, other)
+            ]
+            pairs = near_duplicates(*([open_store(path) for path in row] for row in paths))
+            if pairs:
+                say(
+                    f"{split.name}: {len(pairs):,} images of {split.split} are nearly images of "
+                    f"{other.split}, such as {pairs[0].image} and {pairs[0].other}: figures of one "
+                    "after training on the other are flattered. hada-store duplicates lists them"
+                )
 
 
 class _Resolved(NamedTuple):

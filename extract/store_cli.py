@@ -96,6 +96,29 @@ def verify(paths: tuple[Path, ...], deep: bool) -> None:
 
 
 @store.command()
+@click.argument("split", type=remote.place)
+@click.argument("other", type=remote.place)
+@click.option("--jsonl", is_flag=True, help="For programs: a JSON object for each pair.")
+def duplicates(split: Path, other: Path, jsonl: bool) -> None:
+    r"""Find images of one split that are nearly images of another.
+
+    SPLIT and OTHER are folders of stores, such as stores/photos/test and stores/photos/train, or
+    single stores. Two images are a pair where all models that both have say so.
+
+    \b
+    Example:
+      hada-store duplicates stores/photos/test stores/photos/train
+    """
+    from hada.extract.store.duplicates import near_duplicates, stores_of_both
+
+    pairs = near_duplicates(*stores_of_both(split, other))
+    for pair in pairs:
+        tell(json.dumps(vars(pair)) if jsonl else f"{pair.ratio:.2f}  {pair.image}  {pair.other}")
+    if not jsonl:
+        tell(f"{len(pairs):,} images of {split} are nearly images of {other}")
+
+
+@store.command()
 @click.argument("paths", nargs=-1, required=True, type=remote.place)
 def upgrade(paths: tuple[Path, ...]) -> None:
     """Bind the parts of stores that an earlier version of HADA made.
