@@ -150,8 +150,8 @@ class _Matching:
             if indices:
                 name = self.source.names[int(self.rows[indices[0]])]
                 parts.append(
-                    f"{len(indices):,} {self.source.kind}s were matched {how}, such as "
-                    f"{shown(self.wanted[indices[0]])} with {shown(name)}"
+                    f"{len(indices):,} of {len(self.wanted):,} {self.source.kind}s match {how}, "
+                    f"such as {shown(self.wanted[indices[0]])} with {shown(name)}"
                 )
         return f"{self.source.where}: {'; '.join(parts)}" if parts else ""
 
