@@ -98,6 +98,9 @@ def test_further_names_are_for_what_is_not_found() -> None:
     assert match(["A.jpg", "a.jpg"], source, ["a", "a"]).rows.tolist() == [-1, 1]
     with pytest.raises(DatasetError, match=r"'A\.jpg' and 'á\.jpg' both match 'a'"):
         match(["A.jpg", "á.jpg"], source, ["a", "a"])
+    # Whether or not one of the two is found by its own path.
+    with pytest.raises(DatasetError, match=r"'b_1\.jpg' and 'a_1\.jpg' both match 'x_1'"):
+        match(["b_1.jpg", "a_1.jpg"], Source(names=["b_1", "x_1"], where="x"), ["x_1", "x_1"])
     # Evidence of folders is kept: birds are no dogs under a further name either.
     source = Source(names=["p/cats/1", "p/birds/1"], where="here")
     assert match(["cats/1.x", "cats/1", "dogs/1.x"], source, ["", "", "dogs/1"]).rows.tolist() == [
