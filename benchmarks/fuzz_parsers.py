@@ -166,7 +166,7 @@ def labels(folder: Path) -> Made:
     from hada.evaluate.crops.classification import read_classes, read_labels
     from hada.extract.backbones.salesforce import configs_beside
     from hada.extract.common.errors import HadaError
-    from hada.extract.importers.arrays import read_ids
+    from hada.extract.importers.row_ids import read_ids
 
     file = folder / "x.json"
     ids = ["a.jpg", "b.jpg"]
@@ -237,7 +237,7 @@ def regions(folder: Path) -> Made:
         kind, data = data[:1], data[1:]
         if kind == b"t":
             tsv.write_bytes(data)
-            source = region_sources.TsvRegions(tsv, rules, "d")
+            source = region_sources.TsvRegions(tsv, rules, "d", ["1.jpg"])
             source.count("1.jpg")
             source.read("1.jpg")
             return
@@ -285,7 +285,7 @@ def imports(folder: Path) -> Made:
     del torch
     from hada.extract.common.array_files import map_npy
     from hada.extract.datasets.read import read_dataset
-    from hada.extract.importers.arrays import _pairs
+    from hada.extract.importers.clip_retrieval import read_pairs
     from hada.extract.importers.open import open_source
     from hada.extract.importers.source import ImportRequest
     from hada.extract.importers.write import _checked
@@ -353,7 +353,7 @@ def imports(folder: Path) -> Made:
             _checked(source.read("image", 0), source, "image", 0, 2)
         elif kind == b"p":
             (folder / "f.parquet").write_bytes(data)
-            list(_pairs(folder / "f.parquet"))
+            list(read_pairs(folder / "f.parquet"))
         else:
             (folder / "x.npy").write_bytes(data)
             map_npy(folder / "x.npy")

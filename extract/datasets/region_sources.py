@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,8 @@ from hada.extract.common.array_files import reason
 from hada.extract.common.documents import LARGE_BYTES, read_json
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import conform
+from hada.extract.datasets.name_keys import files_below
+from hada.extract.datasets.region_rows import RegionRows
 from hada.extract.datasets.regions import (
     LAYOUTS,
     RegionError,
@@ -25,7 +27,6 @@ from hada.extract.datasets.regions import (
     RegionSource,
     how_many,
     read_npz,
-    region_names,
     select,
 )
 
@@ -37,8 +38,15 @@ _SMALL_KEYS = tuple(key for key in _ALL_KEYS if key not in ("features", "bbox_ft
 class FolderRegions:
     """One npz file an image."""
 
-    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
-        self._place, self._rules, self._dataset = place, rules, dataset
+    def __init__(
+        self, place: Path, rules: RegionRules, dataset: str, image_ids: Sequence[str]
+    ) -> None:
+        self._place, self._rules = place, rules
+        files = files_below(place)
+        if rules.name is None:
+            files = [file for file in files if file.endswith(".npz")]
+        self._files = files
+        self._rows = RegionRows(place, rules, dataset, files, image_ids)
 
     def count(self, image_id: str) -> int:
         file = self._file(image_id)
@@ -49,11 +57,7 @@ class FolderRegions:
         return select(read_npz(file, str(file), _ALL_KEYS), self._rules, str(file))
 
     def _file(self, image_id: str) -> Path:
-        names = region_names(self._rules, self._dataset, image_id)
-        for name in names:
-            if (self._place / name).is_file():
-                return self._place / name
-        raise _absent(image_id, names, self._place)
+        return self._place / self._files[self._rows.row(image_id)]
 
 
 class LmdbRegions:
@@ -63,11 +67,18 @@ class LmdbRegions:
     holds every region with its confidence.
     """
 
-    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
-        self._place, self._rules, self._dataset = place, rules, dataset
+    def __init__(
+        self, place: Path, rules: RegionRules, dataset: str, image_ids: Sequence[str]
+    ) -> None:
+        self._place, self._rules = place, rules
         self._cut = place.name.startswith("feat_")
         self._counts = self._side_file()
         self._environment = _environment(place)
+        with _told(place), self._environment.begin() as transaction:
+            keys = transaction.cursor().iternext(keys=True, values=False)
+            self._keys = [bytes(key) for key in keys]
+        names = [key.decode("utf-8", "surrogateescape") for key in self._keys]
+        self._names, self._rows = names, RegionRows(place, rules, dataset, names, image_ids)
 
     def count(self, image_id: str) -> int:
         name, value = self._value(image_id)
@@ -83,13 +94,12 @@ class LmdbRegions:
         return select(arrays, self._rules, name, cut=self._cut)
 
     def _value(self, image_id: str) -> tuple[str, bytes]:
-        names = region_names(self._rules, self._dataset, image_id)
+        row = self._rows.row(image_id)
         with _told(self._place), self._environment.begin() as transaction:
-            for name in names:
-                value = transaction.get(name.encode())
-                if value is not None:
-                    return name, bytes(value)
-        raise _absent(image_id, names, self._place)
+            value = transaction.get(self._keys[row])
+            if value is None:
+                raise RegionError(f"{self._place}: {self._names[row]} went while it was read")
+            return self._names[row], bytes(value)
 
     def _arrays(self, value: bytes, name: str) -> dict[str, NDArray[Any]]:
         label = f"{self._place}: {name}"
@@ -120,32 +130,38 @@ class TsvRegions:
 
     _COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
-    def __init__(self, place: Path, rules: RegionRules, dataset: str) -> None:
-        self._place, self._rules, self._dataset = place, rules, dataset
-        # image id in the file -> where its line starts, and its number of boxes.
-        self._lines: dict[str, tuple[int, int]] = {}
+    def __init__(
+        self, place: Path, rules: RegionRules, dataset: str, image_ids: Sequence[str]
+    ) -> None:
+        self._place, self._rules = place, rules
+        self._names: list[str] = []
+        # Where each line starts, and its number of boxes.
+        self._lines: list[tuple[int, int]] = []
         start = 0
         with place.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 head = line.split(b"\t", 4)
-                if len(head) < 5 or not head[3].isdigit() or len(head[3]) > 6:
-                    raise DatasetError(
-                        f"{place}, line {number}: expected tab-separated columns "
-                        f"{', '.join(self._COLUMNS)}"
-                    )
-                self._lines[head[0].decode("utf-8", "replace")] = (start, int(head[3]))
+                if line.strip():
+                    if len(head) < 5 or not head[3].isdigit() or len(head[3]) > 6:
+                        raise DatasetError(
+                            f"{place}, line {number}: expected tab-separated columns "
+                            f"{', '.join(self._COLUMNS)}"
+                        )
+                    self._names.append(head[0].decode("utf-8", "replace"))
+                    self._lines.append((start, int(head[3])))
                 start += len(line)
+        self._rows = RegionRows(place, rules, dataset, self._names, image_ids, suffix=".npz")
 
     def count(self, image_id: str) -> int:
-        return min(self._lines[self._key(image_id)][1], self._rules.most)
+        return min(self._lines[self._rows.row(image_id)][1], self._rules.most)
 
     def read(self, image_id: str) -> Regions:
-        key = self._key(image_id)
-        start, boxes = self._lines[key]
+        row = self._rows.row(image_id)
+        start, boxes = self._lines[row]
         with self._place.open("rb") as stream:  # own handle: called from threads
             stream.seek(start)
             columns = stream.readline().rstrip(b"\r\n").split(b"\t")
-        label = f"{self._place}: image {key}"
+        label = f"{self._place}: image {self._names[row]}"
         try:
             arrays: dict[str, NDArray[Any]] = {
                 "image_w": np.asarray(float(columns[1])),
@@ -156,24 +172,6 @@ class TsvRegions:
         except (ValueError, IndexError, OverflowError) as error:
             raise RegionError(f"regions {label}: a truncated or damaged line ({error})") from error
         return select(arrays, self._rules, label)
-
-    def _key(self, image_id: str) -> str:
-        names = [
-            name.removesuffix(".npz") for name in region_names(self._rules, self._dataset, image_id)
-        ]
-        # COCO's own ids are bare numbers; a file name carries them padded with zeros.
-        digits = [name.rpartition("_")[2].lstrip("0") for name in names]
-        for key in (*names, *digits):
-            if key in self._lines:
-                return key
-        raise _absent(image_id, names, self._place)
-
-
-def _absent(image_id: str, names: list[str], place: Path) -> RegionError:
-    return RegionError(
-        f"no regions of {image_id!r} in {place}: looked for {' and '.join(names)}. "
-        "The model's option `region_name` sets another pattern"
-    )
 
 
 def _unpack(value: bytes, label: str) -> dict[str, NDArray[Any]]:
@@ -254,8 +252,22 @@ def _missing(package: str) -> UsageError:
     )
 
 
-def open_regions(rules: RegionRules, dataset: str, split: str) -> RegionSource:
-    """The files at `rules.place`; raises `DatasetError` where there are none."""
+def open_regions(
+    rules: RegionRules, dataset: str, split: str, image_ids: Sequence[str] = ()
+) -> RegionSource:
+    """The files at `rules.place`, for the images of a split.
+
+    Args:
+        rules: Where the files lie and how they are named.
+        dataset: Replaces `{dataset}` in the place and in names.
+        split: Replaces `{split}` in the place.
+        image_ids: All images of the split: what is ambiguous shows only together. An image that
+            is not among them is looked for alone, which reads all names once more.
+
+    Raises:
+        DatasetError: There are no files, or the regions of one image would serve two, or two
+            files fit one image equally well.
+    """
     place = Path(rules.place.replace("{dataset}", dataset).replace("{split}", split)).expanduser()
     if not place.exists():
         raise DatasetError(
@@ -263,7 +275,7 @@ def open_regions(rules: RegionRules, dataset: str, split: str) -> RegionSource:
             "folder or a .tsv file; set the model's option `regions`"
         )
     if place.is_file():
-        return TsvRegions(place, rules, dataset)
+        return TsvRegions(place, rules, dataset, image_ids)
     if (place / "data.mdb").is_file():
-        return LmdbRegions(place, rules, dataset)
-    return FolderRegions(place, rules, dataset)
+        return LmdbRegions(place, rules, dataset, image_ids)
+    return FolderRegions(place, rules, dataset, image_ids)

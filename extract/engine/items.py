@@ -84,7 +84,9 @@ class RegionItems:
 
     def __init__(self, backbone: RegionBackbone, dataset: CaptionDataset) -> None:
         self._backbone, self._ids = backbone, dataset.image_ids
-        self._source = open_regions(backbone.regions, dataset.name, dataset.split)
+        self._source = open_regions(
+            backbone.regions, dataset.name, dataset.split, dataset.image_ids
+        )
         self._unreadable: dict[int, DatasetError] = {}
         self._counted = np.zeros(len(self._ids), np.int64)
         for row, image_id in enumerate(self._ids):

@@ -1,20 +1,20 @@
-"""Pooled embeddings in whole arrays: plain .npy, clip-retrieval's folders, safetensors."""
+"""Pooled embeddings in whole arrays, with the ids of their rows: plain .npy, safetensors."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.array_files import map_npy, reason
-from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_bytes
+from hada.extract.common.array_files import map_npy
 from hada.extract.common.errors import DatasetError, UsageError
-from hada.extract.common.shapes import conform, listed
+from hada.extract.common.shapes import listed
 from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.matching import Source
+from hada.extract.importers.row_ids import id_list, read_ids, rows_of
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SIDES, SideName
 
@@ -57,15 +57,20 @@ def plain_npy(request: ImportRequest, dataset: CaptionDataset) -> ArraySource:
             "(.txt with an id a line, .json with a list, or .npy)"
         )
     arrays: dict[SideName, NDArray[Any]] = {
-        "image": _npy(request.images),
-        "caption": _npy(request.captions),
+        "image": read_matrix(request.images),
+        "caption": read_matrix(request.captions),
     }
     ids: dict[SideName, list[str]] = {
         "image": read_ids(request.image_ids),
         "caption": read_ids(request.caption_ids),
     }
+    labels: dict[SideName, str] = {
+        "image": str(request.image_ids),
+        "caption": str(request.caption_ids),
+    }
     files = [request.images, request.captions, request.image_ids, request.caption_ids]
-    return ArraySource(files, {s: [arrays[s]] for s in SIDES}, _by_id(dataset, arrays, ids))
+    places = _by_id(dataset, arrays, ids, labels)
+    return ArraySource(files, {s: [arrays[s]] for s in SIDES}, places)
 
 
 def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySource:
@@ -87,6 +92,7 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
             arrays[key] = plain.numpy()
     arrays_by_side: dict[SideName, NDArray[Any]] = {}
     ids: dict[SideName, list[str]] = {}
+    labels: dict[SideName, str] = {}
     for side in SIDES:
         if f"{side}_embeddings" not in arrays:
             raise DatasetError(
@@ -97,107 +103,22 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
         )
         file_of_ids = request.image_ids if side == "image" else request.caption_ids
         if file_of_ids is not None:
+            labels[side] = str(file_of_ids)
             ids[side] = read_ids(file_of_ids)
         elif f"{side}_ids" in metadata:
-            ids[side] = _id_list(metadata[f"{side}_ids"], f"{files[0]}: {side}_ids")
+            labels[side] = f"{files[0]}: {side}_ids"
+            ids[side] = id_list(metadata[f"{side}_ids"], labels[side])
         else:
             raise UsageError(f"{files[0]} has no '{side}_ids' in its metadata: give --{side}-ids")
     tokens = arrays.get("image_tokens")
     if tokens is not None and (tokens.ndim != 3 or len(tokens) != len(arrays_by_side["image"])):
         raise DatasetError(f"{files[0]}: image_tokens {tokens.shape}: expected (images, N, D)")
-    places = _by_id(dataset, arrays_by_side, ids)
+    places = _by_id(dataset, arrays_by_side, ids, labels)
     return ArraySource(files, {s: [arrays_by_side[s]] for s in SIDES}, places, tokens)
 
 
-def clip_retrieval(request: ImportRequest, dataset: CaptionDataset) -> ArraySource:
-    """clip-retrieval's output folder: img_emb/, text_emb/ and metadata/ of equal numbering.
-
-    Its rows are pairs. An image is found by the name in `image_path` (or `key`), a caption by its
-    image and text.
-    """
-    folder = request.images
-    parts: dict[SideName, list[NDArray[Any]]] = {"image": [], "caption": []}
-    images: dict[str, tuple[int, int]] = {}
-    captions: dict[tuple[str, str], tuple[int, int]] = {}
-    tables = _numbered(folder / "metadata", "parquet")
-    for part, (number, table) in enumerate(tables):
-        for side, kind in (("image", "img"), ("caption", "text")):
-            parts[side].append(_npy(folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy"))  # type: ignore[index]
-        pairs = list(_pairs(table))
-        if not len(pairs) == len(parts["image"][part]) == len(parts["caption"][part]):
-            raise DatasetError(f"{table}: {len(pairs)} rows, its arrays have other numbers of rows")
-        for row, (stem, text) in enumerate(pairs):
-            images.setdefault(stem, (part, row))
-            captions.setdefault((stem, text), (part, row))
-    stems = [PurePosixPath(id_).stem for id_ in dataset.image_ids]
-    wanted = [
-        (stems[owner], " ".join(text.split()))
-        for text, owner in zip(dataset.captions, dataset.caption_to_image, strict=True)
-    ]
-    places: dict[SideName, list[tuple[int, int]]] = {
-        "image": _found(images, stems, dataset.image_ids, "image", folder),
-        "caption": _found(captions, wanted, dataset.caption_ids, "caption", folder),
-    }
-    files = [
-        file for kind in ("img_emb", "text_emb", "metadata") for file in (folder / kind).iterdir()
-    ]
-    return ArraySource(files, parts, places)
-
-
-def _numbered(folder: Path, suffix: str) -> list[tuple[str, Path]]:
-    """Files `name_<number>.suffix` by number."""
-    found = [
-        (match.group(1), file)
-        for file in folder.glob(f"*.{suffix}")
-        if (match := re.search(r"_(\d+)$", file.stem))
-    ]
-    if not found:
-        raise DatasetError(f"{folder}: no numbered .{suffix} files, as clip-retrieval writes them")
-    return sorted(found, key=lambda entry: int(entry[0]))
-
-
-def _pairs(table: Path) -> Iterator[tuple[str, str]]:
-    """Stem of the image and text of the caption, row by row."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise UsageError("reading .parquet files needs pyarrow: pip install pyarrow") from error
-    try:
-        read = parquet.read_table(table)
-        names = "image_path" if "image_path" in read.column_names else "key"
-        for column in (names, "caption"):
-            if column not in read.column_names:
-                there = listed(read.column_names)
-                raise DatasetError(f"{table}: no column {column!r}; its columns are {there}")
-        columns = [read.column(name).to_pylist() for name in (names, "caption")]
-    except FileNotFoundError as error:
-        raise DatasetError(f"{table}: no such file") from error
-    except (ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError) as error:
-        raise DatasetError(f"{table}: not a parquet file ({reason(error)})") from error
-    for name, text in zip(*columns, strict=True):
-        yield PurePosixPath(str(name)).stem, " ".join(str(text).split())
-
-
-def read_ids(file: Path) -> list[str]:
-    """The ids of a .txt (one a line), .json (a list) or .npy file, as text."""
-    if file.suffix == ".npy":
-        return [str(id_) for id_ in map_npy(file).reshape(-1).tolist()]
-    text = decode(read_bytes(file, DatasetError, LARGE_BYTES), str(file), DatasetError)
-    return _id_list(text, str(file)) if file.suffix == ".json" else text.splitlines()
-
-
-def _id_list(text: str, label: str) -> list[str]:
-    ids: list[str | int] = conform(
-        parse_json(text, label, DatasetError),
-        list[str | int],
-        label,
-        DatasetError,
-        "A JSON list of ids",
-    )
-    return [str(id_) for id_ in ids]
-
-
-def _npy(file: Path) -> NDArray[Any]:
+def read_matrix(file: Path) -> NDArray[Any]:
+    """A .npy of floats (n, E), mapped; raises `DatasetError` for any other."""
     return _matrix(map_npy(file), str(file))
 
 
@@ -211,32 +132,18 @@ def _by_id(
     dataset: CaptionDataset,
     arrays: Mapping[SideName, NDArray[Any]],
     ids: Mapping[SideName, Sequence[str]],
+    labels: Mapping[SideName, str],
 ) -> dict[SideName, list[tuple[int, int]]]:
+    """The place of each item of the dataset; `labels` name the ids in messages."""
     places: dict[SideName, list[tuple[int, int]]] = {}
     for side in SIDES:
         if len(ids[side]) != len(arrays[side]):
+            blank = [row for row, id_ in enumerate(ids[side]) if not id_.strip()]
+            hint = f"; the id in row {blank[0]:,} (counted from 0) is blank" if blank else ""
             raise DatasetError(
-                f"{side}s: {len(ids[side])} ids for {len(arrays[side])} rows of embeddings"
+                f"{side}s: {len(ids[side])} ids for {len(arrays[side])} rows of embeddings{hint}"
             )
-        known = {id_: (0, row) for row, id_ in enumerate(ids[side])}
-        if len(known) != len(ids[side]):
-            raise DatasetError(f"{side}s: an id appears twice among the {len(ids[side])} ids")
+        source = Source(names=ids[side], where=labels[side], kind=side, files=side == "image")
         wanted = dataset.image_ids if side == "image" else dataset.caption_ids
-        places[side] = _found(known, wanted, wanted, side, Path(f"the {side} ids"))
+        places[side] = [(0, row) for row in rows_of(wanted, source).tolist()]
     return places
-
-
-def _found(
-    known: Mapping[Any, tuple[int, int]],
-    wanted: Sequence[Any],
-    ids: Sequence[str],
-    side: SideName,
-    source: Path,
-) -> list[tuple[int, int]]:
-    missing = [id_ for key, id_ in zip(wanted, ids, strict=True) if key not in known]
-    if missing:
-        raise DatasetError(
-            f"{len(missing)} of {len(ids)} {side}s of the dataset are not in {source}, "
-            f"the first is {missing[0]!r}"
-        )
-    return [known[key] for key in wanted]

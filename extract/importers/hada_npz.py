@@ -9,6 +9,8 @@ DOT_Output        the same with ragged captions, feat and att as arrays of objec
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +19,12 @@ from numpy.typing import NDArray
 
 from hada.extract.common import errors
 from hada.extract.common.array_files import PickledError, opened
+from hada.extract.common.console import say
 from hada.extract.common.errors import DatasetError, UsageError
 from hada.extract.common.shapes import listed
 from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.matching import Source, match
+from hada.extract.datasets.name_keys import files_below, without_suffix
 from hada.extract.importers.source import ImportRequest, Item
 from hada.extract.spec import SideName
 
@@ -34,14 +39,13 @@ class HadaFolders:
             if not folder.is_dir():
                 raise DatasetError(f"{folder}: no such folder of .npz files")
         self._request, self._dataset = request, dataset
-        stems = [PurePosixPath(id_).stem for id_ in dataset.image_ids]
-        self._images = [request.images / _name(request.image_name, stem) for stem in stems]
-        self._captions = [request.captions / _name(request.caption_name, stem) for stem in stems]
+        self._images = _files(request.images, request.image_name, dataset.image_ids)
+        self._captions = _files(request.captions, request.caption_name, dataset.image_ids)
         owners = dataset.caption_to_image
         # The place of every caption among those of its image; an image's captions are neighbours.
         first = np.searchsorted(owners, owners)
         self._places = np.arange(len(owners)) - first
-        self._counts = np.bincount(owners, minlength=len(stems))
+        self._counts = np.bincount(owners, minlength=len(dataset.image_ids))
         self.files = [*self._images, *self._captions]
         self._last: tuple[Path, dict[str, NDArray[Any]]] | None = None
         lengths, width = self._image_lengths()
@@ -142,6 +146,37 @@ def _numbers(value: Any, file: Path, key: str, ndim: int) -> NDArray[Any]:
     if array.ndim != ndim:
         raise DatasetError(f"{file}: {key!r} has shape {array.shape}, expected {ndim} dimensions")
     return array
+
+
+def _files(folder: Path, pattern: str, image_ids: Sequence[str]) -> list[Path]:
+    """The file of each image, matched by its path below `folder`; one that is absent, too.
+
+    Raises `UsageError` for a pattern that is none, `DatasetError` where an image is ambiguous.
+    """
+    stems = [without_suffix(id_) for id_ in image_ids]
+    expected = [folder / _name(pattern, stem) for stem in stems]
+    # Any folders, then the file's name: its first {stem} is anything, a second one is the same.
+    first, *others = (re.escape(part) for part in pattern.split("{stem}"))
+    top, slash, start = first.rpartition("/")
+    shape = re.compile(top + slash + "((?:.*/)?)" + start + "([^/]+)" + r"\2".join(others), re.S)
+    found = {
+        fitting[1] + fitting[2]: folder / file
+        for file in files_below(folder)
+        if (fitting := shape.fullmatch(file))
+    }
+    source = Source(
+        names=list(found),
+        where=str(folder),
+        remedy="Lay the files in folders as the images are, such as cats/001.npz",
+    )
+    matches = match(image_ids, source, stems)
+    if matches.note:
+        say(f"note: {matches.note}")
+    files = list(found.values())
+    return [
+        files[row] if row >= 0 else path
+        for row, path in zip(matches.rows.tolist(), expected, strict=True)
+    ]
 
 
 def _name(pattern: str, stem: str) -> str:

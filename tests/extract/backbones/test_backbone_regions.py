@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,20 @@ def test_a_missing_file_is_one_failed_item(golden: Path) -> None:
     assert store.image.lengths.tolist() == [15, 11, 1, 13]
     assert np.isfinite(store.image.tokens(np.array([0, 1, 3]))).all()
     assert command("--max-errors", "0").exit_code == 1
+
+
+def test_regions_by_bare_numbers_that_two_images_have(golden: Path, tmp_path: Path) -> None:
+    line = b"\t".join(
+        [b"96\t72\t2", b64encode(bytes(32)), b64encode(np.ones((2, 24)).astype("<f4"))]
+    )
+    (tmp_path / "r.tsv").write_bytes(b"1\t" + line + b"\n2\t" + line + b"\n")
+    images = ["a_001.png", "b_001.png", "c_002.png"]
+    make_project(golden, "uniter", "uniter-base.pt", str(tmp_path / "r.tsv"), images)
+    result = command()
+    assert result.exit_code == 2
+    assert "the images 'a_001.png' and 'b_001.png' both have the number 1" in result.stderr
+    assert "Name the regions by the images' paths" in result.stderr
+    assert not list(tmp_path.rglob("*.zarr"))
 
 
 def test_no_regions_at_all(golden: Path, tmp_path: Path) -> None:

@@ -181,6 +181,89 @@ def test_what_is_missing(golden: Path, tmp_path: Path) -> None:
         source(save_tsv(tmp_path / "a.tsv", {"7": raw()})).count("9.jpg")
 
 
+def save_npz(place: Path, images: dict[str, dict[str, np.ndarray]]) -> Path:
+    for name, arrays in images.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(place / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    return place
+
+
+def save_lmdb(place: Path, images: dict[str, dict[str, np.ndarray]]) -> Path:
+    import lmdb
+
+    with lmdb.open(str(place), map_size=1 << 22) as database, database.begin(write=True) as write:
+        for name, arrays in images.items():
+            stream = io.BytesIO()
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            write.put(f"{name}.npz".encode(), stream.getvalue())
+    return place
+
+
+CONTAINERS = {"r.tsv": save_tsv, "npz": save_npz, "lmdb": save_lmdb}
+containers = pytest.mark.parametrize("name", CONTAINERS)
+
+
+def opened(place: Path, ids: list[str], **rules: Any) -> Any:
+    return open_regions(RegionRules(place=str(place), **rules), "x", "test", ids)
+
+
+@containers
+def test_one_stem_in_two_folders_is_two_images(tmp_path: Path, name: str) -> None:
+    ids = ["cats/001.png", "dogs/001.png", "cats/002.png"]
+    images = {id_.removesuffix(".png"): raw(12 + row, row) for row, id_ in enumerate(ids)}
+    for top in ("", "photos/"):
+        place = tmp_path / f"{top.strip('/')}{name}"
+        shuffled = dict(reversed([(top + key, arrays) for key, arrays in images.items()]))
+        files = opened(CONTAINERS[name](place, shuffled), ids)
+        assert [files.count(id_) for id_ in ids] == [12, 13, 14]
+        for id_, arrays in zip(ids, images.values(), strict=True):
+            np.testing.assert_array_equal(files.read(id_).features, arrays["x"])
+    with pytest.raises(RegionError, match=r"no regions of 'birds/001\.png'"):
+        opened(place, [*ids, "birds/001.png"]).read("birds/001.png")
+
+
+@containers
+def test_regions_that_would_serve_two_images_are_refused(tmp_path: Path, name: str) -> None:
+    place = CONTAINERS[name](tmp_path / name, {"001": raw(), "x_000000000007": raw()})
+    with pytest.raises(
+        DatasetError, match=r"images 'cats/001\.png' and 'dogs/001\.png' both match"
+    ):
+        opened(place, ["cats/001.png", "dogs/001.png"])
+    with pytest.raises(DatasetError, match=r"'a7\.png' and 'b7\.png' both match 'x_000000000007"):
+        opened(place, ["a7.png", "b7.png"])
+    with pytest.raises(DatasetError, match=r"'c/001\.png' and 'd/001\.png' one name, '001"):
+        opened(place, ["c/001.png", "d/001.png"], name="{stem}.npz")
+    assert opened(place, ["c/001.png", "d/002.png"], name="{stem}.npz").count("c/001.png") == 12
+
+
+@containers
+def test_regions_of_which_two_fit_one_image_are_refused(tmp_path: Path, name: str) -> None:
+    place = CONTAINERS[name](tmp_path / name, {"cats/001": raw(), "dogs/001": raw()})
+    with pytest.raises(DatasetError, match=r"'001\.png' fits 2 names equally well, such as 'cats/"):
+        opened(place, ["001.png", "002.png"])
+
+
+def test_bare_numbers_of_two_images_are_refused(tmp_path: Path) -> None:
+    place = save_tsv(tmp_path / "r.tsv", {"1": raw(11), "2": raw(12), "3": raw(13)})
+    with pytest.raises(DatasetError, match=r"'a_001\.png' and 'b_001\.png' both have the number 1"):
+        opened(place, ["a_001.png", "b_001.png", "c_002.png"])
+    files = opened(place, ["a_001.png", "b_003.png", "c_002.png", "n3.png"])
+    assert [files.count(id_) for id_ in ("a_001.png", "b_003.png", "c_002.png")] == [11, 13, 12]
+    with pytest.raises(RegionError, match=r"no regions of 'n3\.png'"):
+        files.count("n3.png")
+
+
+def test_a_tsv_with_a_mark_blanks_crlf_and_repeated_ids(tmp_path: Path) -> None:
+    place = save_tsv(tmp_path / "r.tsv", {" 1 ": raw(11), "2": raw(12), "3": raw(13)})
+    lines = place.read_bytes().replace(b"\n", b"\r\n")
+    place.write_bytes(b"\xef\xbb\xbf" + lines + b"\r\n")
+    files = opened(place, ["1.jpg", "2.jpg"])
+    assert [files.count("1.jpg"), len(files.read("2.jpg"))] == [11, 12]
+    place.write_bytes(lines * 2)
+    with pytest.raises(DatasetError, match="an id appears twice, '2' in rows 1 and 4"):
+        opened(place, ["2.jpg"])
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path

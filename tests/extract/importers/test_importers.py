@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
+from hada.extract.cli import store
 from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
-from hada.extract.store_cli import store
 
 E, D = 4, 6
 
