@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import open_clip
+import torch
 from open_clip.pretrained import (
     download_pretrained,
     download_pretrained_from_hf,
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
+from safetensors.torch import save_file
 
 from hada.extract.backbones import weights
 from hada.extract.common.errors import CheckpointError, UsageError, unknown
@@ -137,13 +142,40 @@ def _architecture(name: str) -> str:
     return name
 
 
+@contextmanager
+def _readable(source: Source) -> Iterator[Source]:
+    """The source with local weights freed from a prefix or a wrapping.
+
+    open_clip itself opens `state_dict` and removes `module.` only. Files that need it are written
+    anew, for as long as the model is being made.
+    """
+    folder = Path(source.name.removeprefix(LOCAL)) if source.name.startswith(LOCAL) else None
+    local = source.files if folder or source.pretrained == str(source.files[0]) else []
+    own = [file for file in local if file.suffix in weights.WEIGHT_SUFFIXES]
+    freed = {file: state for file in own if (state := weights.cleaned_state([file])) is not None}
+    if not freed:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="hada-") as place:
+        for file in folder.iterdir() if folder else own:
+            if file not in freed:
+                Path(place, file.name).symlink_to(file.resolve())
+        for file, state in freed.items():
+            save: Any = save_file if file.suffix == ".safetensors" else torch.save
+            save(state, Path(place, file.name))
+        if folder:
+            yield replace(source, name=f"{LOCAL}{place}")
+        else:
+            yield replace(source, pretrained=str(Path(place, own[0].name)))
+
+
 def create(source: Source) -> tuple[Any, Any]:
     """The model and its tokenizer; raises `CheckpointError` where weights do not fit."""
     place = source.files[-1] if source.pretrained else source.files[0].parent
-    with weights.explained(place, "clip"):
+    with weights.explained(place, "clip"), _readable(source) as readable:
         model = open_clip.create_model(
-            source.name,
-            pretrained=source.pretrained,
+            readable.name,
+            pretrained=readable.pretrained,
             force_quick_gelu=bool(source.quick_gelu),
             pretrained_text=False,
             require_pretrained=True,  # without it, missing weights are replaced by noise

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-import torch
 from msgspec import Meta
 from transformers import AutoTokenizer, BertTokenizer
 
@@ -219,10 +218,7 @@ def load_folder(
             )
         if vision_eps is not None:
             config.vision_config.layer_norm_eps = vision_eps
-        with weights.no_loading_bar():
-            model, info = model_class.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
-            )
+        model, info = weights.from_pretrained(model_class, folder, config)
     weights.check_loading_info(info, folder)
     weights.check_finite(model, folder)
     return model
