@@ -27,7 +27,9 @@ Examples:
   hada-extract --model blip --split test
   hada-extract --model blip --model clip --split train --split val
   hada-extract --dataset flickr8k --root flickr8k=/data/flickr8k \\
-               --model tiny=dual:checkpoints/my-dual-encoder --split val
+               --model checkpoints/my-dual-encoder --split val
+  hada-extract --model openai/clip-vit-base-patch32@main --split test
+  hada-extract --model b32=clip:ViT-B-32/openai --split test
 
 What is there already is skipped, so the same command continues after an interruption.
 A picture that cannot be decoded is recorded in the store and left out later; it does not
@@ -42,8 +44,10 @@ stop the run.
     "models",
     multiple=True,
     metavar="NAME",
-    help="A model of the manifest, or NAME=FAMILY:WEIGHTS for one that is not in it. "
-    "May be given several times. [default: the manifest's models]",
+    help="A model of the manifest, or PATH-OR-ID for one that is not in it: a folder, a file, a "
+    "Hugging Face id (ORG/NAME@REVISION) or ARCH/TAG of open_clip. NAME= in front names it, "
+    "FAMILY: before the path reads it as that family. May be given several times. "
+    "[default: the manifest's models]",
 )
 @click.option(
     "--split",

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hada.extract.backbones import REGION_FAMILIES
+from hada.extract.backbones.recognise import described_model
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.datasets.read import read_dataset
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
-from hada.extract.manifest import Manifest, ModelEntry, is_name, load_manifest
+from hada.extract.manifest import Manifest, ModelEntry, load_manifest
 from hada.extract.one_model import extract_model, plan_model
 from hada.extract.store.size_plan import SizePlan
 from hada.extract.variants.crops import CropPlan
@@ -41,8 +42,9 @@ def extract(
     A picture that cannot be decoded is recorded in the store and does not stop the run.
 
     Args:
-        models: Models of the manifest by name, or NAME=FAMILY:WEIGHTS for one that is not in it.
-            One text is one model; none takes the manifest's defaults.
+        models: Models of the manifest by name; for others a path or an id, of which the family is
+            recognised, or NAME=PATH-OR-ID, or NAME=FAMILY:WEIGHTS. One text is one model; none
+            takes the manifest's defaults.
         splits: Splits of the dataset; one text is one split.
         dataset: A dataset of the manifest; None takes the manifest's default.
         manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the
@@ -155,19 +157,24 @@ def _resolve(
         manifest = load_manifest(manifest)
     entry = manifest.dataset(dataset)
     entries = [model_entry(manifest, text) for text in manifest.chosen_models(models)]
+    _refuse_one_name_for_two(entries)
     pictures = any(model.family not in REGION_FAMILIES for model in entries)
     data = [read_dataset(entry, split, pictures=pictures) for split in dict.fromkeys(splits)]
     return manifest, entries, data
 
 
+def _refuse_one_name_for_two(entries: Sequence[ModelEntry]) -> None:
+    """Raise `UsageError` where two models would write into one store."""
+    seen: dict[str, ModelEntry] = {}
+    for entry in entries:
+        other = seen.setdefault(entry.name, entry)
+        if (other.family, other.weights) != (entry.family, entry.weights):
+            raise UsageError(
+                f"two models are called {entry.name!r} ({other.weights.get('default')} and "
+                f"{entry.weights.get('default')}): name one of them, --model NAME=PATH-OR-ID"
+            )
+
+
 def model_entry(manifest: Manifest, text: str) -> ModelEntry:
-    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS."""
-    name, equals, described = text.partition("=")
-    if not equals:
-        return manifest.model(name)
-    family, colon, weights = described.partition(":")
-    if not colon or not family or not weights or not is_name(name):
-        raise UsageError(
-            f"--model {text!r}: expected NAME=FAMILY:WEIGHTS, e.g. mine=dual:folder/of/weights"
-        )
-    return ModelEntry(name=name, family=family, weights={"default": weights}, precision=None)
+    """A model of the manifest by name, or one described as PATH-OR-ID or NAME=FAMILY:WEIGHTS."""
+    return described_model(manifest, text)

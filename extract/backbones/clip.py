@@ -20,7 +20,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
-from hada.extract.backbones import clip_load, weights
+from hada.extract.backbones import clip_load, hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.clip_towers import (
     Features,
@@ -214,4 +214,8 @@ def load(request: BackboneRequest) -> ClipBackbone:
     source = clip_load.find(request.weights, read_options(request, OPTIONS))
     logging.getLogger(__name__).debug("open_clip model %s, %s", source.name, source.pretrained)
     model, tokenizer = clip_load.create(source)
-    return ClipBackbone(request, model, tokenizer, weights.digest(source.files))
+    backbone = ClipBackbone(request, model, tokenizer, weights.digest(source.files))
+    if len(source.files) > 1:  # a folder, here or on the hub
+        text = request.weights.removeprefix(clip_load.HUB).removeprefix(clip_load.LOCAL)
+        backbone.origin = hub.origin(text, source.files[0].parent)
+    return backbone

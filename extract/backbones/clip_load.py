@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import torch
 from open_clip.pretrained import (
@@ -20,27 +20,31 @@ from open_clip.pretrained import (
 )
 from safetensors.torch import save_file
 
-from hada.extract.backbones import weights
+from hada.extract.backbones import hub, weights
+from hada.extract.backbones.clip_shapes import architectures
 from hada.extract.common.errors import CheckpointError, UsageError, unknown
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG_NAME = "open_clip_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 
 
 @dataclass
 class Source:
     """One model as open_clip wants to be asked for it.
 
-    name: the first argument of `create_model` and `get_tokenizer`.
+    name: the first argument of `create_model`.
     pretrained: a tag or a file, None where `name` says it all.
     files: all that decides the weights, for the digest.
     quick_gelu: the activation these weights were trained with, None to take the config's.
+    tokenizer: the first argument of `get_tokenizer`, None where it is `name`.
     """
 
     name: str
     pretrained: str | None
     files: list[Path]
     quick_gelu: bool | None = None
+    tokenizer: str | None = None
 
 
 def find(text: str, options: dict[str, Any]) -> Source:
@@ -51,12 +55,7 @@ def find(text: str, options: dict[str, Any]) -> Source:
     if text.startswith(HUB):
         return _hub(text)
     if path.is_file():
-        if options["architecture"] is None:
-            raise UsageError(
-                f"{path} is a file: set the option `architecture` to the open_clip architecture "
-                f"of these weights, or give a folder with an {CONFIG_NAME}"
-            )
-        return _file(path, options)
+        return _file(path, {**options, "architecture": options["architecture"] or _told(path)})
     return _named(text, options)
 
 
@@ -67,13 +66,33 @@ def _folder(folder: Path) -> Source:
 
 
 def _hub(text: str) -> Source:
-    name = text.removeprefix(HUB)
-    try:
-        config = huggingface_hub.hf_hub_download(name, CONFIG_NAME)
-        file = download_pretrained_from_hf(name)
-    except Exception as error:  # network, HTTP and cache errors of several packages
-        raise weights.unreachable(name, error) from error
-    return Source(text, None, [Path(config), Path(file)])
+    name, revision = hub.parsed(text.removeprefix(HUB))
+    folder = hub.resolve_folder(
+        text.removeprefix(HUB), kinds=(*hub.OPEN_CLIP_WEIGHTS, *hub.WEIGHTS)
+    )
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{name!r} on the hub has no {CONFIG_NAME}: not an open_clip model")
+    config = folder / CONFIG_NAME
+    if revision is None:
+        return Source(text, None, [config, Path(download_pretrained_from_hf(name))])
+    # open_clip itself knows no revisions. Tokenizers of other repositories are not pinned.
+    kinds = (*hub.OPEN_CLIP_WEIGHTS, *hub.WEIGHTS)
+    file = next(file for kind in kinds for file in sorted(folder.glob(kind)))
+    own = any((folder / part).is_file() for part in _TOKENIZER_FILES)
+    tokenizer = f"{LOCAL}{folder}" if own else f"{HUB}{name}"
+    return Source(f"{LOCAL}{folder}", None, [config, file], tokenizer=tokenizer)
+
+
+def _told(path: Path) -> str:
+    """The architecture of a checkpoint file, where its shapes leave one only."""
+    fitting = architectures(weights.read_shapes(path))
+    if len(fitting) != 1:
+        which = f" (one of {', '.join(fitting)})" if fitting else ""
+        raise UsageError(
+            f"{path} is a file: set the option `architecture` to the open_clip architecture of "
+            f"these weights{which}, or give a folder with an {CONFIG_NAME}"
+        )
+    return fitting[0]
 
 
 def _file(path: Path, options: dict[str, Any]) -> Source:
@@ -113,10 +132,24 @@ def _named(text: str, options: dict[str, Any]) -> Source:
 
 
 def _download(config: dict[str, Any], name: str) -> Path:
+    """The weights of a tag, from the Hugging Face hub or from the address that the tag has."""
+    repository = os.path.split(config.get("hf_hub", ""))[0]
+    address = config.get("url", "")
+    kept = Path("~/.cache/clip").expanduser() / os.path.basename(address)
+    if not repository and hub.offline() and not kept.is_file():
+        raise CheckpointError(
+            f"the weights {name} are not in the cache {kept.parent}, and the network is switched "
+            f"off (HF_HUB_OFFLINE). Where there is one: `curl -L --create-dirs -o {kept} {address}`"
+        )
     try:
         return Path(download_pretrained(config))
     except Exception as error:  # network, HTTP and cache errors of several packages
-        raise weights.unreachable(name, error) from error
+        if repository:
+            raise hub.unreachable(repository, error) from error
+        raise CheckpointError(
+            f"the weights {name} could not be fetched from {address} ({type(error).__name__}: "
+            f"{error}); check the network, or put the file at {kept}"
+        ) from error
 
 
 def _gelu(architecture: str, tag: str, trained_with: bool) -> bool:
@@ -183,7 +216,7 @@ def create(source: Source) -> tuple[Any, Any]:
         )
     weights.check_finite(model, place)
     try:
-        tokenizer = open_clip.get_tokenizer(source.name)
+        tokenizer = open_clip.get_tokenizer(source.tokenizer or source.name)
     except Exception as error:
         raise CheckpointError(
             f"the tokenizer of {source.name} could not be loaded "

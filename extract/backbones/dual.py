@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.extract.backbones import dual_load, weights
+from hada.extract.backbones import dual_load, hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.preprocessing import Processor
@@ -255,8 +255,9 @@ def _run(tower: nn.Module, call: Callable[[], Any]) -> tuple[_Seen, Tensor]:
 
 
 def _has_cls(vision_model: nn.Module) -> bool:
-    names = (name.rpartition(".")[2] for name, _ in vision_model.named_parameters())
-    return any(name in _CLS_NAMES for name in names)
+    """Whether the tower's input begins with a CLS token; a pooling head may have its own."""
+    names = (name.rpartition(".") for name, _ in vision_model.named_parameters())
+    return any(name in _CLS_NAMES and "head" not in where.split(".") for where, _, name in names)
 
 
 def load(request: BackboneRequest) -> DualBackbone:
@@ -265,6 +266,8 @@ def load(request: BackboneRequest) -> DualBackbone:
     Options: `OPTIONS`. Raises `CheckpointError` where the folder holds another kind of model.
     """
     options = read_options(request, OPTIONS)
-    folder = weights.resolve_folder(request.weights, options["revision"])
+    folder = hub.resolve_folder(request.weights, options["revision"])
     parts = dual_load.read_folder(folder)
-    return DualBackbone(request, *parts, weights.digest(weights.folder_files(folder)))
+    backbone = DualBackbone(request, *parts, weights.digest(weights.folder_files(folder)))
+    backbone.origin = hub.origin(request.weights, folder)
+    return backbone

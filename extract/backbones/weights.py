@@ -178,8 +178,12 @@ def from_pretrained(model_class: Any, folder: Path, config: Any) -> tuple[Any, d
     """
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     state = cleaned_state(files)
-    source = {"pretrained_model_name_or_path": folder} if state is None else {
-        "pretrained_model_name_or_path": None, "state_dict": state}  # fmt: skip
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
+        if not hasattr(model_class, "config_class"):  # one that looks the class up in a folder
+            with torch.device("meta"):
+                model_class = type(model_class.from_config(config))
     with no_loading_bar():
         model, info = model_class.from_pretrained(
             **source, config=config, dtype=torch.float32, output_loading_info=True
@@ -219,44 +223,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [file for file in folder_files(folder) if file.suffix in WEIGHT_SUFFIXES]
-
-
-def resolve_folder(weights: str, revision: str | None = None) -> Path:
-    """The local folder behind a folder path or a Hugging Face id, fetched where needed.
-
-    Raises `CheckpointError` where the folder does not exist or the id cannot be reached.
-    """
-    local = Path(weights).expanduser()
-    if local.is_dir():
-        return local
-    if local.exists() or weights.startswith((".", "/", "~")) or weights.count("/") != 1:
-        raise CheckpointError(f"no model folder at {weights!r}: expected one with a config.json")
-    import huggingface_hub
-
-    patterns = ["*.json", "*.txt", "*.model"]
-    try:
-        for extra in ("model*.safetensors", "pytorch_model*.bin"):
-            found = huggingface_hub.snapshot_download(
-                weights, revision=revision, allow_patterns=[*patterns, extra]
-            )
-            if _weight_files(Path(found)):
-                break
-    except Exception as error:  # any of a dozen network, HTTP and cache errors of three packages
-        raise unreachable(weights, error) from error
-    return Path(found)
-
-
-def unreachable(weights: str, error: Exception) -> CheckpointError:
-    """The one error for a name on the Hugging Face hub that could not be fetched."""
-    return CheckpointError(
-        f"{weights!r} is not a local folder and could not be fetched from the Hugging Face hub "
-        f"({type(error).__name__}: {_first_line(error)}); check the name and the network, or "
-        "give a local folder as `weights`"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def some(keys: Iterable[str]) -> str:

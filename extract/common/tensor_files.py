@@ -58,8 +58,7 @@ def read_torch(
         # Old files make torch warn about their pickle protocol and their storage class.
         warnings.simplefilter("ignore")
         _check_size(path)
-        zipped = zipfile.is_zipfile(path)
-        if zipped and _is_torchscript(path):
+        if is_torchscript(path):
             raise error(
                 f"{path} is a TorchScript archive: a program with its weights, and loading it "
                 "runs the program. Where you trust it, save its weights alone: "
@@ -68,7 +67,10 @@ def read_torch(
         try:
             with torch.serialization.safe_globals(list(safe)):
                 loaded = torch.load(
-                    path, map_location=device, weights_only=True, mmap=mapped and zipped
+                    path,
+                    map_location=device,
+                    weights_only=True,
+                    mmap=mapped and zipfile.is_zipfile(path),
                 )
         except pickle.UnpicklingError as failure:
             found = re.search(r"GLOBAL ([\w.]+)", str(failure))
@@ -172,11 +174,16 @@ def _wrong(tensor: Tensor) -> str | None:
     return None
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether a zip archive is a program of `torch.jit.save`, which `torch.save` never writes."""
-    with zipfile.ZipFile(path) as archive:
-        return any(name.count("/") == 1 and name.endswith("/constants.pkl")
-                   for name in archive.namelist())  # fmt: skip
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of `torch.jit.save`; `torch.save` writes no constants.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names)
 
 
 def _check_size(path: Path) -> None:
