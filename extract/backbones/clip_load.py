@@ -20,8 +20,8 @@ from open_clip.pretrained import (
 )
 from safetensors.torch import save_file
 
-from hada.extract.backbones import hub, weights
-from hada.extract.backbones.clip_shapes import architectures
+from hada.extract.backbones import hub, lower_case, weights
+from hada.extract.backbones.clip_shapes import named
 from hada.extract.common.errors import CheckpointError, UsageError, unknown
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -55,7 +55,12 @@ def find(text: str, options: dict[str, Any]) -> Source:
     if text.startswith(HUB):
         return _hub(text)
     if path.is_file():
-        return _file(path, {**options, "architecture": options["architecture"] or _told(path)})
+        if options["architecture"] is None:
+            raise UsageError(
+                f"{path} is a file: set the option `architecture` to the open_clip architecture "
+                f"of these weights, write ARCH/{path}, or give a folder with an {CONFIG_NAME}"
+            )
+        return _file(path, options)
     return _named(text, options)
 
 
@@ -83,30 +88,19 @@ def _hub(text: str) -> Source:
     return Source(f"{LOCAL}{folder}", None, [config, file], tokenizer=tokenizer)
 
 
-def _told(path: Path) -> str:
-    """The architecture of a checkpoint file, where its shapes leave one only."""
-    fitting = architectures(weights.read_shapes(path))
-    if len(fitting) != 1:
-        which = f" (one of {', '.join(fitting)})" if fitting else ""
-        raise UsageError(
-            f"{path} is a file: set the option `architecture` to the open_clip architecture of "
-            f"these weights{which}, or give a folder with an {CONFIG_NAME}"
-        )
-    return fitting[0]
-
-
 def _file(path: Path, options: dict[str, Any]) -> Source:
     architecture = _architecture(options["architecture"])
     return Source(architecture, str(path), [path], options["quick_gelu"])
 
 
 def _named(text: str, options: dict[str, Any]) -> Source:
-    """`ARCH/TAG`, or `ARCH` with the option `pretrained` (a tag or a file)."""
+    """`ARCH/TAG`, `ARCH/FILE`, or `ARCH` with the option `pretrained` (a tag or a file)."""
     known = open_clip.list_models()
     tag = options["pretrained"]
     name = text
     if text not in known and "/" in text:
-        name, _, in_name = text.rpartition("/")
+        # The last part is the tag of an architecture that nobody knows.
+        name, in_name = named(text) or text.rsplit("/", 1)
         if tag is not None and tag != in_name:
             raise UsageError(f"weights {text!r} name a tag, the option `pretrained` says {tag!r}")
         tag = in_name
@@ -120,6 +114,8 @@ def _named(text: str, options: dict[str, Any]) -> Source:
     file = Path(tag).expanduser()
     if file.is_file():
         return _file(file, {**options, "architecture": architecture})
+    if "/" in tag or file.suffix in weights.WEIGHT_SUFFIXES:
+        raise CheckpointError(f"no checkpoint file at {tag!r} for the architecture {architecture}")
     config = get_pretrained_cfg(architecture, tag)
     if not config:
         raise unknown(f"pretrained tag of {architecture}", tag, tags)
@@ -217,6 +213,8 @@ def create(source: Source) -> tuple[Any, Any]:
     weights.check_finite(model, place)
     try:
         tokenizer = open_clip.get_tokenizer(source.tokenizer or source.name)
+    except ImportError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"the tokenizer of {source.name} could not be loaded "
@@ -224,3 +222,21 @@ def create(source: Source) -> tuple[Any, Any]:
             "folder, save the tokenizer's files into it"
         ) from error
     return model, tokenizer
+
+
+def lower_cased(name: str, tokenizer: Any) -> dict[str, str]:
+    """What a store's spec says of a SigLIP's lower-casing, which is added where it is missing.
+
+    Empty for models that are no SigLIP.
+    """
+    config = open_clip.get_model_config(name) or {}
+    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+    # Of a path only the model's own names count.
+    own = "" if name.startswith(LOCAL) else name
+    names = (own, text.get("hf_tokenizer_name"), vision.get("timm_model_name"))
+    inner, clean = getattr(tokenizer, "tokenizer", None), getattr(tokenizer, "clean_fn", None)
+    if not lower_case.is_siglip(*names) or inner is None:
+        return {}
+    if clean is None or clean("A") == "a":  # open_clip's own class for SigLIP always cleans
+        return {"lower_case": lower_case.BY_TOKENIZER}
+    return {"lower_case": lower_case.ensure(inner)}

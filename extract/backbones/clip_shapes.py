@@ -16,35 +16,29 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12}
 _QUICK = "-quickgelu"
 
 
+def named(text: str) -> tuple[str, str] | None:
+    """Architecture and tag or file of `ARCH/TAG` or `ARCH/FILE`; None for another text."""
+    for slash in (place for place, letter in enumerate(text) if letter == "/"):
+        if text[:slash] in open_clip.list_models() and text[slash + 1 :]:
+            return text[:slash], text[slash + 1 :]
+    return None
+
+
 def of_shapes(shapes: Shapes, place: str) -> Found:
     """What a checkpoint with an open_clip model's names is.
 
-    It can be loaded without being told more only where one architecture has these shapes, in one
-    variant: QuickGELU has no tensors.
+    It is never loaded by its shapes alone: QuickGELU has no tensors, and the wrong activation
+    loads without an error and changes every feature.
     """
     fitting = architectures(shapes)
-    plain = [name for name in fitting if not name.endswith(_QUICK)]
-    if len(fitting) == 1:
-        return Found(
-            what=f"an open_clip checkpoint of {fitting[0]}",
-            family="clip",
-            weights=place,
-            options={"architecture": fitting[0]},
-        )
-    lines = (
-        "describe it in the manifest: NAME: {family: clip, weights: " + place + ", options: "
-        "{architecture: ARCH}}"
-    )
-    if not fitting:
-        return Found(
-            what="an open_clip checkpoint that does not say its architecture",
-            advice=f"{lines}, with one of open_clip.list_models()",
-        )
-    quick = f"; names with {_QUICK} are for OpenAI's, DFN's and MetaCLIP's weights" if len(
-        plain) < len(fitting) else ""  # fmt: skip
+    one = next((name for name in fitting if not name.endswith(_QUICK)), "ARCH")
+    quick = ""
+    if any(name.endswith(_QUICK) for name in fitting):
+        quick = f" (with {_QUICK} for OpenAI's, DFN's and MetaCLIP's weights)"
+    which = f"its shapes fit {', '.join(fitting)}" if fitting else "none has its shapes"
     return Found(
-        what=f"an open_clip checkpoint that fits {', '.join(fitting)}",
-        advice=f"its tensors cannot tell which; {lines}{quick}",
+        what="an open_clip checkpoint that does not say its architecture",
+        advice=f"{which}: name one of open_clip.list_models(), clip:{one}/{place}{quick}",
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.extract.backbones import dual_load, hub, weights
+from hada.extract.backbones import dual_load, hub, lower_case, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.preprocessing import Processor
@@ -66,7 +66,8 @@ class DualBackbone(TorchBackbone):
         self.preprocessor = Processor(processor)
         config: Any = model.config
         # SigLIP was trained with every caption padded to the full length and pads attended.
-        self.full_length = str(config.model_type).startswith("siglip")
+        self.full_length = lower_case.is_siglip(config.model_type)
+        lowered = {"lower_case": lower_case.ensure(tokenizer)} if self.full_length else {}
         self.pad_id = dual_load.pad_id(tokenizer, config.text_config)
         self.max_tokens = dual_load.max_tokens(tokenizer, model, self.pad_id)
         asked = read_options(request, OPTIONS)["max_tokens"]
@@ -99,6 +100,7 @@ class DualBackbone(TorchBackbone):
                 "settings": plain(dual_load.settings(processor)),
                 "tokenizer": type(tokenizer).__name__,
                 "max_tokens": self.max_tokens,
+                **lowered,
             },
             precision=request.precision,
             libraries=library_versions("torch", "transformers", "tokenizers", "pillow"),

@@ -22,7 +22,7 @@ from hada.extract.manifest import Manifest, ModelEntry, is_name
 
 FORMS = (
     "a folder or file of weights, a Hugging Face id (ORG/NAME or ORG/NAME@REVISION), or "
-    "ARCH/TAG of open_clip"
+    "ARCH/TAG (or ARCH/FILE) of open_clip"
 )
 _SCHEMES = {"hf-hub:": "clip", "local-dir:": "clip"}
 _BUILTIN = "builtin:"
@@ -98,7 +98,7 @@ def _own_name(described: str) -> str:
     last = text.rpartition("/")[2]
     if last in ("", ".", "..", "~"):
         last = Path(described).expanduser().resolve().name
-    elif not Path(text).expanduser().exists() and _is_tag(text):
+    elif not last.endswith(WEIGHT_SUFFIXES) and not _local(text).exists() and _is_tag(text):
         last = text.replace("/", "-")  # a tag such as "openai" says nothing by itself
     last = last.partition("@")[0] or last
     stem = last.removesuffix(Path(last).suffix) if last.endswith(WEIGHT_SUFFIXES) else last
@@ -126,10 +126,10 @@ def recognise(place: str) -> Found:
         return _folder(path, place)
     if path.is_file():
         return of_file(path, place)
-    if place.startswith((".", "/", "~", _BUILTIN)) or path.suffix in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"no file or folder at {place!r}: expected {FORMS}")
     if _is_tag(place):
         return Found(what="a pretrained tag of open_clip", family="clip", weights=place)
+    if place.startswith((".", "/", "~", _BUILTIN)) or path.suffix in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"no file or folder at {place!r}: expected {FORMS}")
     if not hub.is_id(place):
         raise UsageError(f"{place!r} is no path that is there and no id: expected {FORMS}")
     return _on_hub(place)
@@ -144,12 +144,11 @@ def _local(place: str) -> Path:
 
 def _is_tag(text: str) -> bool:
     """Whether a text is ARCH/TAG of open_clip; asked only for what looks like one."""
-    architecture, slash, tag = text.rpartition("/")
-    if not slash or not tag or not architecture or text.startswith((".", "/", "~")):
+    if "/" not in text or text.startswith((".", "/", "~")):
         return False
-    import open_clip
+    from hada.extract.backbones.clip_shapes import named
 
-    return architecture in open_clip.list_models()
+    return named(text) is not None
 
 
 def _on_hub(id_: str) -> Found:

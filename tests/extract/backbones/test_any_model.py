@@ -59,7 +59,10 @@ LOADS: dict[str, tuple[make.Maker, str]] = {
         make.with_prefix(make.open_folder(VIT, TEXT), "_orig_mod.", "ema"),
         "clip",
     ),
-    "an open_clip checkpoint": (make.open_clip_file("tiny-alone"), "clip"),
+    "an open_clip checkpoint of a named architecture": (
+        lambda folder: f"tiny-alone/{make.open_clip_file('tiny-alone')(folder)}",
+        "clip",
+    ),
     "the official BLIP": (make.golden("blip_base/model_base_retrieval_flickr.pth"), "blip"),
     "the official ALBEF": (make.golden("albef/flickr30k.pth"), "albef"),
     "LAVIS's ALBEF": (make.golden("albef/albef_flickr_retrieval_lavis.pt"), "albef"),
@@ -175,11 +178,16 @@ REFUSED: dict[str, tuple[make.Maker, str]] = {
     "a TorchScript archive": (make.torchscript("a.pt"), r"use clip:ARCH/openai \(ARCH is RN50"),
     "an open_clip checkpoint of two architectures": (
         make.open_clip_file("tiny-two"),
-        r"fits tiny-two, tiny-two-quickgelu; its tensors cannot tell which; .*OpenAI's, DFN's",
+        r"does not say its architecture; its shapes fit tiny-two, tiny-two-quickgelu: .*, "
+        r"clip:tiny-two//.*/epoch_3.pt \(with -quickgelu for OpenAI's",
+    ),
+    "an open_clip checkpoint of one architecture": (
+        make.open_clip_file("tiny-alone"),
+        r"its shapes fit tiny-alone: .* clip:tiny-alone//.*/epoch_3.pt$",
     ),
     "an open_clip checkpoint of other towers": (
         make.state("epoch_1.pt", "visual.trunk.stem.weight", "text.token_embedding.weight"),
-        r"an open_clip checkpoint that does not say its architecture; .*options: \{architecture",
+        r"an open_clip checkpoint that does not say its architecture; none .*clip:ARCH//",
     ),
     "a folder of models": (make.family_of_folders, r"a folder of 2 model folders; name .*/one"),
     "several checkpoints": (make.several, r"several checkpoints .*; name one of them: a.pth, b"),
@@ -321,6 +329,7 @@ def test_names_of_ids_and_tags(manifest: Manifest) -> None:
         ("hf-hub:laion/CLIP-ViT-B-32@abc", "CLIP-ViT-B-32"),
         ("clip:ViT-B-32/openai", "ViT-B-32-openai"),
         ("ViT-B-32/openai", "ViT-B-32-openai"),
+        ("clip:ViT-B-32//data/my run/best.pt", "best"),
         ("builtin:scenes/blip", None),
     ):
         if name is None:
@@ -353,6 +362,12 @@ def test_forms_that_are_none(manifest: Manifest, tmp_path: Path) -> None:
     assert model_entry(manifest, f"m={odd}").family == "dual"
     entry = model_entry(manifest, "m=my_models:Colours:v1")
     assert (entry.family, entry.weights) == ("my_models:Colours", {"default": "v1"})
+
+
+def test_an_architecture_with_a_file_that_is_not_there() -> None:
+    for place in ("ViT-B-32//data/best.pt", "ViT-B-32/best.pt"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint file at '.*best.pt' for the arc"):
+            loaded(_entry("clip", place))
 
 
 def test_a_damaged_checkpoint_is_named_as_such(manifest: Manifest, tmp_path: Path) -> None:
