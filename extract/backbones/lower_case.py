@@ -39,8 +39,8 @@ def ensure(tokenizer: Any) -> str:
         if tokenizer.tokenize(_PROBE) == tokenizer.tokenize(_PROBE.lower()):
             return BY_TOKENIZER
         raise CheckpointError(
-            f"{type(tokenizer).__name__} does not lower-case captions, as SigLIP needs it; save its "
-            "fast form (tokenizer.json) beside the weights"
+            f"{type(tokenizer).__name__} does not lower-case captions, and SigLIP needs it; save "
+            "its fast form (tokenizer.json) beside the weights"
         )
     own = backend.normalizer
     if own is not None and own.normalize_str(_PROBE) == own.normalize_str(_PROBE.lower()):
