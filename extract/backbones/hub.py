@@ -6,6 +6,7 @@ commit always names the same files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ TOKENIZER = ("*.json", "*.txt", "*.model")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip*.safetensors", "open_clip*.bin")
 _MOST_CARD = 1 << 20
+# A pattern of no file: what is in the cache is found, whatever of the model is missing there.
+_NOTHING = "."
 _CARD = re.compile(r"---\s*\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license(_name)?:[ \t]*[\"']?([^\"'\n#]+)", re.MULTILINE)
 
@@ -55,13 +58,17 @@ def parsed(text: str, revision: str | None = None) -> tuple[str, str | None]:
     return match["id"], written or revision
 
 
-def fetch(text: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+def fetch(
+    text: str, patterns: Sequence[str], revision: str | None = None, *, whole: bool = False
+) -> Path:
     """The folder in the cache that holds the files of a model that fit `patterns`.
 
     Args:
         text: ORG/NAME or ORG/NAME@REVISION.
         patterns: Which files, as in `*.json`.
         revision: As the option says it.
+        whole: Whether all of them must be there. Else, offline, those are enough that another
+            program left in the cache.
 
     Raises:
         CheckpointError: The hub cannot be reached, or has no such model or revision, or the model
@@ -78,6 +85,9 @@ def fetch(text: str, patterns: Sequence[str], revision: str | None = None) -> Pa
             )
         )
     except Exception as error:  # any of a dozen network, HTTP and cache errors of three packages
+        known = cached(text, revision) if offline() and not whole else None
+        if known is not None and any(any(known.glob(pattern)) for pattern in patterns):
+            return known
         raise unreachable(name, error, revision) from error
 
 
@@ -101,7 +111,8 @@ def resolve_folder(
         raise CheckpointError(f"no model folder at {weights!r}: expected one with a config.json")
     _tell_fetching(weights, revision)
     for kind in kinds:
-        folder = fetch(weights, [*COMPANIONS, kind], revision)
+        wanted = [kind] if offline() else [*COMPANIONS, kind]
+        folder = fetch(weights, wanted, revision, whole=True)
         if any(folder.glob(kind)):
             return folder
     if offline():
@@ -114,19 +125,25 @@ def resolve_folder(
 
 def _tell_fetching(weights: str, revision: str | None) -> None:
     """Say where a model goes, if none of it is in the cache yet."""
+    known = None if offline() else cached(weights, revision)
+    if offline() or (known and any(file.suffix != ".json" for file in known.iterdir())):
+        return
+    say(f"fetching {weights} from the Hugging Face hub into {cache()} (HF_HUB_CACHE moves it)")
+
+
+def cached(text: str, revision: str | None = None) -> Path | None:
+    """The folder in the cache with what was fetched of a model; asks no network."""
     import huggingface_hub
 
-    name, revision = parsed(weights, revision)
-    if offline():
-        return
+    name, revision = parsed(text, revision)
     try:
-        known = Path(
-            huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[_NOTHING], local_files_only=True
+            )
         )
-    except Exception:  # whatever it is, fetching will say it better
-        known = None
-    if known is None or not any(file.suffix != ".json" for file in known.iterdir()):
-        say(f"fetching {weights} from the Hugging Face hub into {cache()} (HF_HUB_CACHE moves it)")
+    except Exception:  # whatever it is, fetching says it better
+        return None
 
 
 def cache() -> Path:
@@ -177,7 +194,10 @@ def licence_of(folder: Path) -> str | None:
             if isinstance(value, dict) and isinstance(value.get(key), str) and value[key]:
                 return str(value[key])[:200]
     card = folder / "README.md"
-    block = _CARD.match(_text(card)) if card.is_file() else None
+    block = None
+    # A model can be used whatever its card is.
+    with contextlib.suppress(CheckpointError):
+        block = _CARD.match(_text(card)) if card.is_file() else None
     stated = {
         bool(named): text.strip() for named, text in _LICENCE.findall(block[1] if block else "")
     }

@@ -7,6 +7,7 @@ heavy is imported only where a checkpoint or a name needs it.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from hada.extract.backbones import families, hub
@@ -151,17 +152,15 @@ def _is_tag(text: str) -> bool:
     return named(text) is not None
 
 
-def _on_hub(id_: str) -> Found:
-    folder = hub.fetch(id_, CONFIGS)
+def _on_hub(id_: str, folder: Path | None = None) -> Found:
+    folder = hub.fetch(id_, CONFIGS) if folder is None else folder
     found = of_configs(folder, id_, "model")
     if found is None:
         raise CheckpointError(
             f"{id_!r} on the Hugging Face hub has none of {', '.join(CONFIGS)}: it is no model "
             f"that HADA knows; expected {FORMS}"
         )
-    if found.family == "clip":
-        return Found(what=found.what, family="clip", weights=f"hf-hub:{id_}")
-    return found
+    return replace(found, weights=f"hf-hub:{id_}") if found.family == "clip" else found
 
 
 def _folder(folder: Path, place: str) -> Found:
@@ -211,11 +210,18 @@ def _whole(folder: Path, found: Found) -> Found:
 
 
 def hint(family: str, place: str) -> str:
-    """What to add to the error of a family that could not load a local place; may be empty."""
+    """What to add to the error of a family that could not load a place; may be empty.
+
+    Of a model on the hub only what was fetched for the attempt is looked at.
+    """
+    id_ = place.removeprefix("hf-hub:")
     try:
-        if not _local(place).exists():
+        if _local(place).exists():
+            found = recognise(place)
+        elif hub.is_id(id_) and (folder := hub.cached(id_)) is not None:
+            found = _on_hub(id_, folder)
+        else:
             return ""
-        found = recognise(place)
     except (HadaError, OSError):
         return ""
     if found.family is None:
