@@ -28,7 +28,9 @@ Examples:
   hada-extract --model blip --split test
   hada-extract --model blip --model clip --split train --split val
   hada-extract --dataset flickr8k --root flickr8k=/data/flickr8k \\
-               --model tiny=dual:checkpoints/my-dual-encoder --split val
+               --model checkpoints/my-dual-encoder --split val
+  hada-extract --model openai/clip-vit-base-patch32@main --split test
+  hada-extract --model b32=clip:ViT-B-32/openai --split test
   hada-extract --data photos/ --captions captions.csv --split-by 0.8,0.1,0.1 --model clip
   hada-extract --data photos/ --captions captions.csv --describe
 
@@ -45,8 +47,10 @@ stop the run.
     "models",
     multiple=True,
     metavar="NAME",
-    help="A model of the manifest, or NAME=FAMILY:WEIGHTS for one that is not in it. "
-    "May be given several times. [default: the manifest's models]",
+    help="A model of the manifest, or PATH-OR-ID for one that is not in it: a folder, a file, a "
+    "Hugging Face id (ORG/NAME@REVISION) or ARCH/TAG of open_clip. NAME= in front names it, "
+    "FAMILY: before the path reads it as that family. May be given several times. "
+    "[default: the manifest's models]",
 )
 @click.option(
     "--split",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hada.extract.backbones import REGION_FAMILIES
+from hada.extract.backbones.recognise import described_model
 from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.caption_dataset import CaptionDataset
@@ -15,7 +16,7 @@ from hada.extract.datasets.read import split_names, split_of
 from hada.extract.datasets.table import read_table
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.engine.report import Report
-from hada.extract.manifest import DatasetEntry, Manifest, ModelEntry, is_name, load_manifest
+from hada.extract.manifest import DatasetEntry, Manifest, ModelEntry, load_manifest
 from hada.extract.one_model import extract_model, plan_model
 from hada.extract.remembered import remember_dataset, remember_model
 from hada.extract.store.duplicates import near_duplicates
@@ -51,8 +52,9 @@ def extract(
     A picture that cannot be decoded is recorded in the store and does not stop the run.
 
     Args:
-        models: Models of the manifest by name, or NAME=FAMILY:WEIGHTS for one that is not in it.
-            One text is one model; none takes the manifest's defaults.
+        models: Models of the manifest by name; for others a path or an id, of which the family is
+            recognised, or NAME=PATH-OR-ID, or NAME=FAMILY:WEIGHTS. One text is one model; none
+            takes the manifest's defaults.
         splits: Splits of the dataset; one text is one split. None takes all splits of a dataset
             that is not the manifest's.
         dataset: A dataset of the manifest by name, or one made by `dataset_at`; None takes the
@@ -182,6 +184,7 @@ def _resolve(
     if not splits and entry.name in manifest.datasets:
         raise UsageError("no split was named: give one of the dataset's splits, e.g. 'test'")
     entries = [model_entry(manifest, text, entry.name) for text in manifest.chosen_models(models)]
+    _refuse_one_name_for_two(entries)
     pictures = any(model.family not in REGION_FAMILIES for model in entries)
     for split in splits:
         entry.split(split)
@@ -235,21 +238,25 @@ class _Resolved(NamedTuple):
         if self.named is not None:
             remember_dataset(stores, self.named, anew=anew)
         for model, text in zip(self.models, texts, strict=False):
-            if "=" in text:
+            if text not in self.manifest.models:
                 remember_model(stores, dataset, model, anew=anew)
 
 
-def model_entry(manifest: Manifest, text: str, dataset: str) -> ModelEntry:
-    """A model of the manifest by name, or one described as NAME=FAMILY:WEIGHTS.
+def _refuse_one_name_for_two(entries: Sequence[ModelEntry]) -> None:
+    """Raise `UsageError` where two models would write into one store."""
+    seen: dict[str, ModelEntry] = {}
+    for entry in entries:
+        other = seen.setdefault(entry.name, entry)
+        if (other.family, other.weights) != (entry.family, entry.weights):
+            raise UsageError(
+                f"two models are called {entry.name!r} ({other.weights.get('default')} and "
+                f"{entry.weights.get('default')}): name one of them, --model NAME=PATH-OR-ID"
+            )
+
+
+def model_entry(manifest: Manifest, text: str, dataset: str | None = None) -> ModelEntry:
+    """A model of the manifest by name, or one described as PATH-OR-ID or NAME=FAMILY:WEIGHTS.
 
     A name that was described before, for the same dataset, means the same again.
     """
-    name, equals, described = text.partition("=")
-    if not equals:
-        return manifest.model(name, dataset)
-    family, colon, weights = described.partition(":")
-    if not colon or not family or not weights or not is_name(name):
-        raise UsageError(
-            f"--model {text!r}: expected NAME=FAMILY:WEIGHTS, e.g. mine=dual:folder/of/weights"
-        )
-    return ModelEntry(name=name, family=family, weights={"default": weights}, precision=None)
+    return described_model(manifest, text, dataset)

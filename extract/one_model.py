@@ -75,10 +75,11 @@ def extract_model(
     """
     backbone = load_model(model, data[0].name, device, precision)
     workers = default_workers(choose_device(device)) if workers is None else workers
-    options = replace(options, workers=workers)
+    provenance = {**options.provenance, **backbone.origin}
     if compile:
         backbone.compile()
-        options = replace(options, provenance={"compiled": True})
+        provenance["compiled"] = True
+    options = replace(options, workers=workers, provenance=provenance)
     reports = []
     for dataset in data:
         path = manifest.store_path(dataset.name, dataset.split, model.name)

@@ -79,6 +79,8 @@ def remember_model(stores: str, dataset: str, entry: ModelEntry, *, anew: bool) 
     if Path(weights).exists():  # later commands may run in another folder
         weights = str(Path(weights).absolute())
     values: dict[str, Any] = {"family": entry.family, "weights": weights}
+    if entry.options:
+        values["options"] = dict(entry.options)
     file = model_file(stores, dataset, entry.name)
     _write(file, {"models": {entry.name: values}}, anew=anew)
 

@@ -8,6 +8,7 @@ or by `module:attribute` (a function, or a class whose constructor takes the req
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
@@ -20,7 +21,10 @@ from hada.extract.backbones.base import (
     RegionBackbone,
     completed,
 )
-from hada.extract.common.errors import UsageError, unknown
+from hada.extract.common.errors import (
+    UsageError,
+    unknown,
+)
 
 __all__ = [
     "ENTRY_POINTS",
@@ -69,18 +73,35 @@ def load_backbone(request: BackboneRequest) -> Backbone | RegionBackbone:
     """The backbone that `request` asks for, frozen and on its device.
 
     Raises `UnknownNameError` for an unknown family, `UsageError` with the pip line where a
-    package is missing, and whatever the family raises for bad weights (`CheckpointError`).
+    package is missing, and whatever the family raises for bad weights (`CheckpointError`). Where
+    the weights are another family's, the message says whose.
     """
     try:
         return completed(_loader(request.family)(request))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package == "hada":
+    except ImportError as error:
+        package = _missing_package(error)
+        if package is None or package == "hada":
             raise
         raise UsageError(
             f"model {request.name!r} (family {request.family!r}) needs the package {package!r}, "
             f"which is not installed: pip install {_PIP_NAMES.get(package, package)}"
         ) from error
+    except UsageError as error:
+        from hada.extract.backbones.recognise import hint
+
+        more = hint(request.family, request.weights)
+        if not more or more in str(error):
+            raise
+        raise type(error)(f"{error}. {more}") from error
+
+
+def _missing_package(error: ImportError) -> str | None:
+    """The package that is not installed, None where the error is another one."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    # transformers puts such errors into words, some lines of them.
+    found = re.search(r"requires the (\w+) library but it was not found", str(error))
+    return found.group(1).lower() if found else None
 
 
 def _loader(family: str) -> Loader:

@@ -132,12 +132,10 @@ def load_official(
         model, grid = _build(state, path, heads, vision_heads, image_size)
         state[POSITIONS] = resize_positions(state[POSITIONS].float(), grid)
     except KeyError as error:
-        raise CheckpointError(
-            f"{path} is not an ALBEF retrieval checkpoint: no tensor {error}"
-        ) from error
+        raise weights.not_of("an ALBEF retrieval", raw, path, error) from error
     first_fused = fusion_layer(state)
     weights.load_strict(
-        model, {map_key(key, first_fused): value for key, value in state.items()}, path
+        model, {map_key(key, first_fused): value for key, value in state.items()}, path, raw
     )
     return model, lavis
 

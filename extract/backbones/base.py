@@ -60,12 +60,15 @@ class OptionalParts(Protocol):
     truncated: Captions that `tokenize` has cut so far because they were too long.
     device: The torch device that the model computes on; None for the host.
     clock: Seconds spent so far on bringing images to the device, under "transfer".
+    origin: What is known of the weights beside their digest, for the record: "weights", the id
+        and commit on a hub, and "licence".
     """
 
     preprocessor: Callable[[PIL.Image.Image], NDArray[np.float32]] | None = None
     truncated: int = 0
     device: Any = None
     clock: Mapping[str, float] = MappingProxyType({})
+    origin: Mapping[str, str] = MappingProxyType({})
     spec: ModelSpec
 
     def compile(self) -> None:
@@ -136,7 +139,7 @@ class MatchingBackbone(Backbone, Protocol):
 
 def completed(backbone: Backbone | RegionBackbone) -> Backbone | RegionBackbone:
     """The same object with the parts of `OptionalParts` that its class leaves out."""
-    for name in ("preprocessor", "truncated", "device", "clock"):
+    for name in ("preprocessor", "truncated", "device", "clock", "origin"):
         if not hasattr(backbone, name):
             setattr(backbone, name, getattr(OptionalParts, name))
     if not hasattr(backbone, "compile"):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BlipForImageTextRetrieval
 
-from hada.extract.backbones import blip_official, weights
+from hada.extract.backbones import blip_official, hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.preprocessing import MEAN, STD, Squash
@@ -203,7 +203,7 @@ def load(request: BackboneRequest) -> BlipBackbone:
         files = [path, *(file for file in beside if file.is_file())]
         tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "blip")
     else:
-        folder = weights.resolve_folder(request.weights, options["revision"])
+        folder = hub.resolve_folder(request.weights, options["revision"])
         model = load_folder(
             folder,
             BlipForImageTextRetrieval,
@@ -213,4 +213,6 @@ def load(request: BackboneRequest) -> BlipBackbone:
         )
         files = weights.folder_files(folder)
         tokenizer = bert_tokenizer(options["tokenizer"], folder, "blip")
-    return BlipBackbone(request, model, tokenizer, weights.digest(files))
+    backbone = BlipBackbone(request, model, tokenizer, weights.digest(files))
+    backbone.origin = {} if path.is_file() else hub.origin(request.weights, folder)
+    return backbone

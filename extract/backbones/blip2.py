@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from hada.extract.backbones import weights
+from hada.extract.backbones import hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.preprocessing import MEAN, STD, Squash
@@ -196,7 +196,7 @@ def load(request: BackboneRequest) -> Blip2Backbone:
     kept = options["image_tokens"] or IMAGE_TOKENS[0]
     if kept not in IMAGE_TOKENS:
         raise unknown("value of option image_tokens", kept, IMAGE_TOKENS)
-    folder = weights.resolve_folder(request.weights, options["revision"])
+    folder = hub.resolve_folder(request.weights, options["revision"])
     model = load_folder(
         folder,
         Blip2ForImageTextRetrieval,
@@ -206,4 +206,7 @@ def load(request: BackboneRequest) -> Blip2Backbone:
         vision_heads=VISION_HEADS,
     )
     tokenizer = bert_tokenizer(options["tokenizer"], folder, "blip2")
-    return Blip2Backbone(request, model, tokenizer, weights.digest(weights.folder_files(folder)))
+    digest = weights.digest(weights.folder_files(folder))
+    backbone = Blip2Backbone(request, model, tokenizer, digest)
+    backbone.origin = hub.origin(request.weights, folder)
+    return backbone

@@ -24,7 +24,6 @@ from hada.extract.backbones.salesforce import (
     configs_beside,
     count_blocks,
 )
-from hada.extract.common.errors import CheckpointError
 
 # The official code sets 1e-6; transformers' own default, 1e-5, moves tokens by 2e-5.
 VISION_EPS = 1e-6
@@ -43,8 +42,9 @@ _IN_BLOCK = {
     ".attn.qkv.": ".self_attn.qkv.",
     ".attn.proj.": ".self_attn.projection.",
 }
-# Momentum copies and queues serve training only.
-_DROPPED_PREFIXES = ("visual_encoder_m.", "text_encoder_m.", "vision_proj_m.", "text_proj_m.")
+# Momentum copies and queues serve training only; pre-training files have a captioning half, too.
+_DROPPED_PREFIXES = ("visual_encoder_m.", "text_encoder_m.", "vision_proj_m.", "text_proj_m.",
+                     "text_decoder.")  # fmt: skip
 _DROPPED = {"image_queue", "text_queue", "idx_queue", "ptr_queue", "queue_ptr", "temp"}
 
 
@@ -76,11 +76,9 @@ def load_official(
     try:
         config = _config(state, beside, path, heads, vision_heads)
     except KeyError as error:
-        raise CheckpointError(
-            f"{path} is not a BLIP retrieval checkpoint: no tensor {error}"
-        ) from error
+        raise weights.not_of("a BLIP retrieval", raw, path, error) from error
     model = BlipForImageTextRetrieval(config)
-    weights.load_strict(model, state, path)
+    weights.load_strict(model, state, path, raw)
     return model
 
 

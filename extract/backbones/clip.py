@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
-from hada.extract.backbones import clip_load, weights
+from hada.extract.backbones import clip_load, hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.clip_towers import (
     Features,
@@ -49,7 +50,12 @@ class ClipBackbone(TorchBackbone):
     """Any model that `open_clip.create_model` builds."""
 
     def __init__(
-        self, request: BackboneRequest, model: Any, tokenizer: Any, weights_digest: str
+        self,
+        request: BackboneRequest,
+        model: Any,
+        tokenizer: Any,
+        weights_digest: str,
+        text_settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(request, model)
         self.reader = TextReader(model)
@@ -80,6 +86,7 @@ class ClipBackbone(TorchBackbone):
                 "image_tower": type(model.visual).__name__,
                 "image_tokens_after_final_norm": tokens_are_normed(model.visual),
                 "caption_tower": type(self.reader.text).__name__,
+                **text_settings,
             },
             precision=request.precision,
             libraries=library_versions("torch", "torchvision", "open_clip_torch", "timm", "pillow"),
@@ -208,10 +215,15 @@ def load(request: BackboneRequest) -> ClipBackbone:
     """A model of open_clip.
 
     `weights`: a folder with open_clip_config.json (also as `local-dir:PATH`), `hf-hub:ORG/NAME`,
-    `ARCH/TAG`, `ARCH` with the option `pretrained`, or a file with the option `architecture`.
-    Options: `OPTIONS`.
+    `ARCH/TAG`, `ARCH/FILE`, `ARCH` with the option `pretrained`, or a file with the option
+    `architecture`. Options: `OPTIONS`.
     """
     source = clip_load.find(request.weights, read_options(request, OPTIONS))
     logging.getLogger(__name__).debug("open_clip model %s, %s", source.name, source.pretrained)
     model, tokenizer = clip_load.create(source)
-    return ClipBackbone(request, model, tokenizer, weights.digest(source.files))
+    lowered = clip_load.lower_cased(source.name, tokenizer)
+    backbone = ClipBackbone(request, model, tokenizer, weights.digest(source.files), lowered)
+    if len(source.files) > 1:  # a folder, here or on the hub
+        text = request.weights.removeprefix(clip_load.HUB).removeprefix(clip_load.LOCAL)
+        backbone.origin = hub.origin(text, source.files[0].parent)
+    return backbone

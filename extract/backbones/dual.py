@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hada.extract.backbones import dual_load, weights
+from hada.extract.backbones import dual_load, hub, lower_case, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
 from hada.extract.backbones.preprocessing import Processor
@@ -66,7 +66,8 @@ class DualBackbone(TorchBackbone):
         self.preprocessor = Processor(processor)
         config: Any = model.config
         # SigLIP was trained with every caption padded to the full length and pads attended.
-        self.full_length = str(config.model_type).startswith("siglip")
+        self.full_length = lower_case.is_siglip(config.model_type)
+        lowered = {"lower_case": lower_case.ensure(tokenizer)} if self.full_length else {}
         self.pad_id = dual_load.pad_id(tokenizer, config.text_config)
         self.max_tokens = dual_load.max_tokens(tokenizer, model, self.pad_id)
         asked = read_options(request, OPTIONS)["max_tokens"]
@@ -99,6 +100,7 @@ class DualBackbone(TorchBackbone):
                 "settings": plain(dual_load.settings(processor)),
                 "tokenizer": type(tokenizer).__name__,
                 "max_tokens": self.max_tokens,
+                **lowered,
             },
             precision=request.precision,
             libraries=library_versions("torch", "transformers", "tokenizers", "pillow"),
@@ -255,8 +257,9 @@ def _run(tower: nn.Module, call: Callable[[], Any]) -> tuple[_Seen, Tensor]:
 
 
 def _has_cls(vision_model: nn.Module) -> bool:
-    names = (name.rpartition(".")[2] for name, _ in vision_model.named_parameters())
-    return any(name in _CLS_NAMES for name in names)
+    """Whether the tower's input begins with a CLS token; a pooling head may have its own."""
+    names = (name.rpartition(".") for name, _ in vision_model.named_parameters())
+    return any(name in _CLS_NAMES and "head" not in where.split(".") for where, _, name in names)
 
 
 def load(request: BackboneRequest) -> DualBackbone:
@@ -265,6 +268,8 @@ def load(request: BackboneRequest) -> DualBackbone:
     Options: `OPTIONS`. Raises `CheckpointError` where the folder holds another kind of model.
     """
     options = read_options(request, OPTIONS)
-    folder = weights.resolve_folder(request.weights, options["revision"])
+    folder = hub.resolve_folder(request.weights, options["revision"])
     parts = dual_load.read_folder(folder)
-    return DualBackbone(request, *parts, weights.digest(weights.folder_files(folder)))
+    backbone = DualBackbone(request, *parts, weights.digest(weights.folder_files(folder)))
+    backbone.origin = hub.origin(request.weights, folder)
+    return backbone

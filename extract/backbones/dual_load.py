@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from hada.extract.backbones import weights
@@ -22,10 +21,7 @@ def read_folder(folder: Path) -> tuple[Any, Any, Any]:
     with weights.explained(folder, "dual"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _check_config(config, folder)
-        with weights.no_loading_bar():
-            model, info = AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
-            )
+        model, info = weights.from_pretrained(AutoModel, folder, config)
         for name in _INTERFACE:
             if not hasattr(model, name):
                 raise CheckpointError(

@@ -143,15 +143,13 @@ def _load_official(path: Path, heads: int | None) -> _LightningDot:
             _widths(projections["txt"]),
         )
     except KeyError as error:
-        raise CheckpointError(
-            f"{path} is not a LightningDOT checkpoint: no tensor {error}"
-        ) from error
+        raise weights.not_of("a LightningDOT", raw, path, error) from error
     state = {f"image.{key}": value for key, value in model_state(image).items()}
     # The text encoder's pooler was trained by nothing and is used by nothing.
     state |= {f"text.{key}": v for key, v in text.items() if not key.startswith("pooler.")}
     state |= {f"image_proj.{key}": value for key, value in projections["img"].items()}
     state |= {f"text_proj.{key}": value for key, value in projections["txt"].items()}
-    weights.load_strict(model, state, path)
+    weights.load_strict(model, state, path, raw)
     return model
 
 

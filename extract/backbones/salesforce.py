@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-import torch
 from msgspec import Meta
 from transformers import AutoTokenizer, BertTokenizer
 
-from hada.extract.backbones import weights
+from hada.extract.backbones import hub, weights
 from hada.extract.common.documents import read_json
 from hada.extract.common.errors import CheckpointError
 from hada.extract.common.shapes import conform
@@ -149,10 +148,10 @@ def bert_tokenizer(
     if not (place / "tokenizer.json").is_file() and vocabulary.is_file():
         return BertTokenizer(str(vocabulary), **cased)
     if option:
-        place = weights.resolve_folder(option)
+        place = place if place.is_dir() else hub.fetch(option, hub.TOKENIZER)
     elif not (place / "tokenizer.json").is_file():
         try:  # what every published checkpoint of the family was trained with
-            place = weights.resolve_folder(published)
+            place = hub.fetch(published, hub.TOKENIZER)
         except CheckpointError as error:
             raise CheckpointError(
                 f"no tokenizer beside the weights in {folder}: put BERT's vocab.txt there or set "
@@ -219,10 +218,7 @@ def load_folder(
             )
         if vision_eps is not None:
             config.vision_config.layer_norm_eps = vision_eps
-        with weights.no_loading_bar():
-            model, info = model_class.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True
-            )
+        model, info = weights.from_pretrained(model_class, folder, config)
     weights.check_loading_info(info, folder)
     weights.check_finite(model, folder)
     return model

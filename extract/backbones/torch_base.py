@@ -45,6 +45,7 @@ class TorchBackbone:
         self.model: Any = model.float().eval().requires_grad_(False).to(self.device)
         self.truncated = 0
         self.clock = {"transfer": 0.0}
+        self.origin: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def count_truncated(self, number: int) -> None:

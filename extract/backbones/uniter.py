@@ -38,7 +38,6 @@ from hada.extract.backbones.uniter_model import (
     pad_regions,
     part,
 )
-from hada.extract.common.errors import CheckpointError
 from hada.extract.datasets.regions import Regions
 from hada.extract.spec import ModelSpec, TokenSpec
 
@@ -152,7 +151,7 @@ def _load_official(path: Path, heads: int | None) -> _Uniter:
         config = bert_config(state, path, heads, "UNITER", CONFIG_FILES)
         feature_width = state["img_embeddings.img_linear.weight"].shape[1]
     except KeyError as error:
-        raise CheckpointError(f"{path} is not a UNITER checkpoint: no tensor {error}") from error
+        raise weights.not_of("a UNITER", raw, path, error) from error
     kept = {f"uniter.{key}": value for key, value in model_state(state).items()}
     sizes = {}
     for name, size in (("itm", 2), ("rank", 1)):
@@ -160,5 +159,5 @@ def _load_official(path: Path, heads: int | None) -> _Uniter:
             sizes[name] = size
             kept.update({f"heads.{name}.{key}": value for key, value in head.items()})
     model = _Uniter(UniterModel(config, feature_width), sizes)
-    weights.load_strict(model, kept, path)
+    weights.load_strict(model, kept, path, raw)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hada.extract.backbones.key_names import bare_names, family_of, unwrapped, why_not
 from hada.extract.common.errors import CheckpointError
-from hada.extract.common.tensor_files import read_safetensors, read_torch
+from hada.extract.common.tensor_files import read_safetensors, read_torch, safetensors_shapes
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
@@ -39,81 +40,106 @@ def folder_files(folder: Path) -> list[Path]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, on the CPU, taken out of their wrapping.
 
-    Accepts a bare state dict and one under `model`, `state_dict` or `model_dict`, from
-    safetensors or from a pickle that holds nothing but tensors and plain values. Raises
-    `CheckpointError` for anything else.
+    Accepts a bare state dict and one under `state_dict`, `model`, `ema` or another of
+    `key_names.WRAPPERS`, from safetensors or from a pickle that holds nothing but tensors and
+    plain values. A prefix that all names share (`module.`, `model.`, `_orig_mod.`) is removed.
+    Raises `CheckpointError` for anything else.
     """
+    return _named_tensors(_read(path), path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names, as `read_state_dict` gives them, and shapes; the numbers themselves are not read.
+
+    Raises `CheckpointError` as `read_state_dict` does.
+    """
+    if path.suffix == ".safetensors":
+        shapes = safetensors_shapes(path)
+        return {bare: shapes[name] for name, bare in bare_names(shapes).items()}
+    state = _named_tensors(_read(path, mapped=True), path)
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def cleaned_state(files: Sequence[Path]) -> dict[str, Tensor] | None:
+    """The tensors of a model's files, where a library that reads the files would not know them.
+
+    That is so where they lie in a wrapping or have a prefix in common; None where they have not.
+    """
+    loaded = [_read(file, mapped=True) if file.suffix != ".safetensors" else
+              safetensors_shapes(file) for file in files]  # fmt: skip
+    names = {str(name) for part in loaded if isinstance(part, Mapping) for name in part}
+    wrapped = any(unwrapped(part) is not part for part in loaded)
+    if not wrapped and all(name == bare for name, bare in bare_names(names).items()):
+        return None
+    state = {k: v for file in files for k, v in _named_tensors(_read(file), file).items()}
+    return {bare: state[name].clone() for name, bare in bare_names(state).items()}
+
+
+def _read(path: Path, *, mapped: bool = False) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}: expected a checkpoint file")
-    loaded = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
-    for wrapper in ("model", "state_dict", "model_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    return read_torch(path, mapped=mapped)
+
+
+def _named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
+    loaded = unwrapped(loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected named tensors")
     state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
-            f"{path} holds no tensors; its keys are {_some(str(key) for key in loaded)}"
+            f"{path} holds no tensors; its keys are {some(str(key) for key in loaded)}"
         )
-    return state
-
-
-def family_of(keys: Iterable[str]) -> str | None:
-    """The family whose official naming the tensor names follow, None where none is recognised.
-
-    >>> family_of(["uniter.embeddings.LayerNorm.weight"])
-    'uniter'
-    """
-    names = list(keys)
-
-    def starts(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if starts("uniter."):
-        return "uniter"
-    if starts("img_model.", "bert.img_model."):
-        return "lightningdot"
-    if starts("qformer.", "Qformer."):
-        return "blip2"
-    if starts("visual_encoder."):
-        # BLIP has cross-attention in every text layer, ALBEF only from the fusion layer (6) up.
-        in_first_layer = any(".layer.0.crossattention." in name for name in names)
-        return "blip" if in_first_layer and not starts("text_encoder.bert.") else "albef"
-    if starts("vision_model."):
-        return "blip" if starts("text_encoder.") else "dual" if starts("text_model.") else None
-    return "clip" if starts("visual.") else None
+    return {bare: state[name] for name, bare in bare_names(state).items()}
 
 
 def refuse_other_family(state: Iterable[str], expected: str, path: Path) -> None:
     """Raise `CheckpointError` where the tensor names are those of another known family."""
     names = list(state)
+    if (unusable := why_not(names)) is not None:
+        raise CheckpointError(f"{path} is {unusable[0]}; {unusable[1]}")
     found = family_of(names)
     if found is not None and found != expected:
         raise CheckpointError(
-            f"{path} holds {found.upper()} weights (keys such as {_some(names)}), "
+            f"{path} holds {found.upper()} weights (keys such as {some(names)}), "
             f"expected {expected.upper()}; set `family: {found}`"
         )
 
 
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `state` into `model`; every tensor must be there, of the right shape, and finite."""
+def load_strict(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, own: Iterable[str] | None = None
+) -> None:
+    """Copy `state` into `model`; every tensor must be there, of the right shape, and finite.
+
+    `own` are the names in the file, where those of `state` were made from them.
+    """
     wanted = model.state_dict()
     problems = []
     if missing := [key for key in wanted if key not in state]:
-        problems.append(f"{len(missing)} missing keys ({_some(missing)})")
+        problems.append(f"{len(missing)} missing keys ({some(missing)})")
     if unexpected := [key for key in state if key not in wanted]:
-        problems.append(f"{len(unexpected)} unexpected keys ({_some(unexpected)})")
+        problems.append(f"{len(unexpected)} unexpected keys ({some(unexpected)})")
     problems += [
         f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ][:_NAMED]
+    if missing:
+        problems.append(f"the file's own keys are {some(own or state)}")
     if problems:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(dict(state))
     check_finite(model, path)
+
+
+def not_of(family: str, state: Iterable[str], path: Path, missing: KeyError) -> CheckpointError:
+    """The error for a file in which a tensor is missing that every model of the family has."""
+    return CheckpointError(
+        f"{path} is not {family} checkpoint: no tensor {missing}; the file's own keys are "
+        f"{some(state)}"
+    )
 
 
 def check_finite(model: nn.Module, path: Path | str) -> None:
@@ -124,7 +150,7 @@ def check_finite(model: nn.Module, path: Path | str) -> None:
         if value.is_floating_point() and not bool(torch.isfinite(value).all())
     ]
     if bad:
-        raise CheckpointError(f"{path}: {len(bad)} tensors hold NaN or infinity ({_some(bad)})")
+        raise CheckpointError(f"{path}: {len(bad)} tensors hold NaN or infinity ({some(bad)})")
 
 
 def check_loading_info(info: Mapping[str, Any], path: Path) -> None:
@@ -132,7 +158,7 @@ def check_loading_info(info: Mapping[str, Any], path: Path) -> None:
     # Buffers that newer versions of the library no longer save are not weights.
     unexpected = sorted(key for key in info["unexpected_keys"] if "position_ids" not in key)
     problems = [
-        f"{len(keys)} {kind} ({_some(keys)})"
+        f"{len(keys)} {kind} ({some(keys)})"
         for kind, keys in (
             ("missing keys", sorted(info["missing_keys"])),
             ("unexpected keys", unexpected),
@@ -142,6 +168,27 @@ def check_loading_info(info: Mapping[str, Any], path: Path) -> None:
     ]
     if problems:
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
+
+
+def from_pretrained(model_class: Any, folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers in float32, and what its loading left out.
+
+    Weights with a prefix or in a wrapping are freed from it first: the library would warn, and
+    fill in noise.
+    """
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    state = cleaned_state(files)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    if state is not None:
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
+        if not hasattr(model_class, "config_class"):  # one that looks the class up in a folder
+            with torch.device("meta"):
+                model_class = type(model_class.from_config(config))
+    with no_loading_bar():
+        model, info = model_class.from_pretrained(
+            **source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    return model, info
 
 
 @contextmanager
@@ -178,45 +225,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [file for file in folder_files(folder) if file.suffix in WEIGHT_SUFFIXES]
 
 
-def resolve_folder(weights: str, revision: str | None = None) -> Path:
-    """The local folder behind a folder path or a Hugging Face id, fetched where needed.
-
-    Raises `CheckpointError` where the folder does not exist or the id cannot be reached.
-    """
-    local = Path(weights).expanduser()
-    if local.is_dir():
-        return local
-    if local.exists() or weights.startswith((".", "/", "~")) or weights.count("/") != 1:
-        raise CheckpointError(f"no model folder at {weights!r}: expected one with a config.json")
-    import huggingface_hub
-
-    patterns = ["*.json", "*.txt", "*.model"]
-    try:
-        for extra in ("model*.safetensors", "pytorch_model*.bin"):
-            found = huggingface_hub.snapshot_download(
-                weights, revision=revision, allow_patterns=[*patterns, extra]
-            )
-            if _weight_files(Path(found)):
-                break
-    except Exception as error:  # any of a dozen network, HTTP and cache errors of three packages
-        raise unreachable(weights, error) from error
-    return Path(found)
-
-
-def unreachable(weights: str, error: Exception) -> CheckpointError:
-    """The one error for a name on the Hugging Face hub that could not be fetched."""
-    return CheckpointError(
-        f"{weights!r} is not a local folder and could not be fetched from the Hugging Face hub "
-        f"({type(error).__name__}: {_first_line(error)}); check the name and the network, or "
-        "give a local folder as `weights`"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _some(keys: Iterable[str]) -> str:
+def some(keys: Iterable[str]) -> str:
     """The first few keys, and how many more there are."""
     names = list(keys)
     more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -228,7 +237,7 @@ def _shortened(message: str) -> str:
 
     def cut(match: re.Match[str]) -> str:
         keys = re.findall(r'"([^"]+)"', match.group(0))
-        return f"{len(keys)}: {_some(keys)}"
+        return f"{len(keys)}: {some(keys)}"
 
     short = re.sub(r'"[^"]+"(?:,\s*"[^"]+")+', cut, message)
     return re.sub(r"\s+", " ", short).strip()[:800]

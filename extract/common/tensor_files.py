@@ -47,18 +47,31 @@ def read_torch(
     *,
     device: str | torch.device = "cpu",
     safe: Sequence[Any] = (),
+    mapped: bool = False,
 ) -> Any:
     """What a file of `torch.save` holds: tensors and plain values, checked by `check_tensors`.
 
     safe: Further globals that may be named in it (`torch.serialization.safe_globals`).
+    mapped: Read numbers only when they are looked at, where the file's format allows it.
     """
     with damage(path, "PyTorch", error), warnings.catch_warnings():
         # Old files make torch warn about their pickle protocol and their storage class.
         warnings.simplefilter("ignore")
         _check_size(path)
+        if is_torchscript(path):
+            raise error(
+                f"{path} is a TorchScript archive: a program with its weights, and loading it "
+                "runs the program. Where you trust it, save its weights alone: "
+                "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+            )
         try:
             with torch.serialization.safe_globals(list(safe)):
-                loaded = torch.load(path, map_location=device, weights_only=True)
+                loaded = torch.load(
+                    path,
+                    map_location=device,
+                    weights_only=True,
+                    mmap=mapped and zipfile.is_zipfile(path),
+                )
         except pickle.UnpicklingError as failure:
             found = re.search(r"GLOBAL ([\w.]+)", str(failure))
             if found or "Unsupported global" in str(failure):
@@ -88,6 +101,21 @@ def read_safetensors(
             raise ValueError(str(failure)) from failure
         check_tensors(tensors, path, error)
         return tensors, metadata
+
+
+def safetensors_shapes(
+    path: Path, error: type[HadaError] = CheckpointError
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file; the numbers are not read."""
+    import safetensors
+
+    with damage(path, "safetensors", error):
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as stream:
+                names = list(stream.keys())
+                return {name: tuple(stream.get_slice(name).get_shape()) for name in names}
+        except safetensors.SafetensorError as failure:
+            raise ValueError(str(failure)) from failure
 
 
 @contextlib.contextmanager
@@ -144,6 +172,18 @@ def _wrong(tensor: Tensor) -> str | None:
             "(it was expanded); save it with .contiguous()"
         )
     return None
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a program of `torch.jit.save`; `torch.save` writes no constants.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names)
 
 
 def _check_size(path: Path) -> None:

@@ -19,6 +19,7 @@ from hada.extract.store import commit, digests, dtypes, formats, seal
 from hada.extract.store.create import check_same, create, plan_arrays
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
 from hada.extract.store.record import Record
+from hada.extract.store.underflow import too_small
 
 # Between two looks at what another process is writing.
 WAIT_S = 0.2
@@ -159,7 +160,7 @@ class StoreWriter:
         """Write one shard and commit it.
 
         Raises:
-            StoreError: Shapes do not fit, or values overflow the store's dtype.
+            StoreError: Shapes do not fit, or values overflow the store's dtype or lie below it.
             NonFiniteError: A feature of an item that did not fail is NaN or infinite.
         """
         rows = self.rows(side, shard)
@@ -265,6 +266,16 @@ class StoreWriter:
         else:
             stored = dtypes.encode(values, dtype)
             if dtypes.all_finite(stored, dtype):
+                lengths = self.index.lengths[side][rows.start : rows.stop]
+                lengths = lengths if per_token else np.ones(len(rows), np.int64)
+                lost = np.flatnonzero(too_small(values, stored, dtype, lengths))
+                if len(lost):
+                    raise StoreError(
+                        f"{self.spec.model.name} {side}: {len(lost)} items of rows {rows.start} to "
+                        f"{rows.stop - 1} are so small that {dtype} loses their digits, the first "
+                        f"is {self.index.ids[side][lost[0] + rows.start]!r}. Use --store-dtype "
+                        "float32."
+                    )
                 return stored, None
             bad = ~np.isfinite(dtypes.decode(stored, dtype))
             overflow = int((bad & np.isfinite(values)).sum())

@@ -280,6 +280,7 @@ class StoreContract:
             ({"values": good.values[:-1]}, StoreError, r"expected shape \(6, 6\), got \(5, 6\)"),
             ({"embeddings": None}, StoreError, r"expected shape \(2, 4\), got None"),
             ({"values": good.values * 1e6}, StoreError, "do not fit float16"),
+            ({"values": good.values * 1e-8}, StoreError, "so small that float16 loses their dig"),
             ({"values": good.values * np.nan}, NonFiniteError, "are NaN or infinite"),
         ]
         for changes, error, message in cases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,56 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         check_device("cuda")
     with pytest.raises(UsageError, match="unknown device 'gpu'"):
         check_device("gpu")
+
+
+PREFIXES = ["module.", "model.", "_orig_mod.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("wrap", [None, "ema", "model_ema", "model_state_dict"])
+def test_a_prefix_of_all_names_is_removed(tmp_path: Path, prefix: str, wrap: str | None) -> None:
+    state = {f"{prefix}{name}": value for name, value in STATE.items()}
+    torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "a.pth")
+    assert weights.read_state_dict(tmp_path / "a.pth").keys() == STATE.keys()
+    assert weights.read_shapes(tmp_path / "a.pth") == {"a.weight": (2, 2), "a.bias": (2,)}
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    assert weights.read_state_dict(tmp_path / "a.safetensors").keys() == STATE.keys()
+    assert weights.read_shapes(tmp_path / "a.safetensors").keys() == STATE.keys()
+
+
+def test_a_prefix_of_some_names_stays(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "a.pth")
+    assert weights.read_state_dict(tmp_path / "a.pth").keys() == {"module.a", "b"}
+    # torch.compile on a part, and names that would become the same.
+    torch.save({"a._orig_mod.b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "b.pth")
+    assert weights.read_state_dict(tmp_path / "b.pth").keys() == {"a.b", "c"}
+    torch.save({"a._orig_mod.b": torch.ones(1), "a.b": torch.ones(1)}, tmp_path / "c.pth")
+    assert weights.read_state_dict(tmp_path / "c.pth").keys() == {"a._orig_mod.b", "a.b"}
+
+
+def test_the_counter_of_averaged_models_is_no_weight(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(nn.ModuleDict({"a": nn.Linear(2, 2)}))
+    torch.save(averaged.state_dict(), tmp_path / "a.pth")
+    assert weights.read_state_dict(tmp_path / "a.pth").keys() == STATE.keys()
+
+
+def test_of_several_wrappings_the_one_with_weights_is_opened(tmp_path: Path) -> None:
+    holds = {"model": {"name": "ViT", "depth": 12}, "state_dict": STATE, "ema": {}}
+    torch.save(holds, tmp_path / "a.pth")
+    assert weights.read_state_dict(tmp_path / "a.pth").keys() == STATE.keys()
+    torch.save({"state_dict": {"model": STATE}}, tmp_path / "b.pth")
+    assert weights.read_state_dict(tmp_path / "b.pth").keys() == STATE.keys()
+
+
+def test_missing_keys_are_told_with_the_files_own(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    with pytest.raises(CheckpointError, match=r"1 missing keys .* own keys are a\.weight, x$"):
+        weights.load_strict(model, {"a.weight": STATE["a.weight"]}, Path("f"), ["a.weight", "x"])
+
+
+def test_torchscript_is_named_and_not_run(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch would rather export
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(CheckpointError, match=r"is a TorchScript archive.*state_dict\(\), NEW"):
+        weights.read_state_dict(tmp_path / "ViT-B-32.pt")
