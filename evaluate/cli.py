@@ -33,7 +33,8 @@ def evaluate() -> None:
     "runs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A trained run; may be given several times. [default: all runs of the dataset]",
+    help="A run's folder, one of hada-fuse export, or hf-hub:ORG/NAME; may be given several times. "
+    "[default: all runs of the dataset]",
 )
 @click.option(
     "--model",

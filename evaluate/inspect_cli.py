@@ -37,7 +37,8 @@ p_values_option = click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page. [default: RUN/report-SPLIT.html]",
+    help="The page. [default: RUN/report-SPLIT.html; of an exported run "
+    "RUNS/DATASET/NAME-exported/report-SPLIT.html]",
 )
 @manifest_options
 def report(
@@ -53,13 +54,18 @@ def report(
 ) -> None:
     r"""Write one HTML page about a run: figures, curves, gains, losses and attention.
 
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
+
     \b
     Examples:
       hada-evaluate report runs/scenes/blip+clip-fast-s0
       hada-evaluate report runs/flickr8k/mine --split val -o mine.html
     """
     from hada.evaluate.pages.report import report as write_report
+    from hada.fuse.run_folder import RunFolder
 
+    if output is None:
+        output = RunFolder(run).derived(manifest.runs) / f"report-{split}.html"
     target = write_report(
         manifest,
         run,

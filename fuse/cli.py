@@ -238,6 +238,7 @@ def _seeds(text: str) -> list[int]:
 
 @fuse.command()
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="NAME", help="[default: the run's]")
 @click.option("--split", "splits", multiple=True, required=True, metavar="NAME",
               help="A split whose stores exist; may be given several times.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Where the store goes. "
@@ -245,18 +246,28 @@ def _seeds(text: str) -> list[int]:
 @device_option
 @manifest_options
 def embed(
-    manifest: Manifest, run_path: Path, splits: tuple[str, ...], output: Path | None, device: str
+    manifest: Manifest,
+    run_path: Path,
+    dataset: str | None,
+    splits: tuple[str, ...],
+    output: Path | None,
+    device: str,
 ) -> None:
     r"""Write a run's fused embeddings of a split as a feature store.
+
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
 
     \b
     Examples:
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
+      hada-fuse embed hf-hub:me/blip-clip --dataset holidays --split all
     """
     from hada.fuse import commands
 
-    for path in commands.embed(run_path, splits, manifest=manifest, device=device, output=output):
+    for path in commands.embed(
+        run_path, splits, dataset=dataset, manifest=manifest, device=device, output=output
+    ):
         tell(path)
 
 
@@ -267,6 +278,8 @@ def embed(
               "theirs, after a check of all that can be checked.")  # fmt: skip
 def verify(run_paths: tuple[Path, ...], bind: bool) -> None:
     r"""Check that runs, or exported models, are whole. Exit code 1 where one is not.
+
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
 
     \b
     Every byte is looked at. What is not whole is

@@ -102,6 +102,7 @@ def embed(
     run: RunFolder | Path | str,
     splits: str | Sequence[str],
     *,
+    dataset: str | None = None,
     manifest: Manifest | Path | str | None = None,
     device: str = "auto",
     output: Path | str | None = None,
@@ -113,8 +114,9 @@ def embed(
     gets a second store beside it, PATH-nodes, with a vector a node: what its second stage needs.
 
     Args:
-        run: The run, or its folder.
+        run: The run, its folder, an exported folder, or `hf-hub:ORG/NAME`.
         splits: Splits whose stores exist; one text is one split.
+        dataset: The data set that they are of; None takes the one that the run was trained on.
         manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the
             manifest that HADA ships.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -139,19 +141,17 @@ def embed(
     data = manifest if isinstance(manifest, Manifest) else load_manifest(_path(manifest))
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     config = folder.config()
+    name = data.dataset(dataset or config["dataset"]).name
     written = []
     for split in names:
-        data.dataset(config["dataset"]).split(split)
-        stores = [
-            open_store(data.store_path(config["dataset"], split, model))
-            for model in config["models"]
-        ]
+        data.dataset(name).split(split)
+        stores = [open_store(data.store_path(name, split, model)) for model in config["models"]]
         embedded = embed_split(folder, stores, device=device)
-        path = output or data.store_path(config["dataset"], split, folder.name)
+        path = output or data.store_path(name, split, folder.name)
         write_embedded(path, folder.name, folder, embedded, stores, anew=output is None)
         say(
             f"{len(embedded.image_rows)} images and {len(embedded.caption_rows)} captions of "
-            f"{config['dataset']}/{split} in {path}"
+            f"{name}/{split} in {path}"
         )
         written.append(str(path))
         if embedded.nodes is not None and embedded.node_share:
