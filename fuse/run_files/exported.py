@@ -1,4 +1,4 @@
-"""An exported fusion's folder, as `hada-fuse export` writes it and `hada.fuse.exchange.hub` reads it.
+"""An exported fusion's folder, which `hada-fuse export` writes.
 
     config.json         what is fused and how; under `run` the configuration of the run behind it
     model.safetensors   the weights, with the digests of themselves and of config.json

@@ -201,7 +201,7 @@ def test_a_damaged_or_half_export_is_refused_by_name(world: Path) -> None:
     text = config.read_text()
     config.write_text(text.replace('"seed": 0', '"seed": 1'))
     assert config.read_text() != text
-    with pytest.raises(RunError, match="not the one that model.safetensors was written with"):
+    with pytest.raises(RunError, match=r"not the one that model\.safetensors was written with"):
         RunFolder("out").config()
     config.unlink()
     with pytest.raises(RunError, match=r"config.json: missing"):
