@@ -85,13 +85,19 @@ def report(
 @click.option(
     "--image", type=click.Path(path_type=Path, dir_okay=False), help="The query is this image."
 )
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="Many queries: a file with a sentence a line, or a folder of images.",
+)
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
 @click.option("--split", "-s", default="test", show_default=True, help="Split to search.")
 @click.option(
     "--run",
     "-r",
     type=click.Path(path_type=Path),
-    help="A trained run. [default: the dataset's newest, where --model is not given]",
+    help="A run's folder, one of hada-fuse export, or hf-hub:ORG/NAME. "
+    "[default: the dataset's newest run, where --model is not given]",
 )
 @click.option("--model", "-m", metavar="NAME", help="One frozen model in place of a run.")
 @click.option(
@@ -111,17 +117,20 @@ def report(
 )
 @device_option
 @manifest_options
-def search(manifest: Manifest, **request: Any) -> None:
+def search(manifest: Manifest, **request: Any) -> int:
     r"""Find the images for a sentence, or the captions for an image.
+
+    Every result has its id, the score, each model's own cosine, the file and a caption.
 
     \b
     Examples:
       hada-evaluate search "two hearts on a mint background"
       hada-evaluate search --image photo.jpg --split val --top 3 --jsonl
+      hada-evaluate search --queries queries.txt --run blip-clip --jsonl
     """
     from hada.evaluate.search.query import search as find
 
-    find(manifest, **request)
+    return find(manifest, **request)
 
 
 @click.command(cls=HadaCommand)
