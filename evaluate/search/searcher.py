@@ -22,7 +22,7 @@ from hada.extract.common.errors import DatasetError, RunError, UnknownNameError,
 from hada.extract.datasets.caption_dataset import CaptionDataset
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
-from hada.extract.spec import SideName
+from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
@@ -104,6 +104,18 @@ class Searcher:
         """The models, loaded."""
         with self._lock:
             return Encoder(self.manifest, self.stores, self.device, self.run)
+
+    def share_models(self, other: Searcher) -> None:
+        """Use the models of a searcher of the same run, on another split."""
+        self.__dict__["encoder"] = other.encoder
+
+    def load(self) -> None:
+        """Load all that queries need: models, both indexes where there can be, ids."""
+        _ = self.encoder, self._rows
+        for side in SIDES:
+            self.index(side)
+        if self.data is not None:
+            _ = self._groups
 
     def index_file(self, side: SideName) -> Path:
         """Where the index of a side is kept."""
@@ -190,6 +202,13 @@ class Searcher:
         """
         row = self._rows["image"].get(id_)
         return None if row is None or self.data is None else self.data.image_paths[row]
+
+    def image_of(self, side: SideName, id_: str) -> str | None:
+        """The id of an item's image, where the data set has its file."""
+        row = self._rows[side].get(id_)
+        if row is None or self.data is None:
+            return None
+        return id_ if side == "image" else self.data.image_ids[int(self.data.caption_to_image[row])]
 
     @cached_property
     def _rows(self) -> dict[SideName, dict[str, int]]:
