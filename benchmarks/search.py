@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hada.evaluate.search.index import Index, hnsw
+from hada.evaluate.search.graph import hnsw
+from hada.evaluate.search.index import Index
 
 
 def vectors(items: int, width: int, group: int) -> Any:

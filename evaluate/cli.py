@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from hada.evaluate.inspect_cli import p_values_option, report, search, zeroshot
+from hada.evaluate.serve.cli import serve
 from hada.extract.cli_options import device_option, manifest_options
 from hada.extract.common.console import HadaGroup, say, tell
 
@@ -33,7 +34,8 @@ def evaluate() -> None:
     "runs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A trained run; may be given several times. [default: all runs of the dataset]",
+    help="A run's folder, one of hada-fuse export, or hf-hub:ORG/NAME; may be given several times. "
+    "[default: all runs of the dataset]",
 )
 @click.option(
     "--model",
@@ -257,5 +259,5 @@ def table(results: tuple[Path, ...], form: str) -> None:
     tell(as_table([read_result(path) for path in results], form), lines=True)
 
 
-for command in (report, search, zeroshot):
+for command in (report, search, serve, zeroshot):
     evaluate.add_command(command)

@@ -37,7 +37,8 @@ p_values_option = click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page. [default: RUN/report-SPLIT.html]",
+    help="The page. [default: RUN/report-SPLIT.html; of an exported run "
+    "RUNS/DATASET/NAME-exported/report-SPLIT.html]",
 )
 @manifest_options
 def report(
@@ -53,13 +54,18 @@ def report(
 ) -> None:
     r"""Write one HTML page about a run: figures, curves, gains, losses and attention.
 
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
+
     \b
     Examples:
       hada-evaluate report runs/scenes/blip+clip-fast-s0
       hada-evaluate report runs/flickr8k/mine --split val -o mine.html
     """
     from hada.evaluate.pages.report import report as write_report
+    from hada.fuse.run_folder import RunFolder
 
+    if output is None:
+        output = RunFolder(run).derived(manifest.runs) / f"report-{split}.html"
     target = write_report(
         manifest,
         run,
@@ -79,13 +85,19 @@ def report(
 @click.option(
     "--image", type=click.Path(path_type=Path, dir_okay=False), help="The query is this image."
 )
+@click.option(
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="Many queries: a file with a sentence a line, or a folder of images.",
+)
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
 @click.option("--split", "-s", default="test", show_default=True, help="Split to search.")
 @click.option(
     "--run",
     "-r",
     type=click.Path(path_type=Path),
-    help="A trained run. [default: the dataset's newest, where --model is not given]",
+    help="A run's folder, one of hada-fuse export, or hf-hub:ORG/NAME. "
+    "[default: the dataset's newest run, where --model is not given]",
 )
 @click.option("--model", "-m", metavar="NAME", help="One frozen model in place of a run.")
 @click.option(
@@ -105,17 +117,20 @@ def report(
 )
 @device_option
 @manifest_options
-def search(manifest: Manifest, **request: Any) -> None:
+def search(manifest: Manifest, **request: Any) -> int:
     r"""Find the images for a sentence, or the captions for an image.
+
+    Every result has its id, the score, each model's own cosine, the file and a caption.
 
     \b
     Examples:
       hada-evaluate search "two hearts on a mint background"
       hada-evaluate search --image photo.jpg --split val --top 3 --jsonl
+      hada-evaluate search --queries queries.txt --run blip-clip --jsonl
     """
     from hada.evaluate.search.query import search as find
 
-    find(manifest, **request)
+    return find(manifest, **request)
 
 
 @click.command(cls=HadaCommand)

@@ -13,6 +13,7 @@ from hada.extract.common.console import HadaGroup, tell
 from hada.extract.common.errors import StoreError
 from hada.extract.common.progress import size
 from hada.extract.common.terminal import in_line
+from hada.extract.exporters.cli import export_command
 from hada.extract.manifest import STORE_FORMATS
 from hada.extract.spec import STORE_DTYPES
 
@@ -201,3 +202,6 @@ def convert(
         for _ in maintain.convert(source, target, format=store_format, dtype=dtype, tokens=tokens):
             advance()
     tell(f"{target}: complete")
+
+
+store.add_command(export_command)

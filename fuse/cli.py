@@ -253,9 +253,9 @@ def _seeds(text: str) -> list[int]:
 
 @fuse.command()
 @click.argument("run_path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="NAME", help="[default: the run's]")
 @click.option("--split", "splits", multiple=True, required=True, metavar="NAME",
               help="A split whose stores exist; may be given several times.")  # fmt: skip
-@click.option("--dataset", "-d", metavar="NAME", help="Whose split. [default: the run's]")
 @click.option("--output", type=click.Path(path_type=Path), help="Where the store goes. "
               "[default: among the manifest's stores, under the run's name]")  # fmt: skip
 @device_option
@@ -263,18 +263,21 @@ def _seeds(text: str) -> list[int]:
 def embed(
     manifest: Manifest,
     run_path: Path,
-    splits: tuple[str, ...],
     dataset: str | None,
+    splits: tuple[str, ...],
     output: Path | None,
     device: str,
 ) -> None:
     r"""Write a run's fused embeddings of a split as a feature store.
+
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
 
     \b
     Examples:
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split val
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --split test --output fused-test
       hada-fuse embed runs/flickr8k/blip+clip-fast-s0 --dataset photos --split all
+      hada-fuse embed hf-hub:me/blip-clip --dataset holidays --split all
     """
     from hada.fuse import commands
 
@@ -291,6 +294,8 @@ def embed(
               "theirs, after a check of all that can be checked.")  # fmt: skip
 def verify(run_paths: tuple[Path, ...], bind: bool) -> None:
     r"""Check that runs, or exported models, are whole. Exit code 1 where one is not.
+
+    RUN is a run's folder, one of hada-fuse export, or hf-hub:ORG/NAME.
 
     \b
     Every byte is looked at. What is not whole is

@@ -117,7 +117,7 @@ def embed(
     gets a second store beside it, PATH-nodes, with a vector a node: what its second stage needs.
 
     Args:
-        run: The run, or its folder.
+        run: The run, its folder, an exported folder, or `hf-hub:ORG/NAME`.
         splits: Splits whose stores exist; one text is one split.
         dataset: Whose splits; None takes the run's. Images or texts alone will do.
         manifest: The manifest, or its file; None reads `./data_manifest.yaml`, or else the

@@ -11,6 +11,9 @@ checkpoints carry their configuration's, too, and a checkpoint those of the weig
 metrics at its moment. `metrics.jsonl` is appended to and cut back to the length that the
 checkpoint remembers, so a killed run leaves no line twice and none by halves. Runs of before
 there were checksums open as they are; `hada-fuse verify --bind` gives them theirs.
+
+An exported fusion opens as a run does, from its folder or by its Hub id, and retrieves the same; it
+has no metrics and no checkpoints, and training does not go on in it.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ from hada.fuse.run_files.config import (
     identity,
     read_config,
 )
+from hada.fuse.run_files.exported import WEIGHTS, export_tensors, is_export, read_export
+from hada.fuse.run_files.named import located, name_of
 from hada.fuse.run_files.sealed import FaultError, seal_json
 from hada.fuse.run_files.weights import BEST, Best, read_best, sealed_tensors
 from hada.fuse.scores.heads import Heads
@@ -76,21 +81,44 @@ METRICS = "metrics.jsonl"
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run, or of an exported fusion.
+
+    Args:
+        path: The run's folder, an exported one, or `hf-hub:ORG/NAME` (or `...@REVISION`), which is
+            looked for among what the Hub's client has downloaded, or downloaded.
+
+    Raises:
+        RunError: There is no such model on the Hub, or the Hub cannot be reached.
+    """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = located(path)
         self._owner: tuple[str, bool] | None = None
         self._best: str | None = None
 
     @property
     def name(self) -> str:
         """The folder's name, which also names the run."""
-        return self.path.resolve().name
+        return name_of(self.path)
+
+    @property
+    def exported(self) -> bool:
+        """Whether this is an exported fusion, not a training's folder."""
+        return is_export(self.path)
+
+    def derived(self, runs: Path | str) -> Path:
+        """The folder for what is made from the run: indexes and pages.
+
+        A run keeps them itself. An export may be read-only, or uploaded again, so theirs lie
+        below `runs`, the manifest's folder of runs.
+        """
+        if not self.exported:
+            return self.path
+        return Path(runs) / str(self.config()["dataset"]) / f"{self.name}-exported"
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration; raises `RunError` where there is none or a broken one."""
-        return read_config(self.path)[0]
+        return read_export(self.path) if self.exported else read_config(self.path)[0]
 
     def recipe(self) -> Recipe:
         """What the run is trained by, settings newer than the run at their defaults."""
@@ -99,7 +127,9 @@ class RunFolder:
     def owner(self) -> tuple[str, bool]:
         """The configuration's `identity`, and whether it has a checksum. Read once."""
         if self._owner is None:
-            if (self.path / CONFIG).exists():
+            if self.exported:
+                self._owner = identity(self.config()), True
+            elif (self.path / CONFIG).exists():
                 config, bound = read_config(self.path)
                 self._owner = identity(config), bound
             else:  # a training without a plan
@@ -115,6 +145,11 @@ class RunFolder:
 
         Raises `RunError`, naming the first field that differs, where it belongs to another.
         """
+        if self.exported:
+            raise RunError(
+                f"{self.path}: an exported fusion, in which no training goes on. Choose another "
+                f"folder with --run; --init {self.path} begins with its weights"
+            )
         atomic.make_folder(self.path)
         self._owner = self._best = None
         for leftover in self.path.glob(f"*{atomic.TEMPORARY}*"):
@@ -234,7 +269,13 @@ class RunFolder:
         return read_best(self.path / BEST, owner, bound=bound, point=point)
 
     def load_tensors(self) -> dict[str, torch.Tensor]:
-        """What `save_tensors` wrote; raises `RunError` where it is not there or not good."""
+        """What `save_tensors` wrote; raises `RunError` where it is not there or not good.
+
+        Those of an export have no temperature.
+        """
+        if self.exported:
+            self.config()  # checks the weights, and that they are of their configuration
+            return export_tensors(self.path)
         return self.read_best(self.newest()).tensors(self.path / BEST)
 
     def load_best(self) -> tuple[Fuser, ScoreMix]:
@@ -254,7 +295,8 @@ class RunFolder:
             mix.load_state_dict(parts["mix."])
         except RuntimeError as error:
             raise RunError(
-                f"{self.path / BEST}: does not fit {CONFIG}; train again. {error}"
+                f"{self.path / (WEIGHTS if self.exported else BEST)}: does not fit {CONFIG}; "
+                f"{'export or download it' if self.exported else 'train'} again. {error}"
             ) from error
         return fuser.eval().requires_grad_(False), mix.eval().requires_grad_(False)
 
@@ -263,8 +305,10 @@ class RunFolder:
         return Heads.from_tensors(self.load_tensors())
 
 
-def weights_digest(run: Path) -> str:
-    """SHA-256 of a run's weights; raises `RunError` where there are none."""
+def weights_digest(run: Path | str) -> str:
+    """SHA-256 of the file of a run's weights; raises `RunError` where there are none."""
     folder = RunFolder(run)
     folder.config()
+    if folder.exported:
+        return hashlib.sha256((folder.path / WEIGHTS).read_bytes()).hexdigest()
     return hashlib.sha256(folder.read_best(folder.newest()).data).hexdigest()

@@ -8,7 +8,6 @@ from typing import Any
 
 from hada.extract.common import atomic
 from hada.extract.common.errors import HadaError, RunError
-from hada.fuse.exchange.exported import check_export
 from hada.fuse.run_files.checkpoint import (
     LAST,
     PREVIOUS,
@@ -20,25 +19,28 @@ from hada.fuse.run_files.checkpoint import (
     seal_last,
 )
 from hada.fuse.run_files.config import CONFIG, FORMAT, read_config
+from hada.fuse.run_files.exported import is_export, read_export
+from hada.fuse.run_files.named import located
 from hada.fuse.run_files.sealed import FaultError, check_sealed, seal_json, seal_safetensors
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import METRICS, RunFolder, weights_digest
 from hada.fuse.training.lock import only_trainer
 
-EXPORTED = "model.safetensors"
 ANEW = "remove it: a search makes it anew"
 
 
-def examine(folder: Path) -> list[FaultError]:
+def examine(name: Path | str) -> list[FaultError]:
     """All that keeps a run, or an exported model, from being whole; every byte is looked at.
 
     Raises `RunError` where there is no folder.
     """
+    folder = located(name)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; expected a run's, or one of hada-fuse export")
     try:
-        if (folder / EXPORTED).exists():
-            check_export(folder / CONFIG, folder / EXPORTED)
+        if is_export(folder):
+            read_export(folder)
+            RunFolder(folder).load_best()
             return []
         config, bound = read_config(folder)
     except FaultError as fault:

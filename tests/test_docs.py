@@ -26,7 +26,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(
     r"(?<![\w./-])(?:extract|fuse|evaluate|pipelines|tests|benchmarks|docs|scripts|typings)/[\w./-]*\w"
 )
-PROGRAM = r"hada-(?:extract|store|fuse|evaluate|pipeline)(?=\s|$)"
+PROGRAM = r"hada(?:-| )(?:extract|store|fuse|evaluate|pipeline)(?=\s|$)"
 # Words that look like paths of the checkout and are places of other things.
 NO_PATHS = {"docs/stores"}
 # Inline words that begin as a command does.
@@ -87,7 +87,11 @@ def inline(text: str) -> list[str]:
 
 def command_lines(text: str) -> list[str]:
     """Every call of a HADA command, in blocks and inline, without comments and redirections."""
-    lines = [code for code in inline(text) if code.startswith("hada-") and code not in NAMES]
+    lines = [
+        code
+        for code in inline(text)
+        if code not in NAMES and (code.startswith("hada-") or re.match(PROGRAM, code))
+    ]
     for language, block in blocks(text):
         if language not in ("", "sh", "bash", "console"):
             continue

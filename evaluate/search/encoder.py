@@ -1,38 +1,46 @@
 """Queries encoded as the split that is searched was.
 
-Shape letters: E embedding width.
+Shape letters: B queries, E embedding width.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
 
 from hada.evaluate.frozen_model import load_frozen_model
-from hada.evaluate.search.index import Query, own_embeddings
+from hada.evaluate.search.index import Query
 from hada.extract.backbones import RegionBackbone
+from hada.extract.backbones.base import Encoded
+from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName, StoreSpec
-from hada.extract.store import StoreReader, open_store, write_store
+from hada.extract.store import StoreReader, dtypes
+from hada.extract.store.memory import MemoryStore
+from hada.extract.store.pooling import describe
+from hada.extract.variants.reduced import reduced
 from hada.fuse.embedding import Embedded, check_features, embed
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
+
+# What fills the side that is not asked for.
+_BLANK_TEXT, _BLANK_SIZE = "a picture", (64, 64)
 
 
 class Encoder:
     """The frozen models, and the fusion where there is one, loaded once for any number of queries.
 
-    A query becomes a store of one image and one caption, so that it passes through the same code as
-    the split. The side that is not the query is filled with a placeholder whose result is unused.
+    Queries become a store in memory, with one item on the other side whose result is unused, so
+    that they pass through the same code as the split. That item is encoded once.
     """
 
     def __init__(
@@ -56,20 +64,21 @@ class Encoder:
             RunError: The run does not fit the stores.
         """
         self._like = stores
-        self._backbones = [load_frozen_model(manifest, store, device) for store in stores]
-        for store, backbone in zip(stores, self._backbones, strict=True):
-            if isinstance(backbone, RegionBackbone):
-                name = store.spec.model.name
-                raise UsageError(
-                    f"model {name!r} sees regions, not images: it cannot encode a query"
-                )
+        self._backbones = [_as_stored(load_frozen_model(manifest, s, device), s) for s in stores]
+        self._blanks: dict[tuple[int, SideName], Encoded] = {}
+        # Whether queries may be encoded together: each as it is alone.
+        self._together = True
         self._fuse = None if run is None else self._fusion(run, device)
 
     def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
-        """The run's fusion as a function from the stores of a query to its embeddings."""
+        """The run's fusion as a function from the stores of queries to their embeddings."""
         fuser, mix = run.load_best()
         heads, config, recipe = run.load_heads(), run.config(), run.recipe()
+        if heads is not None:
+            # What a query pays for its own nodes changes no order, and takes longer than the rest.
+            heads = replace(heads, node_correction=None)
         inputs = recipe.network.inputs
+        self._together = not fuser.image.config.second_from_first
         for store, backbone in zip(self._like, self._backbones, strict=True):
             model = store.spec.model
             check_features(config["features"][model.name], store, run.path, inputs=inputs)
@@ -87,46 +96,122 @@ class Encoder:
         return fuse
 
     def text(self, text: str) -> Query:
-        """A caption as a query."""
-        if not text.strip():
-            raise UsageError("the query is empty: expected a sentence, or --image FILE")
-        return self._encode("caption", text, PIL.Image.new("RGB", (64, 64)))
+        """A caption as a query; raises `UsageError` where it is empty."""
+        return self.texts([text])[0]
 
-    def image(self, path: Path) -> Query:
+    def image(self, source: Any) -> Query:
         """An image as a query; raises `ImageError` where it cannot be read."""
-        return self._encode("image", "a picture", open_image(path))
+        return self.images([open_image(source)])[0]
 
-    def _encode(self, side: SideName, text: str, query_image: PIL.Image.Image) -> Query:
-        with tempfile.TemporaryDirectory(prefix="hada-query-") as folder:
-            stores = []
-            for number, backbone in enumerate(self._backbones):
-                dtype = self._like[number].spec.dtype
-                stores.append(_store_one(backbone, f"{folder}/{number}", text, query_image, dtype))
-            if self._fuse is None:
-                return Query(np.asarray(own_embeddings(stores[0], side)[0]))
-            embedded = self._fuse(stores)
-            vector = embedded.image_IE[0] if side == "image" else embedded.caption_TE[0]
-            matched = embedded.nodes is not None and embedded.node_share > 0
-            return Query(np.asarray(vector, np.float32), embedded if matched else None)
+    def texts(self, texts: Sequence[str]) -> list[Query]:
+        """Captions as queries, encoded together; raises `UsageError` where one is empty."""
+        if not all(text.strip() for text in texts):
+            raise UsageError("the query is empty: expected a sentence, or --image FILE")
+        return self._encode("caption", list(texts))
+
+    def images(self, images: Sequence[PIL.Image.Image]) -> list[Query]:
+        """Images as queries, encoded together."""
+        return self._encode("image", list(images))
+
+    def _encode(self, side: SideName, items: list[Any]) -> list[Query]:
+        if not self._together and len(items) > 1:
+            return [query for item in items for query in self._encode(side, [item])]
+        encoded = [self._encoded(number, side, items) for number in range(len(self._backbones))]
+        own = {
+            store.spec.model.name: _own(part, store.spec.dtype)
+            for store, part in zip(self._like, encoded, strict=True)
+            if part.embeddings is not None
+        }
+        if self._fuse is None:
+            (vectors,) = own.values()
+            return [Query(vector, side=side, plain=vector) for vector in vectors]
+        stores = [self._stored(n, side, part, len(items)) for n, part in enumerate(encoded)]
+        embedded = self._fuse(stores)
+        return [
+            _query(embedded, side, k, {name: values[k] for name, values in own.items()})
+            for k in range(len(items))
+        ]
+
+    def _encoded(self, number: int, side: SideName, items: list[Any]) -> Encoded:
+        """What a model makes of texts or images."""
+        backbone = self._backbones[number]
+        if side == "caption":
+            found: Encoded = backbone.encode_captions(backbone.tokenize(items))
+        else:
+            found = backbone.encode_images(np.stack([backbone.preprocess(item) for item in items]))
+        found.wait()
+        return found
+
+    def _blank(self, number: int, side: SideName) -> Encoded:
+        if (number, side) not in self._blanks:
+            item = _BLANK_TEXT if side == "caption" else PIL.Image.new("RGB", _BLANK_SIZE)
+            self._blanks[number, side] = self._encoded(number, side, [item])
+        return self._blanks[number, side]
+
+    def _stored(self, number: int, side: SideName, part: Encoded, count: int) -> StoreReader:
+        """Queries as a store: texts are captions of one image, images have one caption each."""
+        other: SideName = "image" if side == "caption" else "caption"
+        blank = self._blank(number, other)
+        if side == "caption":
+            both: dict[SideName, tuple[Encoded, int]] = {"image": (blank, 1), "caption": (part, 1)}
+        else:
+            both = {"image": (part, 1), "caption": (blank, count)}
+        values = {s: _items(encoded) * times for s, (encoded, times) in both.items()}
+        embeddings = {
+            s: np.tile(encoded.embeddings, (times, 1))
+            for s, (encoded, times) in both.items()
+            if encoded.embeddings is not None
+        }
+        images = 1 if side == "caption" else count
+        owners = np.zeros(count, np.int64) if side == "caption" else np.arange(count)
+        spec = StoreSpec(
+            model=self._backbones[number].spec,
+            dataset="query",
+            split="query",
+            dataset_digest="0",
+            dtype=self._like[number].spec.dtype,
+        )
+        ids: dict[SideName, list[str]] = {
+            "image": [f"image {k}" for k in range(images)],
+            "caption": [f"caption {k}" for k in range(count)],
+        }
+        return MemoryStore(spec, ids, owners, values, embeddings)
 
 
-def _store_one(
-    backbone: Any, path: str, text: str, query_image: PIL.Image.Image, dtype: str
-) -> StoreReader:
-    encoded: dict[SideName, Any] = {
-        "image": backbone.encode_images(backbone.preprocess(query_image)[None]),
-        "caption": backbone.encode_captions(backbone.tokenize([text])),
-    }
-    spec = StoreSpec(
-        model=backbone.spec, dataset="query", split="query", dataset_digest="0", dtype=dtype
-    )
-    write_store(
-        path,
-        spec,
-        ids={"image": ["query"], "caption": ["query"]},
-        caption_to_image=np.zeros(1, np.int64),
-        tokens={s: [e.values] for s, e in encoded.items() if e.values is not None},
-        embeddings={s: e.embeddings for s, e in encoded.items() if e.embeddings is not None}
-        or None,
-    )
-    return open_store(path)
+def _as_stored(backbone: Any, store: StoreReader) -> Any:
+    """A model that keeps the tokens that its store has; raises `UsageError` for one of regions."""
+    model = store.spec.model
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {model.name!r} sees regions, not images: it cannot encode a query")
+    kept = describe(model.image)
+    return backbone if kept == describe(backbone.spec.image) else reduced(backbone, kept)
+
+
+def _items(encoded: Encoded) -> list[NDArray[np.float32]]:
+    """The tokens item by item; none where the model keeps none."""
+    if encoded.values is None or encoded.lengths is None:
+        return []
+    return list(np.split(encoded.values, np.cumsum(encoded.lengths)[:-1]))
+
+
+def _own(encoded: Encoded, dtype: str) -> NDArray[np.float32]:
+    """(B, E) at unit length, in the precision that the split is stored in."""
+    values = np.asarray(encoded.embeddings, np.float32)
+    stored = dtypes.of_embeddings(dtype)
+    values = dtypes.decode(dtypes.encode(values, stored), stored).astype(np.float32)
+    return np.asarray(unit_rows(values), np.float32)
+
+
+def _query(
+    embedded: Embedded, side: SideName, row: int, own: dict[str, NDArray[np.float32]]
+) -> Query:
+    """One of the queries that were embedded together."""
+    images = np.array([0 if side == "caption" else row])
+    one = embedded.part(images, np.array([row]))
+    number = 0 if side == "image" else 1
+    vector = tuple(one)[number][0]
+    plain = one.cosines()[number][0]
+    # Where a run corrects hubs its vectors end in what the two sides pay.
+    plain = np.concatenate([plain, np.zeros(len(vector) - len(plain), np.float32)])
+    matched = one.nodes is not None and one.node_share > 0
+    return Query(np.asarray(vector, np.float32), one if matched else None, side, plain, own)

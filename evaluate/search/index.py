@@ -1,7 +1,8 @@
 """Search a split by text or image: a stored index, and queries encoded as the split was.
 
-The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact.
-The extra `faiss` adds an approximate index, whose results are compared with the exact ones.
+The index holds the run's (or a model's) embeddings, whose inner product is the score. It is exact,
+and its file is mapped, not read, so that processes share its pages. `hada.evaluate.search.graph`
+has the approximate one.
 
 Shape letters: I images, E embedding width.
 """
@@ -9,16 +10,16 @@ Shape letters: I images, E embedding width.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.evaluate.search.mapped import mapped, packed
 from hada.extract.common import atomic
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.console import say
@@ -30,11 +31,13 @@ from hada.fuse.run_files.sealed import FaultError, check_sealed, write_sealed
 from hada.fuse.run_folder import RunFolder, weights_digest
 from hada.fuse.scores.item_nodes import ItemNodes, score_matrix
 
-FORMAT = 3
+FORMAT = 4
 # The first stage brings this many items to the second, which scores them by their nodes; see
 # docs/fusion.md for what is lost against an exhaustive search.
 DEPTH = 200
-HOLDS, GRAPH = "index", "faiss graph"
+HOLDS = "index"
+_NODES = ("vectors_SW", "weights_S", "lengths")
+_OWN = "own "
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,26 @@ class Query:
     Attributes:
         vector: (E,) its inner product with an index's embeddings is the first stage's score.
         embedded: What a run that matches nodes makes of it; None where one stage is all.
+        side: What the query is, an `image` or a `caption`; None where it does not matter.
+        plain: (E,) in place of `vector` where items of the query's own side are searched: without
+            what items pay, which is a matter of images with captions.
+        own: The models' own embeddings of it by name, (E_m,) at unit length.
     """
 
     vector: NDArray[np.float32]
     embedded: Embedded | None = None
+    side: SideName | None = None
+    plain: NDArray[np.float32] | None = None
+    own: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def against(self, side: SideName) -> NDArray[np.float32]:
+        """(E,) the vector that items of one side are compared with."""
+        same = self.plain is not None and side == self.side
+        return np.asarray(self.plain if same else self.vector, np.float32)
+
+    def matches_nodes(self, side: SideName) -> bool:
+        """Whether the second stage is for this query: nodes match an image with a caption."""
+        return self.embedded is not None and side != self.side
 
 
 @dataclass(frozen=True)
@@ -96,12 +115,18 @@ class SecondStage:
 
 @dataclass(frozen=True)
 class Index:
-    """(n, E) embeddings of one side of a split, with the ids of their items."""
+    """(n, E) embeddings of one side of a split, with the ids of their items.
+
+    second: What the second stage needs; None where one stage is all. own: per model with a joint
+    space (n, E_m) its own embeddings at unit length, for its score beside the run's.
+    """
 
     embeddings: NDArray[np.float32]
     ids: list[str]
     key: str
     second: SecondStage | None = None
+    side: SideName = "image"
+    own: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def top(
         self, query: Query | NDArray[np.float32], count: int, depth: int = DEPTH
@@ -114,12 +139,30 @@ class Index:
         >>> Index(np.eye(2, dtype=np.float32), ["a", "b"], "").top(np.array([0, 1.0]), 1)
         [(1, 1.0)]
         """
-        asked = query if isinstance(query, Query) else Query(query)
-        scores = self.embeddings @ asked.vector.astype(np.float32)
-        first = np.argsort(-scores, kind="stable")
-        if self.second is None or asked.embedded is None:
-            return [(int(row), float(scores[row])) for row in first[:count]]
-        return self.again(asked, first[: max(count, depth)], count)
+        asked = query if isinstance(query, Query) else Query(np.asarray(query, np.float32))
+        return self.tops([asked], count, depth)[0]
+
+    def tops(
+        self, queries: Sequence[Query], count: int, depth: int = DEPTH
+    ) -> list[list[tuple[int, float]]]:
+        """`top` of several queries, whose products with the embeddings are computed together."""
+        vectors = np.stack([query.against(self.side) for query in queries])
+        found = []
+        for query, scores in zip(queries, vectors @ self.embeddings.T, strict=True):
+            if self.second is None or not query.matches_nodes(self.side):
+                rows = best_rows(scores, count)
+                found.append([(int(row), float(scores[row])) for row in rows])
+            else:
+                found.append(self.again(query, best_rows(scores, max(count, depth)), count))
+        return found
+
+    def own_scores(self, query: Query, row: int) -> dict[str, float]:
+        """Each model's own cosine of a query and an item."""
+        return {
+            name: float(values[row] @ query.own[name])
+            for name, values in self.own.items()
+            if name in query.own
+        }
 
     def again(self, query: Query, rows: NDArray[np.int64], count: int) -> list[tuple[int, float]]:
         """The best of some rows by the whole score: the second stage."""
@@ -131,13 +174,12 @@ class Index:
 
     def save(self, path: Path, weights: str = "") -> None:
         """Write it as one file that NumPy opens; `weights` is the digest of a run's weights."""
-        buffer = io.BytesIO()
         more = {} if self.second is None else self.second.arrays()
+        more |= {f"{_OWN}{name}": values for name, values in self.own.items()}
         arrays: dict[str, Any] = {"ids": np.array(self.ids), "embeddings": self.embeddings, **more}
-        np.savez(buffer, **arrays)
         head = {"holds": HOLDS, "format": FORMAT, "key": self.key, "weights": weights}
         with atomic.writing(path) as file:
-            write_sealed(file, buffer.getbuffer(), head)
+            write_sealed(file, packed(arrays), head)
 
     @classmethod
     def load(cls, path: Path, key: str, side: SideName = "image") -> Index | None:
@@ -150,18 +192,18 @@ class Index:
             return None
         check_copy(path, HOLDS, key)
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                ids, embeddings = file["ids"], file["embeddings"]
-                second = None
-                if "cosines" in file:
-                    names = ("vectors_SW", "weights_S", "lengths")
-                    nodes = ItemNodes(*(file[f"nodes_{name}"] for name in names))
-                    second = SecondStage(side, file["cosines"], nodes, file["paid"])
+            file = mapped(path)
+            ids, embeddings = file["ids"], file["embeddings"]
+            second = None
+            if "cosines" in file:
+                nodes = ItemNodes(*(file[f"nodes_{name}"] for name in _NODES))
+                second = SecondStage(side, file["cosines"], nodes, file["paid"])
+            own = {n.removeprefix(_OWN): file[n] for n in file if n.startswith(_OWN)}
             if embeddings.ndim != 2 or ids.shape != embeddings.shape[:1] or ids.dtype.kind != "U":
                 raise ValueError("its arrays do not fit each other")
         except Exception as error:  # a checksum of ours, and contents that are not
             raise FaultError("damaged", path, str(error), "remove it") from error
-        return cls(embeddings, ids.tolist(), key, second)
+        return cls(embeddings, ids.tolist(), key, second, side, own)
 
 
 def check_copy(path: Path, holds: str, key: str) -> None:
@@ -179,56 +221,21 @@ def check_copy(path: Path, holds: str, key: str) -> None:
         raise FaultError("stale", path, "it is of other weights or stores", remedy)
 
 
-def faiss_top(
-    index: Index, query: Query | NDArray[np.float32], count: int, path: Path | None = None
-) -> list[tuple[int, float]]:
-    """The best by faiss's HNSW, which is kept at `path` and made again for another index.
+def best_rows(scores_n: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The rows of the largest numbers, largest first, equal ones in the order of rows.
 
-    Where nodes are matched it is the first of two stages, as in `Index.top`.
-
-    Raises:
-        UsageError: The package is missing.
+    >>> best_rows(np.array([1, 3, 2, 3], np.float32), 3).tolist()
+    [1, 3, 2]
     """
-    graph = hnsw(index, path)
-    asked = query if isinstance(query, Query) else Query(query)
-    again = index.second is not None and asked.embedded is not None
-    wanted = min(max(count, DEPTH), len(index.ids)) if again else count
-    graph.hnsw.efSearch = max(64, 4 * wanted)
-    scores, rows = graph.search(asked.vector[None].astype(np.float32), wanted)
-    # Where fewer are found than asked for, faiss fills up with row -1.
-    ranked = [(int(row), float(s)) for row, s in zip(rows[0], scores[0], strict=True) if row >= 0]
-    if again:
-        return index.again(asked, np.array([row for row, _ in ranked]), count)
-    return ranked
+    if count >= len(scores_n):
+        return np.asarray(np.argsort(-scores_n, kind="stable"))
+    # Sorting all of a large set takes longer than scoring it.
+    least = np.partition(scores_n, len(scores_n) - count)[len(scores_n) - count]
+    rows = np.flatnonzero(scores_n >= least)
+    return np.asarray(rows[np.argsort(-scores_n[rows], kind="stable")][:count])
 
 
-def hnsw(index: Index, path: Path | None) -> Any:
-    """Faiss's graph of an index, read from beside `path` where it was kept."""
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "--faiss needs the package faiss, which is not installed: pip install 'hada[faiss]'"
-        ) from error
-    kept = None if path is None else path.with_name(f"{path.stem}-{index.key}.faiss")
-    if kept is not None and kept.exists():
-        try:
-            check_copy(kept, GRAPH, index.key)
-            return faiss.read_index(str(kept))
-        except (FaultError, RuntimeError) as error:
-            say(f"{_first(error)}. It is made anew")
-    graph = faiss.IndexHNSWFlat(index.embeddings.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    graph.add(index.embeddings)
-    if kept is not None and path is not None:
-        for old in path.parent.glob(f"{path.stem}-*.faiss"):
-            old.unlink()
-        with atomic.writing(kept) as file:
-            head = {"holds": GRAPH, "format": FORMAT, "key": index.key}
-            write_sealed(file, faiss.serialize_index(graph).tobytes(), head)
-    return graph
-
-
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What is wrong, without its remedy, which is about to be done."""
     if isinstance(error, FaultError):
         return f"{error.file}: {error.kind}: {error.reason}"
@@ -268,18 +275,26 @@ def build_index(
     try:
         saved = Index.load(path, key, side)
     except FaultError as fault:
-        say(f"{_first(fault)}. It is made anew")
+        say(f"{first_line(fault)}. It is made anew")
     else:
         if saved is not None:
             return saved, True
-    ids = (stores[0].image if side == "image" else stores[0].caption).ids
+    ids = stores[0].side(side).ids
     if folder is None:
-        index = Index(own_embeddings(stores[0], side), list(ids), key)
+        index = Index(own_embeddings(stores[0], side), list(ids), key, side=side)
     else:
         embedded = embed_split(folder, stores, device=device)
         rows = embedded.image_rows if side == "image" else embedded.caption_rows
         values = embedded.image_IE if side == "image" else embedded.caption_TE
         second = SecondStage.of(embedded, side)
-        index = Index(values, [ids[row] for row in rows], key, second)
-    index.save(path, weights)
+        own = {
+            store.spec.model.name: own_embeddings(store, side)[rows]
+            for store in stores
+            if store.spec.model.embedding_width is not None
+        }
+        index = Index(values, [ids[row] for row in rows], key, second, side, own)
+    try:
+        index.save(path, weights)
+    except OSError as error:
+        say(f"{path}: the index is not kept, so that every command makes it: {error.strerror}")
     return index, False

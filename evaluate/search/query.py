@@ -1,30 +1,40 @@
-"""`hada-evaluate search`: from names to an index, from a query to results."""
+"""`hada-evaluate search`: from names to an index, from queries to results."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from hada.evaluate.methods.build import finished_runs, open_gallery
 from hada.evaluate.pages import page as pages
 from hada.evaluate.pages.document import document
 from hada.evaluate.pages.thumbnails import thumbnail
-from hada.evaluate.search.encoder import Encoder
-from hada.evaluate.search.index import Index, build_index, faiss_top
+from hada.evaluate.search.searcher import Hit, Searcher
 from hada.extract.common import atomic
 from hada.extract.common.console import say, tell
-from hada.extract.common.errors import DatasetError, RunError, UsageError
+from hada.extract.common.documents import LARGE_BYTES, decode, read_bytes
+from hada.extract.common.errors import UsageError
 from hada.extract.datasets.caption_dataset import CaptionDataset
-from hada.extract.datasets.read import read_dataset
+from hada.extract.datasets.images import ImageError, open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName
-from hada.fuse.run_files.weights import BEST
-from hada.fuse.run_folder import RunFolder
 
-Hit = dict[str, Any]
+# Queries that are encoded together.
+BATCH = 32
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries of one command: `names` are shown, `sources` are texts or image files."""
+
+    kind: SideName
+    names: list[str]
+    sources: list[Any]
 
 
 def search(
@@ -32,9 +42,10 @@ def search(
     *,
     text: str | None,
     image: Path | None,
+    queries: Path | None = None,
     dataset: str | None,
     split: str,
-    run: Path | None,
+    run: Path | str | None,
     model: str | None,
     find: str | None,
     top: int,
@@ -42,137 +53,181 @@ def search(
     jsonl: bool,
     page: Path | None,
     device: str,
-) -> None:
-    """Answer one query and print the results; this is the command `hada-evaluate search`.
+) -> int:
+    """Answer queries and print the results; this is the command `hada-evaluate search`.
 
     Args:
         manifest: Where data sets, stores and runs are.
-        text: The query as a sentence; None where it is an image.
-        image: The query as an image file; None where it is a sentence.
+        text: The query as a sentence; None where it is something else.
+        image: The query as an image file; None where it is something else.
+        queries: Many queries: a file with a sentence a line, or a folder of images.
         dataset: The data set to search; None takes the run's, else the manifest's default.
         split: The split to search.
-        run: The trained run that scores. None takes the data set's newest, unless `model` is given.
+        run: The run that scores. None takes the data set's newest, unless `model` is given.
         model: One frozen model in place of a run.
         find: `images` or `captions`; None finds the other kind than the query.
-        top: Number of results.
+        top: Number of results for each query.
         faiss: Search approximately, and print how many exact results were found.
         jsonl: Print one JSON object per result.
         page: Also write the results as an HTML page.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
+    Returns:
+        0, or 1 where an image of a folder could not be read; the others are answered.
+
     Raises:
-        UsageError: Neither a text nor an image, or both; a run and a model; an unknown name.
+        UsageError: No query, or several kinds of them; a run and a model; an unknown name.
         RunError: There is no trained run.
         StoreError: A store is missing or damaged.
         ImageError: The image cannot be read.
     """
-    if (text is None) == (image is None):
-        raise UsageError("expected either a sentence or --image FILE")
-    if run is not None and model is not None:
-        raise UsageError("--run and --model: give one of them")
-    folder = None if model is not None else _run(manifest, dataset, run)
-    name = dataset or (folder.config()["dataset"] if folder else None)
-    entry = manifest.dataset(name)
-    entry.split(split)
-    models = [model] if model is not None else folder.config()["models"] if folder else []
-    gallery = open_gallery(manifest, entry.name, split, models, alone=True)
-    side: SideName = (
-        "caption" if (find or ("images" if text else "captions"))[0] == "c" else "image"
+    asked = _asked(text, image, queries)
+    searcher = Searcher.open(
+        manifest, run=run, model=model, dataset=dataset, split=split, device=device
     )
-    index_folder = folder.path if folder else Path(manifest.runs) / entry.name
-    # A run may be applied to other datasets than its own.
-    other = f"{entry.name}-" if folder and folder.config()["dataset"] != entry.name else ""
-    file = index_folder / f"index-{other}{'' if folder else f'{model}-'}{split}-{side}.npz"
-    index, kept = build_index(gallery.stores, folder, side, device, file)
-    if not kept:
-        say(f"index of {len(index.ids):,} {side}s written to {file}")
-    encoder = Encoder(manifest, gallery.stores, device, folder)
-    query = encoder.text(text) if text is not None else encoder.image(Path(str(image)))
-    exact = index.top(query, top)
-    ranked = faiss_top(index, query, min(top, len(index.ids)), file) if faiss else exact
-    if faiss:
-        same = len({row for row, _ in ranked} & {row for row, _ in exact})
-        say(f"faiss found {same} of the {len(exact)} that an exact search finds")
-    data = _dataset(manifest, entry.name, split)
-    if data is not None:
-        data = data.as_stored(gallery.stores[0].spec.dataset_digest)
-    hits = describe(index, ranked, side, data)
-    for hit in hits:
-        tell(json.dumps(hit) if jsonl else _line(hit))
+    if find is None:
+        find = "captions" if asked.kind == "image" else "images"
+    side: SideName = "image" if find == "images" else "caption"
+    several = queries is not None
+    answered: list[tuple[str, list[Hit]]] = []
+    failed = 0
+    for name, hits in _answers(searcher, asked, side, top, faiss):
+        if hits is None:
+            failed += 1
+            continue
+        answered.append((name, hits))
+        if several and not jsonl:
+            tell(f"{name}:")
+        for hit in hits:
+            tell(json.dumps({"query": name, **hit}) if jsonl else _line(hit))
     if page is not None:
-        title = text if text is not None else f"captions and images like {image}"
-        atomic.write_bytes(page, as_page(title, hits, side, data).encode())
-        say(f"written to {page}")
+        _write_page(page, searcher, side, answered)
+    return 1 if failed else 0
 
 
-def describe(
-    index: Index, ranked: Sequence[tuple[int, float]], side: SideName, data: CaptionDataset | None
-) -> list[Hit]:
-    """Rank, score and id of each result; captions and file if the data set is on this machine."""
-    hits = []
-    rows: dict[str, int] = {}
-    if data is not None:
-        ids = data.image_ids if side == "image" else data.caption_ids
-        rows = {id_: row for row, id_ in enumerate(ids)}
-    for rank, (row, score) in enumerate(ranked, start=1):
-        hit: Hit = {"place": rank, "score": round(score, 6), "id": index.ids[row]}
-        at = rows.get(index.ids[row])
-        if data is not None and at is not None:
-            image_row = at if side == "image" else int(data.caption_to_image[at])
-            hit["file"] = str(data.image_paths[image_row])
-            hit["captions"] = (
-                [data.captions[at]]
-                if side == "caption"
-                else [data.captions[j] for j in (data.caption_to_image == at).nonzero()[0]]
-            )
-        hits.append(hit)
-    return hits
+def _asked(text: str | None, image: Path | None, queries: Path | None) -> Asked:
+    """The queries; raises `UsageError`."""
+    if [text is None, image is None, queries is None].count(False) != 1:
+        raise UsageError("expected either a sentence or --image FILE, or --queries for many")
+    if text is not None:
+        return Asked("caption", [text], [text])
+    if image is not None:
+        return Asked("image", [str(image)], [image])
+    assert queries is not None
+    if queries.is_dir():
+        files = sorted(f for f in queries.iterdir() if f.suffix.lower() in _PICTURES)
+        if not files:
+            raise UsageError(f"{queries}: no images there ({', '.join(_PICTURES)})")
+        return Asked("image", [str(file) for file in files], list(files))
+    where = str(queries)
+    content = decode(read_bytes(queries, UsageError, LARGE_BYTES), where, UsageError)
+    lines = [line.strip() for line in content.split("\n")]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UsageError(f"{queries}: no queries there: expected a sentence a line")
+    return Asked("caption", lines, lines)
 
 
-def as_page(title: str, hits: Sequence[Hit], side: SideName, data: CaptionDataset | None) -> str:
-    """The results as a self-contained page."""
-    cards = []
-    for hit in hits:
-        image_tag = ""
-        if data is not None and "file" in hit:
-            image_tag = (
-                f'<img src="{thumbnail(Path(hit["file"]))}" alt="Result {hit["place"]}"><br>'
-            )
-        said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
-        cards.append(f"<li>{image_tag}<b>{hit['score']:.3f}</b> {said}</li>")
+def _answers(
+    searcher: Searcher, asked: Asked, side: SideName, top: int, faiss: bool
+) -> Iterator[tuple[str, list[Hit] | None]]:
+    """Name and results of each query, batch after batch; None for an image that is broken."""
+    for first in range(0, len(asked.names), BATCH):
+        names, sources = (x[first : first + BATCH] for x in (asked.names, asked.sources))
+        broken: dict[str, Exception] = {}
+        if asked.kind == "image":
+            images = []
+            for name, source in zip(names, sources, strict=True):
+                try:
+                    images.append(open_image(source))
+                except ImageError as error:
+                    if len(asked.names) == 1:
+                        raise
+                    say(f"left out: {error}")
+                    broken[name] = error
+            queries = searcher.encoder.images(images) if images else []
+        else:
+            queries = searcher.encoder.texts(sources)
+        found = iter(searcher.find(queries, side, top, faiss=faiss) if queries else [])
+        for name in names:
+            yield name, None if name in broken else next(found)
+
+
+def _write_page(
+    page: Path, searcher: Searcher, side: SideName, answered: Sequence[tuple[str, list[Hit]]]
+) -> None:
+    """The results as one page, which says what was searched."""
+    index = searcher.index(side)
+    kind = "run" if searcher.run else "model"
+    about = (
+        f"{kind} {searcher.name}, {searcher.dataset}/{searcher.split}, "
+        f"{len(index.ids):,} {side}s searched"
+    )
+    text = as_page("", [], side, searcher.data, about=about, answers=answered)
+    atomic.write_bytes(page, text.encode())
+    say(f"written to {page}")
+
+
+def as_page(
+    title: str,
+    hits: Sequence[Hit],
+    side: SideName,
+    data: CaptionDataset | None,
+    *,
+    about: str = "",
+    answers: Sequence[tuple[str, Sequence[Hit]]] | None = None,
+) -> str:
+    """The results as a self-contained page.
+
+    Args:
+        title: The query.
+        hits: Its results.
+        side: What was found.
+        data: The data set, whose images are shown; None shows none.
+        about: What was searched, for people.
+        answers: Several queries with their results, in place of `title` and `hits`.
+    """
+    shown = [(title, hits)] if answers is None else answers
+    pictures = dict(zip(data.image_ids, data.image_paths, strict=True)) if data else {}
+    owners = _owners(data) if data and side == "caption" else {}
+    parts = [f"<p>{html.escape(about)}. Best {side}s by the score, best first.</p>"]
+    for query, found in shown:
+        cards = [_card(hit, pictures.get(str(owners.get(hit["id"], hit["id"])))) for hit in found]
+        parts.append(f"<h1>{html.escape(query)}</h1><ol>{''.join(cards)}</ol>")
     style = (
         "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
-        "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; }"
+        "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; } "
+        "li { overflow-wrap: anywhere; } h1 { margin-top: 1.5rem; }"
     )
-    return document(
-        title,
-        style=pages.STYLE + style,
-        body=f"<h1>{html.escape(title)}</h1><p>Best {side}s by the score's cosine, best first.</p>"
-        f"<ol>{''.join(cards)}</ol>",
+    heading = shown[0][0] if len(shown) == 1 else f"{len(shown)} queries"
+    return document(heading, style=pages.STYLE + style, body="".join(parts))
+
+
+def _owners(data: CaptionDataset) -> dict[str, str]:
+    """The image's id of every caption's."""
+    images = data.caption_to_image.tolist()
+    return {id_: data.image_ids[i] for id_, i in zip(data.caption_ids, images, strict=True)}
+
+
+def _card(hit: Hit, picture: Any) -> str:
+    """One result of a page; `picture` is the image's file, None where there is none."""
+    tag = ""
+    if picture is not None:
+        tag = f'<img src="{thumbnail(picture)}" alt="Result {hit["place"]}"><br>'
+    said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
+    own = "".join(
+        f"<br>{html.escape(name)} {value:.3f}" for name, value in hit.get("models", {}).items()
     )
+    name = html.escape(hit["id"])
+    if "file" in hit:
+        link = quote(str(Path(hit["file"]).absolute()))
+        name = f'<a href="file://{link}">{name}</a>'
+    return f"<li>{tag}<b>{hit['score']:.3f}</b> {said}<br>{name}{own}</li>"
 
 
 def _line(hit: Hit) -> str:
-    said = f"  {hit['captions'][0]}" if hit.get("captions") else ""
-    return f"{hit['place']:3}  {hit['score']:.3f}  {hit['id']}{said}"
-
-
-def _run(manifest: Manifest, dataset: str | None, run: Path | None) -> RunFolder:
-    if run is not None:
-        return RunFolder(run)
-    runs_folder = Path(manifest.runs) / manifest.dataset(dataset).name
-    runs = finished_runs(runs_folder)
-    if not runs:
-        raise RunError(
-            f"{runs_folder}: no trained run. Train one (hada-fuse train) or give --model NAME"
-        )
-    return RunFolder(max(runs, key=lambda path: (path / BEST).stat().st_mtime))
-
-
-def _dataset(manifest: Manifest, name: str, split: str) -> CaptionDataset | None:
-    """Captions and files; a search works without them, and then shows ids alone."""
-    try:
-        return read_dataset(manifest.dataset(name), split)
-    except DatasetError as error:
-        say(f"ids alone: {error}")
-        return None
+    parts = [f"{hit['place']:3}", f"{hit['score']:.3f}", hit["id"]]
+    parts += [f"{name} {value:.3f}" for name, value in hit.get("models", {}).items()]
+    parts += [hit["file"]] if "file" in hit else []
+    parts += hit.get("captions", [])[:1]
+    return "  ".join(parts)

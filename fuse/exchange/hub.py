@@ -25,14 +25,16 @@ from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
 from hada.fuse.batch import Features
 from hada.fuse.embedding import Embedded, check_features, embed
-from hada.fuse.exchange.exported import check_export, exported_tensors, seal_weights
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_files.config import branch_from_json
+from hada.fuse.run_files.exported import KEPT, check_export, exported_tensors, seal_weights
+from hada.fuse.run_files.named import HUB
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.heads import Heads
 from hada.fuse.settings import NodeSettings
 from hada.fuse.tokens.split import Split
+from hada.fuse.training.objective import Discriminator
 
 # Of the code and weights that each family's authors published; a fine-tuned copy may differ.
 LICENCES = {
@@ -43,6 +45,7 @@ LICENCES = {
     "lightningdot": "MIT (intersun/LightningDOT)",
     "uniter": "MIT (ChenRocks/UNITER)",
 }
+MATCH_HEAD = "discriminator."
 DOWNLOADING = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 UNKNOWN = "not recorded: see where its weights were published"
 
@@ -93,6 +96,8 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         dataset: What it was trained on.
         nodes: The settings of node matching, `hada.fuse.settings.NodeSettings`; None without.
         heads: Per tensor of `hada.fuse.scores.heads.Heads` its type and shape; None without.
+        match_head: Whether there is a match head, which re-ranks.
+        run: What else the run's configuration says; None in exports of earlier versions.
     """
 
     def __init__(
@@ -107,6 +112,8 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         dataset: str,
         nodes: dict[str, Any] | None = None,
         heads: dict[str, list[Any]] | None = None,
+        match_head: bool = False,
+        run: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.features, self.licences = features, licences
@@ -115,6 +122,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         self.fuser = Fuser(image, caption, NodeSettings(**nodes) if nodes else None)
         count, matching = len(mixable_models(self.fuser)), self.fuser.nodes is not None
         self.mix = ScoreMix(scores, score_weights, count, False, nodes=matching)  # type: ignore[arg-type]
+        self.discriminator = Discriminator(image.out_width, image.norm, 0.0) if match_head else None
         # A name of a buffer holds no dot.
         self.heads = nn.Module()
         for name, (dtype, *shape) in (heads or {}).items():
@@ -137,8 +145,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             if name not in config["models"]:
                 raise RunError(f"licence of {name!r}: the run fuses {', '.join(config['models'])}")
         fuser, mix = folder.load_best()
-        found = folder.load_heads()
-        heads = {} if found is None else found.tensors()
+        heads, match_head = _parts(folder.load_tensors())
         model = cls(
             branches=config["branches"],
             features={name: config["features"][name] for name in config["models"]},
@@ -152,11 +159,15 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
             dataset=config["dataset"],
             nodes=asdict(recipe.nodes) if fuser.nodes is not None else None,
             heads={name: _kind(value) for name, value in heads.items()} or None,
+            match_head=bool(match_head),
+            run={name: config[name] for name in KEPT if name in config},
         )
         for name, value in heads.items():
             model.heads.get_buffer(name.replace(".", "__")).copy_(value)
         model.fuser.load_state_dict(fuser.state_dict())
         model.mix.load_state_dict(mix.state_dict())
+        if model.discriminator is not None:
+            model.discriminator.load_state_dict(match_head)
         return model
 
     @classmethod
@@ -165,7 +176,7 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
 
         Raises `RunError` where there is none, or its files are damaged or not of each other.
         """
-        place = str(pretrained_model_name_or_path)
+        place = str(pretrained_model_name_or_path).removeprefix(HUB)
         download = {key: options[key] for key in DOWNLOADING if key in options}
         names = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
         check_export(*(_fetch(place, name, download) for name in names))
@@ -242,6 +253,17 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
                 stores=", ".join(f'open_store("{name}")' for name in names),
             )
         )
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of a run's weights, what was fitted at the end, and the match head."""
+    found = Heads.from_tensors(tensors)
+    match_head = {
+        name.removeprefix(MATCH_HEAD): value
+        for name, value in tensors.items()
+        if name.startswith(MATCH_HEAD)
+    }
+    return {} if found is None else found.tensors(), match_head
 
 
 def _kind(value: Tensor) -> list[Any]:

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.search.encoder import Encoder
-from hada.evaluate.search.index import Index, build_index, faiss_top, own_embeddings
+from hada.evaluate.search.graph import faiss_top
+from hada.evaluate.search.index import Index, build_index, own_embeddings
 from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.read import read_dataset

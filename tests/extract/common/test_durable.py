@@ -51,7 +51,11 @@ BESIDE = {
         "extract/store/hdf5_format.py",
         "h5py.File",
     ): "into a `Sink` or memory",
-    ("evaluate/search/index.py", "np.savez"): "into a `Sink`",
+    (
+        "extract/exporters/databases.py",
+        "write_index",
+    ): "whole folder synced, then renamed",
+    ("evaluate/search/mapped.py", "open"): "a member of a zip in memory",
     ("fuse/models_cli.py", "save_pretrained"): "beside; each file is then written by `atomic`",
     ("fuse/run_files/checkpoint.py", "torch.save"): "into memory",
     ("fuse/training/lock.py", "open"): "a lock that names its holder",

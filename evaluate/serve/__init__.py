@@ -1,0 +1,1 @@
+"""A run behind a server: search by text and image over HTTP."""

@@ -1,0 +1,1 @@
+"""Embeddings of a store in the formats that other programs read."""
