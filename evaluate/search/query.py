@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hada.evaluate.methods.build import finished_runs, open_gallery
-from hada.evaluate.pages import page as pages
 from hada.evaluate.pages.document import document
+from hada.evaluate.pages.templates import asset
 from hada.evaluate.pages.thumbnails import thumbnail
 from hada.evaluate.search.encoder import Encoder
 from hada.evaluate.search.index import Index, build_index, faiss_top
@@ -127,25 +126,17 @@ def describe(
 
 def as_page(title: str, hits: Sequence[Hit], side: SideName, data: CaptionDataset | None) -> str:
     """The results as a self-contained page."""
-    cards = []
-    for hit in hits:
-        image_tag = ""
-        if data is not None and "file" in hit:
-            image_tag = (
-                f'<img src="{thumbnail(Path(hit["file"]))}" alt="Result {hit["place"]}"><br>'
-            )
-        said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
-        cards.append(f"<li>{image_tag}<b>{hit['score']:.3f}</b> {said}</li>")
-    style = (
-        "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
-        "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; }"
-    )
-    return document(
-        title,
-        style=pages.STYLE + style,
-        body=f"<h1>{html.escape(title)}</h1><p>Best {side}s by the score's cosine, best first.</p>"
-        f"<ol>{''.join(cards)}</ol>",
-    )
+    shown = [
+        {
+            "place": hit["place"],
+            "score": hit["score"],
+            "text": " / ".join(hit.get("captions", [hit["id"]])[:2]),
+            "picture": thumbnail(Path(hit["file"])) if data is not None and "file" in hit else "",
+        }
+        for hit in hits
+    ]
+    style = asset("templates/base.css") + asset("templates/search.css")
+    return document("search.html", title=title, style=style, side=side, hits=shown)
 
 
 def _line(hit: Hit) -> str:
