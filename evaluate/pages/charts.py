@@ -23,6 +23,7 @@ OUTCOME_NAMES = {
 _OUTCOME_COLOURS = ("$better", "$better-soft", "$same", "$worse-soft", "$worse")
 _SERIES = ("$c0", "$c1", "$c2", "$c3", "$c4", "$c5")
 _DASHES = ([1, 0], [7, 3], [2, 3], [9, 3, 2, 3])
+POINT = ("x", "y", "outcome", "text", "rank", "best")
 # Pixels of a row that has its name above its mark, so that a phone shows both whole.
 _ROW = 44
 
@@ -248,13 +249,16 @@ def hub_bars(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]
 
 
 def scatter(rows: Sequence[Mapping[str, Any]], *, fusion: str) -> Spec:
-    """Points of the fused space by outcome; a row has x, y, outcome, text, rank and best."""
+    """Points of the fused space by outcome; a row has x, y, outcome, text, rank and best.
+
+    There are thousands, so the data is columns, and an outcome its number; the script makes rows.
+    """
     axis = {"labels": False, "ticks": False, "grid": False, "domain": False}
     shift = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
     return {
         "width": "container",
         "height": 420,
-        "data": {"values": [*rows]},
+        "data": {"columns": {name: [row[name] for row in rows] for name in POINT}},
         "params": [
             {"name": "named", "select": _by("outcome"), "bind": "legend"},
             # Without Shift, a wheel and a finger scroll the page.

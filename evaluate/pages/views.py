@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, Scored
-from hada.evaluate.pages.choose import OUTCOMES, WAYS, outcomes, places
+from hada.evaluate.pages.choose import OUTCOMES, SAME, WAYS, outcomes, places
 from hada.evaluate.pages.hubs import Hubs, bins, hubs, skewness
 from hada.evaluate.pages.space import POINTS, fused_space, project
 from hada.evaluate.pages.thumbnails import Pictures
@@ -180,7 +180,7 @@ def maps(parts: Parts) -> tuple[dict[str, charts.Spec], dict[str, str]]:
             {
                 "x": round(float(x), 4),
                 "y": round(float(y), 4),
-                "outcome": charts.OUTCOME_NAMES[int(outcome[item])],
+                "outcome": int(outcome[item]),
                 "text": _named(parts, way, item),
                 "rank": int(low[item]) + 1,
                 "best": int(best[item]) + 1,
@@ -188,7 +188,7 @@ def maps(parts: Parts) -> tuple[dict[str, charts.Spec], dict[str, str]]:
             for item, (x, y) in zip(found.items.tolist(), found.points, strict=True)
         ]
         # What changed lies above what did not.
-        rows.sort(key=lambda row: row["outcome"] != charts.OUTCOME_NAMES[0])
+        rows.sort(key=lambda row: row["outcome"] != SAME)
         specs[f"map-{way}"] = charts.scatter(rows, fusion=parts.run.name)
         drawn = "" if len(rows) == len(values) else f" {len(rows):,} of {len(values):,}, drawn."
         notes[way] = f"{100 * found.kept:.0f} % of the variance on two axes.{drawn}"

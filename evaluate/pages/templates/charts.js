@@ -27,6 +27,16 @@ function appearance(colour, width) {
   };
 }
 
+// The data of a specification: rows as they are, or columns made to rows.
+function rowsOf(data) {
+  if (!data.columns) return data;
+  const names = Object.keys(data.columns);
+  const cell = (name, row) => name === 'outcome' ? DATA.outcomes[String(data.columns[name][row])]
+    : data.columns[name][row];
+  return {values: data.columns[names[0]].map((_, row) =>
+    Object.fromEntries(names.map(name => [name, cell(name, row)])))};
+}
+
 async function draw(plot) {
   const name = plot.dataset.chart;
   const css = getComputedStyle(document.documentElement);
@@ -35,7 +45,7 @@ async function draw(plot) {
   const {data, usermeta, ...rest} = DATA.charts[name];
   const spec = coloured(rest, colour);
   const config = appearance(colour, plot.offsetWidth);
-  const compiled = vegaLite.compile({...spec, data, config, description: plot.dataset.label,
+  const compiled = vegaLite.compile({...spec, data: rowsOf(data), config, description: plot.dataset.label,
     autosize: {type: 'fit-x', contains: 'padding'}}, {logger: vega.logger(vega.Error)}).spec;
   plot.replaceChildren();
   const view = new vega.View(vega.parse(compiled, {}, {ast: true}), {

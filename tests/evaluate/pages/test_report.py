@@ -222,6 +222,15 @@ def test_a_curve_is_that_of_the_ranks() -> None:
     assert curve[2] == 100
 
 
+def test_a_map_of_5000_points_with_long_texts_fits_in_the_page() -> None:
+    row = {"x": -0.1234, "y": 0.1234, "outcome": -2, "text": "長" * 90, "rank": 9999, "best": 9999}
+    spec = charts.scatter([row] * 5000, fusion="f")
+    size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":")).encode())
+    others = 400_000 + sum(len(asset(name)) for name in CHART_SCRIPTS)
+    assert size + others < 3_000_000
+    assert spec["data"]["columns"]["rank"] == [9999] * 5000
+
+
 def test_a_chart_holds_its_points_and_shows_names_as_they_are() -> None:
     lines = [
         charts.Line("a < b", [1, 10], [0.0, 50.0]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 from pathlib import Path
 from typing import Any
 
+import makers
 import pytest
 
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
@@ -26,11 +28,16 @@ from browser import (
     visit,
     wait,
 )
+from click.testing import CliRunner
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from hada.evaluate.cli import evaluate
 from hada.evaluate.search.query import as_page
+from hada.extract.cli import extract
+from hada.fuse.cli import fuse
 
+EVIL = """</script><script>owned=1</script>"'<img src=x onerror=owned=2><b id=owned>{{7*7}}$hada"""
 pytestmark = [needs_browser, pytest.mark.slow]
 
 
@@ -169,6 +176,51 @@ def test_what_is_injected_does_nothing(driver: Any, report_page: Path, tmp_path:
     page.write_text(without_policy(page.read_text()))
     visit(driver, page)
     assert driver.execute_script("return window.owned") is not None
+
+
+@pytest.fixture(scope="module")
+def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose name, captions and image files are all script and markup."""
+    folder = tmp_path_factory.mktemp("evil")
+    run = f"runs/tiny/{EVIL.replace('/', '')}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        makers.make_project(folder, splits={"train": [2] * 6, "val": [2] * 8})
+        annotations = folder / "data/dataset_tiny.json"
+        listed = json.loads(annotations.read_text())
+        for image in listed["images"]:
+            name = image["filename"]
+            image["filename"] = f"{EVIL.replace('/', '')}{name}"
+            (folder / "data/images" / name).rename(folder / "data/images" / image["filename"])
+            for number, sentence in enumerate(image["sentences"]):
+                sentence["raw"] += f" {EVIL}"
+                sentence["sentid"] = f"{EVIL}{name}{number}"
+        annotations.write_text(json.dumps(listed))
+        for command, words in (
+            (extract, ["--split", "train"]),
+            (extract, ["--split", "val"]),
+            (fuse, ["train", "--epochs", "1", "--set", "heads=1", "--run", run]),
+            (evaluate, ["report", run, "--split", "val", "--resamples", "100"]),
+        ):
+            done = CliRunner().invoke(command, words)
+            assert done.exit_code == 0, done.output
+    return folder / run / "report-val.html"
+
+
+def test_hostile_names_and_captions_are_text_in_every_view(driver: Any, evil_page: Path) -> None:
+    visit(driver, evil_page)
+    for name in VIEWS:
+        driver.find_element("id", f"tab-{name}").click()
+        wait(driver, f"return {UNDRAWN}.length === 0")
+    driver.find_element("id", "tab-cases").click()
+    driver.execute_script("byId('outcome').value = ''; showCases()")
+    assert EVIL in driver.find_element("css selector", ".cards").text
+    driver.find_element("id", "tab-map").click()
+    driver.find_element("id", "open-provenance").click()
+    assert driver.execute_script("return window.owned") is None
+    planted = "return document.querySelectorAll('img[src=x], b.owned, #owned').length"
+    assert driver.execute_script(planted) == 0
+    assert complaints(driver) == []  # the policy had nothing to stop
 
 
 def test_the_page_of_a_search_obeys_its_policy_too(driver: Any, tmp_path: Path) -> None:
