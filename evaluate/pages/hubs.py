@@ -55,16 +55,6 @@ def first_places(pair: Pair) -> NDArray[np.float64]:
     return np.asarray(sum(map(shares, blocks)), np.float64)
 
 
-def skewness(counts: NDArray[np.float64]) -> float:
-    """The field's measure of hubness: the third standardised moment; 0 where all are equal.
-
-    >>> round(skewness(np.array([0.0, 0.0, 0.0, 4.0])), 3)
-    1.155
-    """
-    spread = float(counts.std())
-    return float((((counts - counts.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0
-
-
 def bins(counts: NDArray[np.float64]) -> list[tuple[str, int]]:
     """How many images come first never, once, twice, 3 to 4, 5 to 8 times, and so on.
 

@@ -13,11 +13,12 @@ from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, Scored
 from hada.evaluate.pages.choose import OUTCOMES, SAME, WAYS, outcomes, places
-from hada.evaluate.pages.hubs import Hubs, bins, hubs, skewness
+from hada.evaluate.pages.hubs import Hubs, bins, hubs
 from hada.evaluate.pages.space import POINTS, fused_space, project
 from hada.evaluate.pages.thumbnails import Pictures
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.untrained import skewness
 
 MOST_K = 50
 MOST_HUBS = 12

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.pages.cases import first_place, scores_of
-from hada.evaluate.pages.hubs import bins, first_places, hubs, skewness
+from hada.evaluate.pages.hubs import bins, first_places, hubs
 from hada.evaluate.pages.space import fused_space, project
 from hada.fuse.scores.embedded import Embedded
 from hada.fuse.scores.item_nodes import ItemNodes, score_matrix
+from hada.fuse.untrained import skewness
 
 IMAGES, PER = 9, 3
 OWNER = np.repeat(np.arange(IMAGES), PER)
