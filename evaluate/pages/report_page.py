@@ -150,7 +150,9 @@ def _tally(parts: Parts) -> str:
 
 
 def _meaning(cases: Sequence[Case]) -> str:
-    """What the heat of words and patches is made of."""
+    """What the heat of words and patches is made of; "" where there is none."""
+    if not any(case.shown.words or case.shown.heats for case in cases):
+        return ""
     matched = any(
         "answered by" in word.tip
         for case in cases

@@ -41,7 +41,8 @@ function showCases() {
     article.hidden = false;
     fill(article);
   }
-  byId('count').textContent = found.length + ' of ' + DATA.cases.length + ' cases';
+  byId('count').textContent = found.length + ' of ' + DATA.cases.length + ' cases'
+    + (found.length ? '' : '; take a filter back to see more');
   byId('where').textContent = 'page ' + (page + 1) + ' of ' + pages;
   byId('previous').disabled = page === 0;
   byId('next').disabled = page === pages - 1;

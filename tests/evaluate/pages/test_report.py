@@ -16,10 +16,15 @@ import torch
 from click.testing import CliRunner
 
 from hada.evaluate.cli import evaluate as command
+from hada.evaluate.methods.build import build
+from hada.evaluate.methods.request import Request
 from hada.evaluate.pages import attention, charts
 from hada.evaluate.pages.look import words_of
+from hada.evaluate.pages.report import write_page
 from hada.evaluate.pages.templates import CHART_SCRIPTS, asset
 from hada.evaluate.pages.views import recall_curve
+from hada.evaluate.results.measure import measure
+from hada.extract.manifest import load_manifest
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
 from hada.fuse.ranking.ranks import rank_positives, recalls
@@ -151,6 +156,26 @@ def test_without_the_pictures_the_page_says_so(project: Path, tmp_path: Path) ->
         (project / "data-gone").rename(project / "data")
     assert result.exit_code == 0, result.output
     assert "No images: dataset &#39;tiny&#39;: its folder" in elsewhere.read_text()
+
+
+def test_a_run_with_nothing_beside_it_has_a_page_too(project: Path, tmp_path: Path) -> None:
+    """As where no model has a joint space: nothing to compare with, no case, no hub."""
+    manifest, run = load_manifest(None), RunFolder("runs/tiny/mine")
+    request = Request(dataset="tiny", split="val", runs=(run.path,), quick=True)
+    gallery, methods = build(manifest, request)
+    alone = [method for method in methods if method.kind == "hada"][-1:]
+    result = measure(gallery, alone, resamples=100)
+    page = write_page(
+        tmp_path / "page.html", manifest, run, gallery, alone, result, command="hada <b>"
+    )
+    text = page.read_text()
+    assert "HADA mine has nothing to be compared with." in text
+    assert "No model of this run has a score of its own to compare with." in text
+    assert "hada &lt;b&gt;" in text
+    data = read(page).blocks["page-data"]
+    assert data["differences"] == {"HADA mine": {}}
+    assert data["cases"] == []
+    assert "map-t2i" in data["charts"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
