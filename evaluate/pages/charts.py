@@ -147,14 +147,8 @@ def differences() -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 120, "yOffset": 9},
                 "encoding": {"x": {"field": "value", "type": "quantitative"}},
             },
-            {
-                "mark": {"type": "text", "align": "left", "baseline": "middle", "dy": -10},
-                "encoding": {
-                    "x": {"value": 2},
-                    "text": {"field": "name"},
-                    "color": {"value": "$ink"},
-                },
-            },
+            _text("name", 2, "$ink"),
+            _text("rsum", "width", "$soft", align="right", format=".1f"),
         ],
     }
 
@@ -196,55 +190,9 @@ def outcome_bars(counts: Mapping[str, Mapping[int, int]]) -> Spec:
             },
             {
                 "transform": [{"filter": f"datum.order === {order[SAME]}"}],
-                "mark": {"type": "text", "align": "left", "baseline": "middle", "dy": -10},
-                "encoding": {"x": {"value": 2}, "text": {"field": "name"}},
+                **_text("name", 2, "$ink"),
             },
         ],
-    }
-
-
-def hub_bars(before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> Spec:
-    """How many images come first how often, without the correction and with it."""
-    longest = before if len(before) > len(after) else after
-    states = ["without correction", "corrected"]
-    rows = [
-        {"times": times, "images": count, "state": state}
-        for state, found in zip(states, (before, after), strict=True)
-        for times, count in found
-    ]
-    return {
-        "width": "container",
-        "height": 240,
-        "data": {"values": rows},
-        "mark": {"type": "bar"},
-        "encoding": {
-            "x": {
-                "field": "times",
-                "type": "ordinal",
-                "sort": [times for times, _ in longest],
-                "title": "captions for which an image comes first",
-                "axis": {"labelAngle": 0, "labelOverlap": True},
-            },
-            "xOffset": {"field": "state", "sort": states},
-            "y": {
-                "field": "images",
-                "type": "quantitative",
-                "title": "images (log scale)",
-                "scale": {"type": "symlog"},
-                "axis": {"values": [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 100000]},
-            },
-            "color": {
-                "field": "state",
-                "type": "nominal",
-                "title": None,
-                "scale": {"domain": states, "range": ["$same", "$hada"]},
-            },
-            "tooltip": [
-                {"field": "state", "title": "score"},
-                {"field": "times", "title": "first for so many captions"},
-                {"field": "images", "title": "images", "format": ","},
-            ],
-        },
     }
 
 
@@ -290,6 +238,18 @@ def scatter(rows: Sequence[Mapping[str, Any]], *, fusion: str) -> Spec:
             ],
         },
         "usermeta": {"renderer": "canvas"},
+    }
+
+
+def _text(field: str, x: int | str, colour: str, *, align: str = "left", **form: str) -> Spec:
+    """A field above the mark of its row."""
+    return {
+        "mark": {"type": "text", "align": align, "baseline": "middle", "dy": -10},
+        "encoding": {
+            "x": {"value": x},
+            "text": {"field": field, **form},
+            "color": {"value": colour},
+        },
     }
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hada.evaluate.methods.first_places import shares
 from hada.evaluate.methods.gallery import EmbeddingMethod, Pair
 from hada.evaluate.methods.late import NodeMethod
+from hada.evaluate.pages.charts import Spec
 
 CAPTIONS_AT_ONCE = 256
 
@@ -70,3 +71,49 @@ def bins(counts: NDArray[np.float64]) -> list[tuple[str, int]]:
         named.append((name, int(((whole >= low) & (whole <= top)).sum())))
         top *= 2
     return named
+
+
+def hub_bars(found: Hubs) -> Spec:
+    """How many images come first how often, without the correction and with it, as a chart."""
+    before, after = bins(found.before), bins(found.after)
+    longest = before if len(before) > len(after) else after
+    states = ["without correction", "corrected"]
+    rows = [
+        {"times": times, "images": count, "state": state}
+        for state, binned in zip(states, (before, after), strict=True)
+        for times, count in binned
+    ]
+    return {
+        "width": "container",
+        "height": 240,
+        "data": {"values": rows},
+        "mark": {"type": "bar"},
+        "encoding": {
+            "x": {
+                "field": "times",
+                "type": "ordinal",
+                "sort": [times for times, _ in longest],
+                "title": "captions for which an image comes first",
+                "axis": {"labelAngle": 0, "labelOverlap": True},
+            },
+            "xOffset": {"field": "state", "sort": states},
+            "y": {
+                "field": "images",
+                "type": "quantitative",
+                "title": "images (log scale)",
+                "scale": {"type": "symlog"},
+                "axis": {"values": [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 100000]},
+            },
+            "color": {
+                "field": "state",
+                "type": "nominal",
+                "title": None,
+                "scale": {"domain": states, "range": ["$same", "$hada"]},
+            },
+            "tooltip": [
+                {"field": "state", "title": "score"},
+                {"field": "times", "title": "first for so many captions"},
+                {"field": "images", "title": "images", "format": ","},
+            ],
+        },
+    }

@@ -99,7 +99,10 @@ def headline(result: Mapping[str, Any], fusion: str) -> str:
         figures = f"{gain['rsum']:+.1f} RSum, 95 % interval {spread}"
         place = standing(gain)
         if gain["p"] is None:
-            place, reasons = "not judged against", reasons | dict.fromkeys([gain["withheld"]])
+            place, reasons = (
+                "not judged against",
+                reasons | dict.fromkeys(gain["withheld"].split("; ")),
+            )
         parts.append(f"{place} {what}, {gain['over']} ({figures})")
     if not parts:
         return f"{fusion} has nothing to be compared with."

@@ -13,7 +13,7 @@ from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.pages import charts
 from hada.evaluate.pages.cases import Case, Material, Scored
 from hada.evaluate.pages.choose import OUTCOMES, SAME, WAYS, outcomes, places
-from hada.evaluate.pages.hubs import Hubs, bins, hubs
+from hada.evaluate.pages.hubs import Hubs, hub_bars, hubs
 from hada.evaluate.pages.space import POINTS, fused_space, project
 from hada.evaluate.pages.thumbnails import Pictures
 from hada.fuse.ranking.ranks import Ranks
@@ -138,9 +138,7 @@ def hub_views(parts: Parts) -> list[tuple[dict[str, Any], charts.Spec]]:
     for method in (parts.run, *best):
         found = hubs(method)
         if found is not None:
-            views.append(
-                (_hub_view(parts, found), charts.hub_bars(bins(found.before), bins(found.after)))
-            )
+            views.append((_hub_view(parts, found), hub_bars(found)))
     return views
 
 
