@@ -138,7 +138,8 @@ def evaluate(demo: Demo) -> tuple[dict[str, Any], Path]:
     atomic.write_json(folder / "recall-test.json", result)
     run = RunFolder(_plan(demo).folder)
     page = run.path / "report-test.html"
-    return result, write_page(page, demo.manifest, run, gallery, methods, result)
+    command = "hada-pipeline demo"
+    return result, write_page(page, demo.manifest, run, gallery, methods, result, command=command)
 
 
 def _farewell(demo: Demo, page: Path, timings: dict[str, float], seconds: float) -> str:

@@ -155,7 +155,13 @@ def test_the_wheel_holds_every_package_and_no_bare_name(tmp_path: Path) -> None:
     subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("hada-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in sources():
+    pages = [
+        path
+        for kind in ("templates", "vendor")
+        for path in (ROOT / f"evaluate/pages/{kind}").iterdir()
+    ]
+    assert len(pages) > 15
+    for path in [*sources(), *pages]:
         assert f"hada/{path.relative_to(ROOT)}" in names
     assert {name.partition("/")[0] for name in names} <= {
         "hada",

@@ -118,6 +118,7 @@ def fusions(run: Path, gallery: Gallery, device: str) -> list[EmbeddingMethod | 
         _note(embedded, matched=False),
         {**details, "corrected": paid[0]},
         fitted,
+        embedded.cosines() if paid[0] else None,
     )
     if not matched:
         return [cosines]

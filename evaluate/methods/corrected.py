@@ -108,6 +108,7 @@ def corrected(
             Fitted.of(train.stores, "bank from"),
             Fitted.of(val.stores, "tuned on"),
         ),
+        uncorrected=method.pair,
     )
 
 
@@ -140,6 +141,7 @@ def transductive(
             Fitted.of(gallery.stores, "bank from"),
             Fitted.of(val.stores, "tuned on"),
         ),
+        uncorrected=method.pair,
     )
 
 

@@ -126,6 +126,7 @@ class EmbeddingMethod:
         note: How it was made, for people.
         details: More keys for its entry in the result.
         fitted: All data that its parameters come from, its models' included.
+        uncorrected: The pair before the correction of hubs; None where there is none.
     """
 
     name: str
@@ -134,18 +135,20 @@ class EmbeddingMethod:
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     fitted: tuple[Fitted, ...] = ()
+    uncorrected: Pair | None = None
 
     def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
         """Rank of the best positive of every query; `caption_to_image` as in `rank_positives`."""
         return rank_positives(*self.pair, caption_to_image, device=device)
 
-    def first_image(self, caption: int) -> int:
-        """The row of the image that a caption ranks first."""
-        return int(np.argmax(self.pair[0] @ self.pair[1][caption]))
-
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> EmbeddingMethod:
         """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
-        return replace(self, pair=(self.pair[0][images], self.pair[1][captions]))
+        before = self.uncorrected
+        return replace(
+            self,
+            pair=(self.pair[0][images], self.pair[1][captions]),
+            uncorrected=before and (before[0][images], before[1][captions]),
+        )
 
 
 def fitted_of(methods: Sequence[EmbeddingMethod]) -> tuple[Fitted, ...]:

@@ -63,16 +63,6 @@ def grid(weights: NDArray[np.float64], *, global_last: bool) -> NDArray[np.float
     return patches.reshape(side, side) if side > 1 and side * side == len(patches) else None
 
 
-def by_word(
-    caption: str, weights: NDArray[np.float64], backbone: Any
-) -> list[tuple[str, float]] | None:
-    """Each word of a caption with the weight of its tokens; None where the pieces do not add up."""
-    spans = word_spans(caption, len(weights), backbone)
-    if spans is None:
-        return None
-    return [(word, float(weights[start:stop].sum())) for word, start, stop in spans]
-
-
 def word_spans(caption: str, tokens: int, backbone: Any) -> list[tuple[str, int, int]] | None:
     """Each word of a caption with the rows of its tokens; None where the pieces do not add up.
 

@@ -1,11 +1,12 @@
-"""Which queries a fusion won and which it lost, and what to show of them.
+"""What a page shows of the queries that were chosen: images, captions, ranks, first results.
 
-Shape letters: I images, T captions, E embedding width.
+Shape letters: I images, T captions, Q queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,176 +15,192 @@ from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.methods.late import NodeMethod
-from hada.evaluate.pages import attention, matched, thumbnails
-from hada.extract.common.console import say
-from hada.extract.common.errors import HadaError
+from hada.evaluate.pages.choose import WAYS, Chosen, places
+from hada.evaluate.pages.look import Shown, looker
+from hada.evaluate.pages.thumbnails import Pictures
+from hada.extract.common.arrays import group_by_image
 from hada.extract.datasets.caption_dataset import CaptionDataset
-from hada.extract.datasets.image_files import ImageFile
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.tokens.split import Split
 
-CASES = 6
-
-
-@dataclass(frozen=True)
-class Heat:
-    """A model's patches on an image: two data URIs to lay one over the other."""
-
-    model: str
-    image: str
-    overlay: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One caption query. Ranks count from 1; `first` is what a score ranks first.
-
-    `words` are each model's, with weights; `answers` say, for the same words, which patch answered
-    them, where nodes are matched.
-    """
-
-    caption: str
-    ranks: dict[str, int]
-    image: str
-    first: list[tuple[str, str, bool]]
-    heats: list[Heat] = field(default_factory=list)
-    words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    answers: dict[str, list[str]] = field(default_factory=dict)
+Scored = EmbeddingMethod | NodeMethod
 
 
 @dataclass(frozen=True)
 class Material:
-    """What cases are made from. `run` is the fusion, `models` the single models."""
+    """What cases are made from.
+
+    `run` is the fusion, `models` the single models, `others` what is shown beside them. `ranks` has
+    those of all of them; `pictures` collects the images of the page.
+    """
 
     gallery: Gallery
     data: CaptionDataset
     folder: RunFolder
-    run: EmbeddingMethod | NodeMethod
+    run: Scored
     models: Sequence[EmbeddingMethod]
+    others: Sequence[EmbeddingMethod]
     ranks: dict[str, Ranks]
     tokenizers: dict[str, Any]
+    pictures: Pictures
+
+    @property
+    def methods(self) -> list[Scored]:
+        """All that a case shows, the fusion first."""
+        return [self.run, *self.models, *self.others]
+
+    def picture(self, image: int) -> int:
+        """The number of an image's picture, by its row in the gallery."""
+        return self.pictures.number(self.data.image_paths[int(self.gallery.image_rows[image])])
+
+    def text(self, caption: int) -> str:
+        """A caption, by its row in the gallery."""
+        return self.data.captions[int(self.gallery.caption_rows[caption])]
 
 
-def choose(run: Ranks, best: Ranks, count: int = CASES) -> tuple[list[int], list[int]]:
-    """Captions with the largest gain and the largest loss in rank against one model.
+@dataclass(frozen=True)
+class First:
+    """What a method ranks first: an image's picture, or a caption's text."""
 
-    Ratios count, not differences: from 40th to 1st is more than from 400th to 300th. No two are
-    of the same rank pair's tie beyond their order, so the choice is reproducible.
+    method: str
+    right: bool
+    picture: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One query.
+
+    Attributes:
+        way: `i2t` or `t2i`.
+        outcome: Against the best single model for this query, see `hada.evaluate.pages.choose`.
+        how: Why it was chosen.
+        caption: The query, or, of an image, that of its captions which the fusion ranks best.
+        captions: All captions of the image.
+        picture: The image, as a number of `Pictures`.
+        places: Per method the best and the worst rank over the orders of ties, from 1.
+        first: What each method ranks first.
+        shown: What the fusion looks at in the image and the caption.
     """
-    change = np.log(run.t2i + 1) - np.log(best.t2i + 1)
-    order = np.argsort(change, kind="stable")
-    wins = [int(j) for j in order[:count] if change[j] < 0]
-    losses = [int(j) for j in order[::-1][:count] if change[j] > 0]
-    return wins, losses
+
+    way: str
+    outcome: int
+    how: tuple[str, ...]
+    caption: str
+    captions: list[str]
+    picture: int
+    places: dict[str, tuple[int, int]]
+    first: list[First]
+    shown: Shown = field(default_factory=Shown)
 
 
-def make_cases(material: Material, captions: Sequence[int]) -> list[Case]:
-    """What the page shows of these caption queries.
+def make_cases(material: Material, chosen: Sequence[Chosen]) -> list[Case]:
+    """What the page shows of these queries, in their order.
 
     Raises:
-        ImageError: A image cannot be read.
+        ImageError: An image cannot be read.
     """
-    if not captions:  # nothing was won, or nothing lost
-        return []
-    gallery, run = material.gallery, material.run
-    images = gallery.caption_to_image[np.asarray(captions, np.int64)]
-    look = _attention(material, images, np.asarray(captions, np.int64))
+    gallery, owner = material.gallery, material.gallery.caption_to_image
+    captions_of, bounds = group_by_image(owner, len(gallery.image_rows))
+    captions = [captions_of[start:stop] for start, stop in itertools.pairwise(bounds)]
+    matches = {
+        way: {
+            case.query: captions[case.query] if way == "i2t" else owner[[case.query]]
+            for case in chosen
+            if case.way == way
+        }
+        for way in WAYS
+    }
+    firsts, pairs = _ranked_first(material, matches)
+    both = np.array([pairs[case.way, case.query] for case in chosen], np.int64).reshape(-1, 2)
+    look = looker(gallery, material.folder, material.tokenizers, both[:, 0], both[:, 1])
     cases = []
-    for number, caption in enumerate(captions):
-        text = material.data.captions[gallery.caption_rows[caption]]
-        first = []
-        for method in (run, *material.models):
-            best = method.first_image(caption)
-            right = best == images[number]
-            first.append((method.name, thumbnails.thumbnail(_path(material, best)), right))
-        shown = look(number, text)
+    for number, case in enumerate(chosen):
+        image, caption = pairs[case.way, case.query]
+        text = material.text(caption)
         cases.append(
             Case(
+                way=case.way,
+                outcome=case.outcome,
+                how=case.how,
                 caption=text,
-                ranks={
-                    name: round(float(ranks.t2i[caption])) + 1
-                    for name, ranks in material.ranks.items()
+                captions=[material.text(int(row)) for row in captions[image]],
+                picture=material.picture(image),
+                places={
+                    method.name: _from_one(material.ranks[method.name], case)
+                    for method in material.methods
                 },
-                image=thumbnails.thumbnail(_path(material, int(images[number]))),
-                first=first,
-                heats=shown.heats,
-                words=shown.words,
-                answers=shown.answers,
+                first=firsts[case.way, case.query],
+                shown=look(number, text),
             )
         )
     return cases
 
 
-def _path(material: Material, image: int) -> ImageFile:
-    return material.data.image_paths[int(material.gallery.image_rows[image])]
+def _ranked_first(
+    material: Material, matches: dict[str, dict[int, NDArray[np.int64]]]
+) -> tuple[dict[tuple[str, int], list[First]], dict[tuple[str, int], tuple[int, int]]]:
+    """What each method ranks first for each query, and the image and caption to look at.
+
+    Args:
+        material: What is scored.
+        matches: Per direction and query its matches.
+    """
+    firsts: dict[tuple[str, int], list[First]] = {}
+    pairs: dict[tuple[str, int], tuple[int, int]] = {}
+    for way, queries in matches.items():
+        for method in material.methods:
+            scores_QN = scores_of(method, way, np.array(list(queries), np.int64))
+            low, high = places(material.ranks[method.name], way)
+            for scores_N, (query, own) in zip(scores_QN, queries.items(), strict=True):
+                if method is material.run:
+                    best = int(own[np.argmax(scores_N[own])])
+                    pairs[way, query] = (query, best) if way == "i2t" else (best, query)
+                found = first_place(scores_N, own, int(low[query]), int(high[query]))
+                firsts.setdefault((way, query), []).append(
+                    First(method.name, found in own, text=material.text(found))
+                    if way == "i2t"
+                    else First(method.name, found in own, picture=material.picture(found))
+                )
+    return firsts, pairs
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the fusion looks at in one image and one caption; see `Case`."""
-
-    heats: list[Heat] = field(default_factory=list)
-    words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    answers: dict[str, list[str]] = field(default_factory=dict)
+def _from_one(ranks: Ranks, case: Chosen) -> tuple[int, int]:
+    low, high = places(ranks, case.way)
+    return int(low[case.query]) + 1, int(high[case.query]) + 1
 
 
-def _attention(
-    material: Material, images: NDArray[np.int64], captions: NDArray[np.int64]
-) -> Callable[[int, str], Shown]:
-    """A function from the number of a case to its heat maps and weighted words."""
-    config = material.folder.config()
-    names = config["models"]
-    stores = {store.spec.model.name: store for store in material.gallery.stores}
-    split = Split(
-        [stores[name] for name in names],
-        first_tokens_only=material.folder.recipe().features.first_tokens_only,
+def scores_of(method: Scored, way: str, queries: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(Q, N) a method's scores of some queries with all items that they rank."""
+    if isinstance(method, EmbeddingMethod):
+        image, caption = method.pair
+        return image[queries] @ caption.T if way == "i2t" else caption[queries] @ image.T
+    images, captions = np.arange(len(method.embedded.fused_image)), method.embedded.fused_caption
+    if not len(queries):
+        return np.zeros((0, len(captions) if way == "i2t" else len(images)), np.float32)
+    part = method.embedded.part(
+        *((queries, np.arange(len(captions))) if way == "i2t" else (images, queries))
     )
-    fuser, _ = material.folder.load_best()
-    # The gallery may lack items that the run's own models could read.
-    rows = np.searchsorted(split.image_rows, material.gallery.image_rows[images])
-    lines = np.searchsorted(split.caption_rows, material.gallery.caption_rows[captions])
-    answers: list[list[list[matched.Answer]]] = []
-    if fuser.nodes is not None:
-        found = [
-            matched.match(fuser.nodes, split, row, line)
-            for row, line in zip(rows.tolist(), lines.tolist(), strict=True)
-        ]
-        on_images, on_captions = [one.patches for one in found], [one.words for one in found]
-        answers = [one.answers for one in found]
-    else:
-        try:
-            on_images = attention.attention(fuser, split, "image", rows)
-            on_captions = attention.attention(fuser, split, "caption", lines)
-        except HadaError as error:
-            say(f"no attention on the page: {error}")
-            return lambda _number, _text: Shown()
+    scores_IT = np.concatenate([block for _, block in part.scores()], axis=1)
+    return scores_IT if way == "i2t" else scores_IT.T
 
-    def look(number: int, text: str) -> Shown:
-        shown = Shown()
-        path = _path(material, int(images[number]))
-        grids: dict[int, tuple[int, bool]] = {}
-        for model, name in enumerate(names):
-            spec = stores[name].spec.model
-            last = spec.image is not None and spec.image.global_token == "last"
-            patches = attention.grid(on_images[number][model], global_last=last)
-            if patches is not None:
-                grids[model] = len(patches), last
-                square = any(word in str(spec.preprocessing) for word in ("shortest", "crop"))
-                image = thumbnails.thumbnail(path, square=square)
-                shown.heats.append(Heat(name, image, thumbnails.heat_map(patches)))
-            if name not in material.tokenizers:
-                continue
-            weights = on_captions[number][model]
-            spans = attention.word_spans(text, len(weights), material.tokenizers[name])
-            if spans is None:
-                continue
-            shown.words[name] = [(w, float(weights[a:b].sum())) for w, a, b in spans]
-            if answers:
-                given = [
-                    answers[number][model][a + int(np.argmax(weights[a:b]))] for _, a, b in spans
-                ]
-                shown.answers[name] = [matched.told(one, names, grids) for one in given]
-        return shown
 
-    return look
+def first_place(scores_N: NDArray[np.float32], own: NDArray[np.int64], low: int, high: int) -> int:
+    """The item in the first place, in accordance with the exact rank of the query's match.
+
+    Scores are float32 here, and blocks of another size round in another way: where two are that
+    close, the rank that the figures are made of decides.
+
+    Args:
+        scores_N: Of all items.
+        own: The query's matches.
+        low: Best place of the best match over all orders of its ties, from 0.
+        high: The worst one.
+    """
+    scores = scores_N.astype(np.float64)
+    if high == 0:
+        return int(own[np.argmax(scores[own])])
+    if low > 0:
+        scores[own] = -np.inf
+    return int(np.argmax(scores))

@@ -1,56 +1,57 @@
 """The frame of every HTML page: its head, with a policy that lets nothing in from outside.
 
-Names, captions and notes on a page come from files of others. They are escaped where they are put
-in; should one ever not be, the Content-Security-Policy still lets no script run but ours, loads
-nothing from anywhere, sends no form and takes no style but ours.
+Names, captions and notes on a page come from files of others. Templates escape them; should one
+ever not be escaped, the Content-Security-Policy still lets no script run but ours, loads nothing
+from anywhere, sends no form and takes no style but ours.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
+from collections.abc import Sequence
+from typing import Any
+
+from hada.evaluate.pages.templates import render
 
 
-def document(title: str, *, style: str, body: str, script: str = "") -> str:
+def document(
+    template: str, *, title: str, style: str, scripts: Sequence[str] = (), **values: Any
+) -> str:
     """A whole page.
 
     Args:
-        title: Plain text; escaped here.
+        template: A template that extends `document.html`.
+        title: Plain text.
         style: The only style sheet; attributes `style` have no effect.
-        body: HTML, in which all that comes from elsewhere is escaped.
-        script: The only script, at the end of the body; attributes `on...` have no effect.
+        scripts: The only scripts, run in this order at the end of the body; attributes `on...`
+            have no effect. Blocks of JSON are no scripts.
+        values: What else the template needs.
     """
-    tail = f"<script>{script}</script>\n" if script else ""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(style, script)}">
-<meta name="referrer" content="no-referrer">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-{tail}</body>
-</html>
-"""
+    return render(
+        template,
+        title=title,
+        style=style,
+        scripts=tuple(scripts),
+        policy=policy(style, scripts),
+        **values,
+    )
 
 
-def policy(style: str, script: str) -> str:
-    """The Content-Security-Policy of a page with one style sheet and at most one script.
+def policy(style: str, scripts: Sequence[str] = ()) -> str:
+    """The Content-Security-Policy of a page with one style sheet and some scripts.
 
-    >>> policy("", "")[:58]
+    >>> policy("")[:58]
     "default-src 'none'; img-src data:; style-src 'sha256-47DEQ"
+    >>> policy("", ["1", "2"]).count("sha256-")
+    3
     """
     return "; ".join(
         [
             "default-src 'none'",
             "img-src data:",
             f"style-src {_digest(style)}",
-            f"script-src {_digest(script) if script else _NONE}",
+            f"script-src {' '.join(map(_digest, scripts)) or _NONE}",
             "base-uri 'none'",
             "form-action 'none'",
         ]

@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.images import open_image
 
 THUMBNAIL = 168  # pixels of the longer side
+PICTURE = 320  # of one that can be enlarged
 _HEAT = (255, 96, 0)
+OPAQUE = 200  # of 255, where the heat is 1
 
 
-def thumbnail(image_file: ImageFile, *, square: bool = False) -> str:
-    """An image as a small JPEG data URI; `square` cuts its middle out, as some models see it.
+def thumbnail(image_file: ImageFile, *, pixels: int = THUMBNAIL) -> str:
+    """An image as a small JPEG data URI, its longer side of at most so many pixels.
 
     Raises `ImageError` where the file cannot be read.
     """
     image = open_image(image_file)
-    if square:
-        side = min(image.size)
-        image = ImageOps.fit(image, (min(side, THUMBNAIL),) * 2)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((pixels, pixels))
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=72)
+    image.save(data, "JPEG", quality=75)
     return _uri("jpeg", data)
 
 
-def heat_map(weights: NDArray[np.float64]) -> str:
-    """(S, S) weights as a transparent PNG of S by S pixels, the strongest patch most opaque."""
-    spread = weights - weights.min()
-    opacity = spread / spread.max() if spread.max() > 0 else spread
-    pixels = np.zeros((*weights.shape, 4), np.uint8)
+@dataclass
+class Pictures:
+    """The images of a page, each of them once: a page names them by their number in `uris`."""
+
+    uris: list[str] = field(default_factory=list)
+    _numbers: dict[ImageFile, int] = field(default_factory=dict)
+
+    def number(self, path: ImageFile) -> int:
+        """The number of an image; raises `ImageError` where the file cannot be read."""
+        if path not in self._numbers:
+            self.uris.append(thumbnail(path, pixels=PICTURE))
+            self._numbers[path] = len(self.uris) - 1
+        return self._numbers[path]
+
+
+def heat_map(heat: NDArray[np.float64]) -> str:
+    """(S, S) heat from 0 (clear) to 1 as a PNG of S by S pixels to lay over an image."""
+    pixels = np.zeros((*heat.shape, 4), np.uint8)
     pixels[..., :3] = _HEAT
-    pixels[..., 3] = np.rint(200 * opacity)
+    pixels[..., 3] = np.rint(OPAQUE * np.clip(heat, 0, 1))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG", optimize=True)
     return _uri("png", data)

@@ -116,6 +116,7 @@ def measure(
             "caption_to_image": pack(gallery.caption_to_image),
         },
         "seed": seed,
+        "resamples": resamples,
         "environment": {
             "hada": __version__,
             "python": platform.python_version(),

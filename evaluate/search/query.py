@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hada.evaluate.pages import page as pages
 from hada.evaluate.pages.document import document
+from hada.evaluate.pages.templates import asset
 from hada.evaluate.pages.thumbnails import thumbnail
 from hada.evaluate.search.searcher import Hit, Searcher
 from hada.extract.common import atomic
@@ -19,6 +18,7 @@ from hada.extract.common.console import say, tell
 from hada.extract.common.documents import LARGE_BYTES, decode, read_bytes
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.images import ImageError, open_image
 from hada.extract.manifest import Manifest
 from hada.extract.spec import SideName
@@ -190,39 +190,42 @@ def as_page(
     shown = [(title, hits)] if answers is None else answers
     pictures = dict(zip(data.image_ids, data.image_paths, strict=True)) if data else {}
     owners = _owners(data) if data and side == "caption" else {}
-    parts = [f"<p>{html.escape(about)}. Best {side}s by the score, best first.</p>"]
-    for query, found in shown:
-        cards = [_card(hit, pictures.get(str(owners.get(hit["id"], hit["id"])))) for hit in found]
-        parts.append(f"<h1>{html.escape(query)}</h1><ol>{''.join(cards)}</ol>")
-    style = (
-        "ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); "
-        "gap: 1.2rem; padding-left: 1.5rem; } li img { max-width: 100%; border-radius: 4px; } "
-        "li { overflow-wrap: anywhere; } h1 { margin-top: 1.5rem; }"
-    )
+    queries = [
+        {
+            "query": query,
+            "hits": [
+                _card(hit, pictures.get(str(owners.get(hit["id"], hit["id"])))) for hit in found
+            ],
+        }
+        for query, found in shown
+    ]
+    style = asset("templates/base.css") + asset("templates/search.css")
     heading = shown[0][0] if len(shown) == 1 else f"{len(shown)} queries"
-    return document(heading, style=pages.STYLE + style, body="".join(parts))
+    return document(
+        "search.html", title=heading, style=style, side=side, about=about, queries=queries
+    )
 
 
 def _owners(data: CaptionDataset) -> dict[str, str]:
-    """The image's id of every caption's."""
+    """The image's id of every caption's; texts alone have none."""
+    if not data.image_ids:
+        return {}
     images = data.caption_to_image.tolist()
     return {id_: data.image_ids[i] for id_, i in zip(data.caption_ids, images, strict=True)}
 
 
-def _card(hit: Hit, picture: Any) -> str:
-    """One result of a page; `picture` is the image's file, None where there is none."""
-    tag = ""
-    if picture is not None:
-        tag = f'<img src="{thumbnail(picture)}" alt="Result {hit["place"]}"><br>'
-    said = html.escape(" / ".join(hit.get("captions", [hit["id"]])[:2]))
-    own = "".join(
-        f"<br>{html.escape(name)} {value:.3f}" for name, value in hit.get("models", {}).items()
-    )
-    name = html.escape(hit["id"])
-    if "file" in hit:
-        link = quote(str(Path(hit["file"]).absolute()))
-        name = f'<a href="file://{link}">{name}</a>'
-    return f"<li>{tag}<b>{hit['score']:.3f}</b> {said}<br>{name}{own}</li>"
+def _card(hit: Hit, picture: ImageFile | None) -> dict[str, Any]:
+    """One result as the template takes it; `picture` is the image's file, None without one."""
+    file = Path(hit["file"]) if isinstance(picture, Path) and "file" in hit else None
+    return {
+        "place": hit["place"],
+        "score": hit["score"],
+        "id": hit["id"],
+        "text": " / ".join(hit.get("captions", [])[:2]),
+        "picture": "" if picture is None else thumbnail(picture),
+        "link": "" if file is None else f"file://{quote(str(file.absolute()))}",
+        "models": hit.get("models", {}),
+    }
 
 
 def _line(hit: Hit) -> str:

@@ -184,7 +184,8 @@ class Searcher:
         at = self._rows[index.side].get(id_)
         if self.data is not None and at is not None:
             image = at if index.side == "image" else int(self.data.caption_to_image[at])
-            hit["file"] = str(self.data.image_paths[image])
+            if image >= 0:  # texts alone are of no image
+                hit["file"] = str(self.data.image_paths[image])
             hit["captions"] = (
                 self.captions(at) if index.side == "image" else [self.data.captions[at]]
             )
@@ -210,7 +211,8 @@ class Searcher:
         row = self._rows[side].get(id_)
         if row is None or self.data is None:
             return None
-        return id_ if side == "image" else self.data.image_ids[int(self.data.caption_to_image[row])]
+        image = row if side == "image" else int(self.data.caption_to_image[row])
+        return None if image < 0 else self.data.image_ids[image]
 
     @cached_property
     def _rows(self) -> dict[SideName, dict[str, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-from hada.evaluate.pages import page as pages
+from hada.evaluate.pages.templates import asset
 
 PAGE = """
 <h1>Search</h1><p id="about" aria-live="polite"></p>
@@ -31,7 +31,7 @@ placeholder="two hearts on a mint background"><button>Search</button></div>
 """
 
 STYLE = (
-    pages.STYLE
+    asset("templates/base.css")
     + """
 .row { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0; align-items: center; }
 input, select, button { font: inherit; padding: .45rem .6rem; border: 1px solid var(--rule);

@@ -5,96 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import makers
 import pytest
 
 pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
 
-from selenium import webdriver
+from browser import (
+    SCREENS,
+    SEEN,
+    SMALL,
+    UNDRAWN,
+    VIEWS,
+    WIDE,
+    background,
+    complaints,
+    needs_browser,
+    shown,
+    visit,
+    wait,
+)
+from click.testing import CliRunner
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from hada.evaluate.cli import evaluate
 from hada.evaluate.search.query import as_page
+from hada.extract.cli import extract
+from hada.fuse.cli import fuse
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None, reason="needs chromium and chromedriver"
-)
-
-VIEWS = ["comparison", "curves", "changes", "won", "lost"]
-SCREENS = {"desktop": (1280, 900), "phone": (360, 740)}
-SWITCHES = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-OPEN = "return [...document.querySelectorAll('[role=tabpanel]')].filter(p => p.offsetHeight > 0)"
-WIDE = """
-const limit = document.documentElement.clientWidth;
-const inside = element => element.closest('.scroll') !== null;
-return [...document.body.querySelectorAll('*')]
-  .filter(e => e.getBoundingClientRect().right > limit + 1 && !inside(e.parentElement))
-  .map(e => e.tagName + '.' + e.className);
-"""
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium that keeps what its console and its network saw."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=str(DRIVER))
-    browser = webdriver.Chrome(options=options, service=service)
-    yield browser
-    browser.quit()
-
-
-def visit(driver: Any, page: Path, screen: str = "desktop", scheme: str = "light") -> None:
-    """Open the page afresh, at its first view."""
-    width, height = SCREENS[screen]
-    metrics = {"width": width, "height": height, "mobile": screen == "phone"}
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {**metrics, "deviceScaleFactor": 1}
-    )
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    driver.get("about:blank")
-    complaints(driver)
-    driver.get(page.as_uri())
-
-
-def complaints(driver: Any) -> list[str]:
-    """What the console said and what was asked of the network since the last call."""
-    said = [f"{entry['level']}: {entry['message']}" for entry in driver.get_log("browser")]
-    for entry in driver.get_log("performance"):
-        event = json.loads(entry["message"])["message"]
-        if event["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
-            url = event["params"].get("request", event["params"])["url"]
-            if not url.startswith(("file:", "data:", "about:")):
-                said.append(f"asked the network for {url}")
-    return said
-
-
-def shown(driver: Any) -> list[str]:
-    """The views that can be seen, which must be the one whose tab is selected."""
-    found = [panel.get_attribute("id") for panel in driver.execute_script(OPEN)]
-    chosen = driver.find_elements("css selector", "[role=tab][aria-selected=true]")
-    assert [tab.get_attribute("aria-controls") for tab in chosen] == found
-    return found
-
-
-def background(driver: Any) -> int:
-    """How bright the page is, 0 to 255."""
-    colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-    return int(colour.split("(")[1].split(",")[0])
+EVIL = """</script><script>owned=1</script>"'<img src=x onerror=owned=2><b id=owned>{{7*7}}$hada"""
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -109,9 +53,12 @@ def test_every_view_by_mouse(driver: Any, report_page: Path, screen: str, scheme
         assert driver.execute_script(WIDE) == []
         width = driver.execute_script("return document.documentElement.scrollWidth")
         assert width == SCREENS[screen][0] or screen == "desktop"
-    broken = "return [...document.images].filter(image => !image.naturalWidth).length"
-    assert driver.execute_script("return document.images.length") > 0
-    assert driver.execute_script(broken) == 0
+        wait(driver, f"return {UNDRAWN}.length === 0")
+        small = driver.execute_script(SMALL)
+        assert small == [], f"too small to be touched in {name}"
+    driver.find_element("id", "tab-cases").click()
+    assert driver.execute_script(f"return {SEEN}.length") > 0
+    wait(driver, f"return {SEEN}.every(image => image.naturalWidth > 0)")
     assert complaints(driver) == []
 
 
@@ -131,21 +78,34 @@ def test_every_view_by_keyboard(driver: Any, report_page: Path) -> None:
     for name in [*VIEWS[1:], VIEWS[0]]:  # and around
         press(Keys.ARROW_RIGHT)
         assert (focused(), shown(driver)) == (f"tab-{name}", [name])
-    for key, name in ((Keys.ARROW_LEFT, "lost"), (Keys.HOME, "comparison"), (Keys.END, "lost")):
+    for key, name in ((Keys.ARROW_LEFT, "map"), (Keys.HOME, "comparison"), (Keys.END, "map")):
         press(key)
         assert (focused(), shown(driver)) == (f"tab-{name}", [name])
     press(Keys.HOME)
-    press(Keys.TAB)  # out of the tabs, to what can be scrolled in the view
-    assert driver.switch_to.active_element.get_attribute("class") == "scroll"
+    press(Keys.TAB)  # out of the tabs: provenance, opened and closed again
+    assert focused() == "open-provenance"
+    press(Keys.ENTER)
+    assert driver.execute_script("return document.getElementById('provenance').open")
+    assert "hada-evaluate report" in driver.find_element("id", "provenance").text
+    press(Keys.ESCAPE)
+    assert not driver.execute_script("return document.getElementById('provenance').open")
+    assert focused() == "open-provenance"
+    press(Keys.TAB)
+    assert focused() == "baseline"
+    seen = []
+    for _ in range(20):
+        press(Keys.TAB)
+        seen.append(driver.switch_to.active_element.get_attribute("class"))
+    assert "scroll" in seen  # what can be scrolled, can be by keyboard
     driver.refresh()
     assert complaints(driver) == []
 
 
 def test_a_reload_keeps_the_view(driver: Any, report_page: Path) -> None:
     visit(driver, report_page)
-    driver.find_element("id", "tab-won").click()
+    driver.find_element("id", "tab-hubs").click()
     driver.refresh()
-    assert shown(driver) == ["won"]
+    assert shown(driver) == ["hubs"]
 
 
 def test_the_check_itself_notices(driver: Any, report_page: Path, tmp_path: Path) -> None:
@@ -216,6 +176,51 @@ def test_what_is_injected_does_nothing(driver: Any, report_page: Path, tmp_path:
     page.write_text(without_policy(page.read_text()))
     visit(driver, page)
     assert driver.execute_script("return window.owned") is not None
+
+
+@pytest.fixture(scope="module")
+def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose name, captions and image files are all script and markup."""
+    folder = tmp_path_factory.mktemp("evil")
+    run = f"runs/tiny/{EVIL.replace('/', '')}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        makers.make_project(folder, splits={"train": [2] * 6, "val": [2] * 8})
+        annotations = folder / "data/dataset_tiny.json"
+        listed = json.loads(annotations.read_text())
+        for image in listed["images"]:
+            name = image["filename"]
+            image["filename"] = f"{EVIL.replace('/', '')}{name}"
+            (folder / "data/images" / name).rename(folder / "data/images" / image["filename"])
+            for number, sentence in enumerate(image["sentences"]):
+                sentence["raw"] += f" {EVIL}"
+                sentence["sentid"] = f"{EVIL}{name}{number}"
+        annotations.write_text(json.dumps(listed))
+        for command, words in (
+            (extract, ["--split", "train"]),
+            (extract, ["--split", "val"]),
+            (fuse, ["train", "--epochs", "1", "--set", "heads=1", "--run", run]),
+            (evaluate, ["report", run, "--split", "val", "--resamples", "100"]),
+        ):
+            done = CliRunner().invoke(command, words)
+            assert done.exit_code == 0, done.output
+    return folder / run / "report-val.html"
+
+
+def test_hostile_names_and_captions_are_text_in_every_view(driver: Any, evil_page: Path) -> None:
+    visit(driver, evil_page)
+    for name in VIEWS:
+        driver.find_element("id", f"tab-{name}").click()
+        wait(driver, f"return {UNDRAWN}.length === 0")
+    driver.find_element("id", "tab-cases").click()
+    driver.execute_script("byId('outcome').value = ''; showCases()")
+    assert EVIL in driver.find_element("css selector", ".cards").text
+    driver.find_element("id", "tab-map").click()
+    driver.find_element("id", "open-provenance").click()
+    assert driver.execute_script("return window.owned") is None
+    planted = "return document.querySelectorAll('img[src=x], b.owned, #owned').length"
+    assert driver.execute_script(planted) == 0
+    assert complaints(driver) == []  # the policy had nothing to stop
 
 
 def test_the_page_of_a_search_obeys_its_policy_too(driver: Any, tmp_path: Path) -> None:
