@@ -12,10 +12,10 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
@@ -51,6 +51,7 @@ from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import ImageError, open_image
 from hada.extract.spec import SideName
 
+Answer = TypeVar("Answer")
 PICTURE, PICTURES_KEPT = 320, 512  # pixels of the longer side; how many stay in memory
 # The page, its description and the state of the server need no token: they hold no data.
 OPEN = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health")
@@ -221,7 +222,7 @@ async def by_text(served: Served, request: Request) -> Response:
     asked: TextQuery = parsed(await read_body(request, TEXT_BYTES), TextQuery)
     split = served.split(asked.split)
     ask = Ask("caption", checked_text(asked.text), split, _side(asked.find), asked.top)
-    return _json((await _answered(served, [ask]))[0])
+    return _json((await _answered(served, request, [ask]))[0])
 
 
 async def by_image(served: Served, request: Request) -> Response:
@@ -235,7 +236,8 @@ async def by_image(served: Served, request: Request) -> Response:
         raise HTTPException(400, f"top: expected a whole number from 1 to {MOST_TOP}")
     data = await read_body(request, limits.most_bytes)
     image = await run_in_threadpool(decoded, data, limits.most_pixels)
-    return _json((await _answered(served, [Ask("image", image, split, _side(find), int(top))]))[0])
+    ask = Ask("image", image, split, _side(find), int(top))
+    return _json((await _answered(served, request, [ask]))[0])
 
 
 async def by_batch(served: Served, request: Request) -> Response:
@@ -254,19 +256,38 @@ async def by_batch(served: Served, request: Request) -> Response:
         data = from_base64(text, limits.most_bytes)
         image = await run_in_threadpool(decoded, data, limits.most_pixels)
         asks.append(Ask("image", image, split, _side(asked.find or "captions"), asked.top))
-    return _json({"answers": await _answered(served, asks)})
+    return _json({"answers": await _answered(served, request, asks)})
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What the work gives; it is cancelled, so that nobody waits for it, when the client leaves."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+
+
+async def _left(request: Request) -> None:
+    # After the body nothing else is to come.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _side(find: str) -> SideName:
     return "image" if find == "images" else "caption"
 
 
-async def _answered(served: Served, asks: list[Ask]) -> list[dict[str, Any]]:
+async def _answered(served: Served, request: Request, asks: list[Ask]) -> list[dict[str, Any]]:
     """The results as they are sent: without paths, with the address of each picture."""
     for ask in asks:
         served.metrics.queries.labels("text" if ask.kind == "caption" else "image").inc()
     try:
-        found = await served.batches.answer(asks)
+        found = await _while_there(request, served.batches.answer(asks))
     except BusyError as error:
         raise HTTPException(
             503, "too many queries wait; try again", {"retry-after": "1"}
