@@ -48,16 +48,17 @@ def test_no_script_is_made_of_text() -> None:
 
 
 def test_what_a_template_is_given_is_escaped() -> None:
-    hits = [{"place": 1, "score": 0.5, "text": EVIL, "picture": ""}]
-    text = document("search.html", title=EVIL, style="", side=EVIL, hits=hits)
+    hit = {"place": 1, "score": 0.5, "text": EVIL, "picture": "", "id": EVIL, "models": {EVIL: 0.1}}
+    queries = [{"query": EVIL, "hits": [{**hit, "link": f"file:///{EVIL}"}]}]
+    text = document("search.html", title=EVIL, style="", side=EVIL, about=EVIL, queries=queries)
     assert "<script>" not in text
     assert "<img" not in text
-    assert text.count("&lt;script&gt;window.owned") == 4
+    assert text.count("&lt;script&gt;window.owned") == 8
     assert "49" not in text
 
 
 def test_a_name_that_is_missing_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="'hits' is undefined"):
+    with pytest.raises(UndefinedError, match="'about' is undefined"):
         render("search.html", title="", style="", side="", policy="", scripts=())
 
 
