@@ -214,6 +214,8 @@ def create(source: Source) -> tuple[Any, Any]:
             weights_only=True,
         )
     weights.check_finite(model, place)
+    if source.name.startswith(LOCAL):
+        weights.require_sentencepiece(Path(source.name.removeprefix(LOCAL)))
     try:
         tokenizer = open_clip.get_tokenizer(source.tokenizer or source.name)
     except ImportError:

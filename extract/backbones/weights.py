@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -226,6 +227,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [file for file in folder_files(folder) if file.suffix in WEIGHT_SUFFIXES]
+
+
+def require_sentencepiece(folder: Path) -> None:
+    """Raise `ModuleNotFoundError` where a folder's only tokenizer needs sentencepiece.
+
+    Without it transformers takes the file for one of tiktoken's, and asks for that.
+    """
+    only = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
+    if only and importlib.util.find_spec("sentencepiece") is None:
+        raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")
 
 
 def some(keys: Iterable[str]) -> str:
