@@ -92,7 +92,7 @@ def load_backbone(request: BackboneRequest) -> Backbone | RegionBackbone:
         more = hint(request.family, request.weights)
         if not more or more in str(error):
             raise
-        raise type(error)(f"{error}. {more}") from error
+        raise type(error)(f"{str(error).removesuffix('.')}. {more}") from error
 
 
 def _missing_package(error: ImportError) -> str | None:

@@ -26,6 +26,8 @@ from hada.extract.common.errors import CheckpointError, UsageError, unknown
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG_NAME = "open_clip_config.json"
+# Numbers that OpenAI's archives have beside their weights; a state dict saved from one has them.
+_ATTRIBUTES = ("input_resolution", "context_length", "vocab_size")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
 
 
@@ -181,7 +183,8 @@ def _readable(source: Source) -> Iterator[Source]:
     folder = Path(source.name.removeprefix(LOCAL)) if source.name.startswith(LOCAL) else None
     local = source.files if folder or source.pretrained == str(source.files[0]) else []
     own = [file for file in local if file.suffix in weights.WEIGHT_SUFFIXES]
-    freed = {file: state for file in own if (state := weights.cleaned_state([file])) is not None}
+    states = {file: weights.cleaned_state([file], _ATTRIBUTES) for file in own}
+    freed = {file: state for file, state in states.items() if state is not None}
     if not freed:
         yield source
         return
@@ -211,6 +214,8 @@ def create(source: Source) -> tuple[Any, Any]:
             weights_only=True,
         )
     weights.check_finite(model, place)
+    if source.name.startswith(LOCAL):
+        weights.require_sentencepiece(Path(source.name.removeprefix(LOCAL)))
     try:
         tokenizer = open_clip.get_tokenizer(source.tokenizer or source.name)
     except ImportError:

@@ -28,6 +28,7 @@ def read_folder(folder: Path) -> tuple[Any, Any, Any]:
                     f"{folder} holds a {type(model).__name__}, which has no `{name}`; expected a "
                     "dual encoder such as CLIPModel or VisionTextDualEncoderModel"
                 )
+        weights.require_sentencepiece(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # The PIL form, not the tensor one: it resizes as the models were trained and evaluated.
         processor = AutoImageProcessor.from_pretrained(

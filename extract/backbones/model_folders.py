@@ -5,7 +5,7 @@ Only JSON is read; nothing heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def of_configs(folder: Path, weights: str, where: str = "folder") -> Found | Non
     Raises:
         CheckpointError: A config is damaged.
     """
-    if (folder / OPEN_CLIP).is_file():
+    if (folder / OPEN_CLIP).is_file() and not _only_transformers(folder):
         return Found(what=f"an open_clip {where}", family="clip", weights=weights)
     if (folder / SENTENCE).is_file():
         return _sentence(folder, weights, where)
@@ -113,6 +113,13 @@ def of_configs(folder: Path, weights: str, where: str = "folder") -> Found | Non
     if (folder / TRANSFORMERS).is_file():
         return _transformers(_read(folder / TRANSFORMERS), weights, where)
     return None
+
+
+def _only_transformers(folder: Path) -> bool:
+    """Whether the weights beside both libraries' configs have transformers' file names only."""
+    own = [*folder.glob("open_clip*.safetensors"), *folder.glob("open_clip*.bin")]
+    others = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return (folder / TRANSFORMERS).is_file() and bool(others) and not own
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _sentence(folder: Path, weights: str, where: str) -> Found:
 def _transformers(config: Mapping[str, Any], weights: str, where: str) -> Found:
     kind = str(config.get("model_type", ""))
     names = config.get("architectures")
-    made_by = str(names[0]) if isinstance(names, Sequence) and names else ""
+    made_by = str(names[0]) if isinstance(names, list) and names else ""
     if kind in DUAL:
         return _dual(DUAL[kind], made_by, weights, where)
     if kind in _BLIP:

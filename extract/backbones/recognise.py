@@ -50,7 +50,7 @@ def described_model(manifest: Manifest, text: str, dataset: str | None = None) -
     )
     if known or not (equals or _is_place(text)):
         return manifest.model(text, dataset)
-    if not equals or Path(text).expanduser().exists():
+    if text and (not equals or Path(text).expanduser().exists()):
         name, described = "", text
     elif not described or not is_name(name):
         raise UsageError(
@@ -172,7 +172,7 @@ def _folder(folder: Path, place: str) -> Found:
     found = of_configs(folder, place)
     if found is not None:
         return _whole(folder, found)
-    files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    files = _weights_in(folder)
     if len(files) == 1:
         return of_file(files[0], str(files[0]))
     if files:
@@ -192,6 +192,11 @@ def _folder(folder: Path, place: str) -> Found:
     )
 
 
+def _weights_in(folder: Path) -> list[Path]:
+    found = (file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    return sorted(file for file in found if file.is_file())
+
+
 def _has_config(folder: Path) -> bool:
     return folder.is_dir() and any((folder / name).is_file() for name in CONFIGS)
 
@@ -199,9 +204,9 @@ def _has_config(folder: Path) -> bool:
 def _whole(folder: Path, found: Found) -> Found:
     """The same, unless the weights beside the config are missing or are pointers to them."""
     place = Path(found.weights) if found.family and Path(found.weights).is_dir() else folder
-    files = [file for file in place.iterdir() if file.suffix in WEIGHT_SUFFIXES]
     if found.family is None:
         return found
+    files = _weights_in(place)
     for file in files:
         if (pointer := pointer_of(file)) is not None:
             return pointer

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,22 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def cleaned_state(files: Sequence[Path]) -> dict[str, Tensor] | None:
+def cleaned_state(files: Sequence[Path], dropped: Collection[str] = ()) -> dict[str, Tensor] | None:
     """The tensors of a model's files, where a library that reads the files would not know them.
 
-    That is so where they lie in a wrapping or have a prefix in common; None where they have not.
+    That is so where they lie in a wrapping, have a prefix in common, or some are in `dropped`;
+    None where nothing is to be changed.
     """
     loaded = [_read(file, mapped=True) if file.suffix != ".safetensors" else
               safetensors_shapes(file) for file in files]  # fmt: skip
     names = {str(name) for part in loaded if isinstance(part, Mapping) for name in part}
     wrapped = any(unwrapped(part) is not part for part in loaded)
-    if not wrapped and all(name == bare for name, bare in bare_names(names).items()):
+    named = bare_names(names).items()
+    if not wrapped and all(name == bare and bare not in dropped for name, bare in named):
         return None
     state = {k: v for file in files for k, v in _named_tensors(_read(file), file).items()}
-    return {bare: state[name].clone() for name, bare in bare_names(state).items()}
+    kept = {bare: state[name] for name, bare in bare_names(state).items() if bare not in dropped}
+    return {bare: value.clone() for bare, value in kept.items()}
 
 
 def _read(path: Path, *, mapped: bool = False) -> Any:
@@ -223,6 +227,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [file for file in folder_files(folder) if file.suffix in WEIGHT_SUFFIXES]
+
+
+def require_sentencepiece(folder: Path) -> None:
+    """Raise `ModuleNotFoundError` where a folder's only tokenizer needs sentencepiece.
+
+    Without it transformers takes the file for one of tiktoken's, and asks for that.
+    """
+    only = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
+    if only and importlib.util.find_spec("sentencepiece") is None:
+        raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")
 
 
 def some(keys: Iterable[str]) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import makers
 import model_layouts as make
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from tiny_clip import TEXT, VIT
 from tiny_dual import SIZE, VISION, make_clip
 from tiny_dual import TEXT as WORDS
 
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.backbones.recognise import described_model, recognise
+from hada.extract.cli import extract
 from hada.extract.common.errors import CheckpointError, HadaError, UnknownNameError, UsageError
 from hada.extract.job import model_entry
 from hada.extract.manifest import Manifest, load_manifest
@@ -278,8 +282,6 @@ def test_a_wrong_family_is_told_the_right_one(name: str, family: str, tmp_path: 
 def test_prefixes_do_not_change_a_vector(tmp_path: Path) -> None:
     file = make.golden("blip_base/model_base_retrieval_flickr.pth")(tmp_path)
     plain = loaded(_entry("blip", file))
-    import torch
-
     state = torch.load(file, weights_only=True)["model"]
     torch.save({"ema": {f"module._orig_mod.{k}": v for k, v in state.items()}}, file)
     other = loaded(_entry("blip", file))
@@ -341,6 +343,11 @@ def test_names_of_ids_and_tags(manifest: Manifest) -> None:
 
 def test_forms_that_are_none(manifest: Manifest, tmp_path: Path) -> None:
     assert model_entry(manifest, "clip") is manifest.models["clip"]
+    make_clip(Path("bare"))
+    assert (model_entry(manifest, "bare").name, model_entry(manifest, "bare").family) == (
+        "bare",
+        "dual",
+    )
     with pytest.raises(UnknownNameError, match=r"unknown model 'clp'. Did you mean 'clip'"):
         model_entry(manifest, "clp")
     with pytest.raises(CheckpointError, match=r"no file or folder at './nothing'.*ARCH/TAG"):
@@ -351,6 +358,8 @@ def test_forms_that_are_none(manifest: Manifest, tmp_path: Path) -> None:
         model_entry(manifest, "a/b/c")
     with pytest.raises(UsageError, match=r"expected NAME=PATH-OR-ID or NAME=FAMILY:WEIGHTS"):
         model_entry(manifest, "m=")
+    with pytest.raises(UsageError, match=r"expected NAME=PATH-OR-ID"):
+        model_entry(manifest, "")
     with pytest.raises(UsageError, match=r"expected NAME=PATH-OR-ID"):
         model_entry(manifest, "not a name=dual:x")
     with pytest.raises(UsageError, match=r"expected FAMILY:WEIGHTS"):
@@ -368,6 +377,53 @@ def test_an_architecture_with_a_file_that_is_not_there() -> None:
     for place in ("ViT-B-32//data/best.pt", "ViT-B-32/best.pt"):
         with pytest.raises(CheckpointError, match=r"no checkpoint file at '.*best.pt' for the arc"):
             loaded(_entry("clip", place))
+
+
+def test_what_openais_archives_hold_beside_weights_is_left_out(tmp_path: Path) -> None:
+    file = make.open_clip_file("tiny-alone")(tmp_path)
+    plain = loaded(_entry("clip", f"tiny-alone/{file}"))
+    state = torch.load(file, weights_only=True)["state_dict"]
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        state[name] = torch.tensor(77)
+    torch.save(state, file)
+    other = loaded(_entry("clip", f"tiny-alone/{file}"))
+    ids = plain.tokenize(CAPTIONS)
+    np.testing.assert_array_equal(
+        plain.encode_captions(ids).embeddings, other.encode_captions(ids).embeddings
+    )
+
+
+def test_a_folder_with_both_libraries_configs_is_told_by_its_weights(tmp_path: Path) -> None:
+    make_clip(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    assert recognise(str(tmp_path)).family == "dual"
+    (tmp_path / "model.safetensors").rename(tmp_path / "open_clip_model.safetensors")
+    assert recognise(str(tmp_path)).family == "clip"
+
+
+def test_odd_folders_are_no_accident(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"without a config.json and without weights"):
+        described_model(load_manifest(), f"m={tmp_path}")
+    (tmp_path / "config.json").write_text('{"model_type": "clip", "architectures": "CLIPModel"}')
+    with pytest.raises(CheckpointError, match=r"a transformers CLIP folder without its weights"):
+        described_model(load_manifest(), f"m={tmp_path}")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config.json"):
+        described_model(load_manifest(), f"m={tmp_path}")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    makers.make_project(tmp_path)
+    for place in ("a/best", "b/best"):
+        (tmp_path / place).mkdir(parents=True)
+        make_clip(tmp_path / place)
+    words = ["--split", "val", "--dry-run", "--model", "a/best", "--model"]
+    done = CliRunner().invoke(extract, [*words, "b/best"])
+    assert done.exit_code == 2
+    assert "two models are called 'best' (a/best and b/best): name one of them" in done.output
+    done = CliRunner().invoke(extract, [*words, "other=b/best", "--model", "a/best"])
+    assert done.exit_code == 0, done.output
 
 
 def test_a_damaged_checkpoint_is_named_as_such(manifest: Manifest, tmp_path: Path) -> None:

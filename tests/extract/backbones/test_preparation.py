@@ -332,10 +332,18 @@ def test_the_numbers_in_the_docs_are_the_backbones(
     assert (words, tokens) in source[0]
 
 
-def test_siglip_1_without_sentencepiece_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["SiglipTokenizer", "T5Tokenizer", "GemmaTokenizer", "open_clip"])
+def test_a_tokenizer_without_sentencepiece_is_one_line(kind: str, tmp_path: Path) -> None:
     """In a process that finds no such package, whether this environment has it or not."""
-    siglip_folder(tmp_path, max_position_embeddings=16)
-    config = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 16}
+    family = "clip" if kind == "open_clip" else "dual"
+    if family == "clip":
+        text = {**TEXT, "vocab_size": 64, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+        make_folder(tmp_path, VIT, text)
+        (tmp_path / "tokenizer.json").unlink()
+        kind = "T5Tokenizer"
+    else:
+        siglip_folder(tmp_path, max_position_embeddings=16)
+    config = {"tokenizer_class": kind, "model_max_length": 16}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "spiece.model").write_bytes(b"")
     code = f"""
@@ -346,13 +354,15 @@ machinery.find_spec = lambda name, *rest: (
 from hada.extract.backbones import BackboneRequest, load_backbone
 from hada.extract.common.errors import UsageError
 try:
-    load_backbone(BackboneRequest(name="m", family="dual", weights={str(tmp_path)!r}, options={{}}))
+    load_backbone(
+        BackboneRequest(name="m", family={family!r}, weights={str(tmp_path)!r}, options={{}})
+    )
 except UsageError as error:
     print("refused:", error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "refused: model 'm' (family 'dual') needs the package 'sentencepiece', which is not "
+        f"refused: model 'm' (family {family!r}) needs the package 'sentencepiece', which is not "
         "installed: pip install sentencepiece\n"
     )
 
