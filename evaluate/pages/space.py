@@ -30,9 +30,12 @@ class Map:
 
 
 def fused_space(method: EmbeddingMethod | NodeMethod) -> Pair:
-    """The embeddings of a fusion, images and captions, without what items pay for popularity."""
+    """The embeddings whose inner product is a fusion's sum of cosines, each with its share.
+
+    Without what items pay for popularity, and without the nodes, which are no one point.
+    """
     if isinstance(method, NodeMethod):
-        return method.embedded.fused_image, method.embedded.fused_caption
+        return method.embedded.cosines()
     return method.pair if method.uncorrected is None else method.uncorrected
 
 

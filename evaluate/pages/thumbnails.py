@@ -27,7 +27,8 @@ def thumbnail(image_file: ImageFile, *, pixels: int = THUMBNAIL) -> str:
     image = open_image(image_file)
     image.thumbnail((pixels, pixels))
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=75)
+    # A small one is shown enlarged, where the blocks of a JPEG are seen.
+    image.save(data, "JPEG", quality=75 if max(image.size) > pixels // 2 else 92)
     return _uri("jpeg", data)
 
 

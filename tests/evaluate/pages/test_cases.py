@@ -147,6 +147,13 @@ def test_the_axes_of_the_map_are_the_principal_components(matched: NodeMethod) -
     assert (alone.kept, alone.points.tolist()) == (0.0, [[0.0, 0.0]] * 3)
 
 
+def test_a_map_is_of_the_sum_of_cosines(matched: NodeMethod) -> None:
+    image, caption = fused_space(matched)
+    embedded = matched.embedded
+    cosines = 0.6 * embedded.fused_image @ embedded.fused_caption.T
+    np.testing.assert_allclose(image @ caption.T, cosines, atol=1e-6)
+
+
 def test_a_map_leaves_out_what_items_pay() -> None:
     pair, paid = (drawn(3, 4, 0), drawn(3, 4, 1)), (drawn(3, 6, 2), drawn(3, 6, 3))
     assert fused_space(EmbeddingMethod("e", "hada", paid, uncorrected=pair)) is pair
