@@ -45,6 +45,9 @@ def _info_text(facts: dict[str, Any]) -> str:
         f"  stored as   {spec['dtype']} in {facts['format']}, computed in {model['precision']}, "
         f"{size(facts['bytes'])}",
     ]
+    for key, label in (("weights", "fetched as"), ("licence", "licence")):
+        known = dict.fromkeys(str(each[key]) for each in facts["provenance"] if key in each)
+        lines += [f"  {label:<11} {', '.join(known)}"] * bool(known)
     lines.append(f"  parts       {_binding_text(facts)}")
     lines += [_side_text(facts, side) for side in ("image", "caption")]
     width = model["embedding_width"]

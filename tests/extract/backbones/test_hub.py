@@ -13,11 +13,13 @@ from typing import Any
 
 import makers
 import pytest
+from click.testing import CliRunner
 from hub_server import COMMITS, serving
 from tiny_clip import TEXT, VIT, make_folder
 from tiny_dual import make_clip
 
 from hada.extract.backbones import hub
+from hada.extract.cli import store as store_command
 from hada.extract.common.errors import UsageError
 from hada.extract.store import open_store
 from hada.extract.store.maintain import describe
@@ -126,6 +128,9 @@ def test_the_command_fetches_a_pinned_model_records_it_and_finds_it_again_offlin
     (provenance,) = describe(Path("stores/tiny/val/tiny-dual"))["provenance"]
     assert provenance["weights"] == f"org/tiny-dual@{COMMITS['v1']}"
     assert provenance["licence"] == "tiny-licence"
+    told = CliRunner().invoke(store_command, ["info", "stores/tiny/val/tiny-dual"]).output
+    assert f"fetched as  org/tiny-dual@{COMMITS['v1']}\n" in told
+    assert "licence     tiny-licence\n" in told
     again = python("http://127.0.0.1:9", cache, COMMAND, "--fresh", *ASKED, offline=True)
     assert again.returncode == 0, again.stderr
     assert "fetching" not in again.stderr
