@@ -81,7 +81,10 @@ def test_one_block_or_many_are_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     whole = near_duplicates(*stores)
     monkeypatch.setattr("hada.extract.store.duplicates._BLOCK_NUMBERS", 100)
-    assert near_duplicates(*stores) == whole != []
+    parts = near_duplicates(*stores)
+    assert [(p.image, p.other) for p in parts] == [(p.image, p.other) for p in whole]
+    np.testing.assert_allclose([p.ratio for p in parts], [p.ratio for p in whole], rtol=1e-4)
+    assert len(whole) == 3
 
 
 def test_few_images_are_not_searched(tmp_path: Path) -> None:
