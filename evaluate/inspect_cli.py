@@ -128,6 +128,11 @@ def search(manifest: Manifest, **request: Any) -> int:
       hada-evaluate search --image photo.jpg --split val --top 3 --jsonl
       hada-evaluate search --queries queries.txt --run blip-clip --jsonl
     """
+    from hada.extract.common.host import sleep_while_waiting
+
+    # Before torch is imported: its threads read the policy once.
+    sleep_while_waiting()
+
     from hada.evaluate.search.query import search as find
 
     return find(manifest, **request)

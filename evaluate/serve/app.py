@@ -54,7 +54,7 @@ from hada.extract.spec import SideName
 Answer = TypeVar("Answer")
 PICTURE, PICTURES_KEPT = 320, 512  # pixels of the longer side; how many stay in memory
 # The page, its description and the state of the server need no token: they hold no data.
-OPEN = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health")
+OPEN = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health", "/favicon.ico")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; "
@@ -123,6 +123,7 @@ def build_app(searchers: dict[str, Searcher], settings: Settings) -> Starlette:
     return Starlette(
         routes=[
             *(Route(path, _fixed(*text), methods=["GET"]) for path, text in texts.items()),
+            Route("/favicon.ico", _nothing, methods=["GET"]),
             route("/api/text", by_text, "POST"),
             route("/api/image", by_image, "POST"),
             route("/api/batch", by_batch, "POST"),
@@ -215,6 +216,11 @@ def _fixed(text: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         return Response(text, media_type=kind)
 
     return endpoint
+
+
+async def _nothing(_request: Request) -> Response:
+    """Browsers ask for an icon, and complain of 404."""
+    return Response(status_code=204)
 
 
 async def by_text(served: Served, request: Request) -> Response:

@@ -77,6 +77,11 @@ def serve(
       hada-evaluate serve runs/scenes/blip+clip-fast-s0 --split test --split val --port 9000
       HADA_TOKEN=... hada-evaluate serve blip-clip --host 0.0.0.0
     """
+    from hada.extract.common.host import sleep_while_waiting
+
+    # Before torch is imported: its threads read the policy once.
+    sleep_while_waiting()
+
     from hada.evaluate.serve.run import serve as start
     from hada.evaluate.serve.settings import Settings
 

@@ -33,18 +33,20 @@ placeholder="two hearts on a mint background"><button>Search</button></div>
 STYLE = (
     asset("templates/base.css")
     + """
+* { box-sizing: border-box; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0; align-items: center; }
 input, select, button { font: inherit; padding: .45rem .6rem; border: 1px solid var(--rule);
   border-radius: 6px; color: inherit; background: var(--paper); }
 #text, #token { flex: 1 1 12rem; min-width: 0; } button { cursor: pointer; }
 #top { width: 4.5rem; }
-#drop { flex: 1; border: 2px dashed var(--rule); border-radius: 8px; padding: 1rem;
-  color: var(--soft); } #drop.over { border-color: var(--dot); } #file { max-width: 100%; }
-#results { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.2rem;
-  padding-left: 1.5rem; }
+#drop { flex: 1; min-width: 0; border: 2px dashed var(--rule); border-radius: 8px; padding: 1rem;
+  color: var(--soft); } #drop.over { border-color: var(--dot); } #file { display: block; width: 100%; margin-top: .4rem; }
+#results { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr));
+  gap: 1.2rem; padding: 0; list-style: none; }
 #results li { overflow-wrap: anywhere; } #results img { width: 100%; aspect-ratio: 1;
   object-fit: contain; border-radius: 6px; background: var(--rule); }
-.own { font-size: .85rem; } .id { font-size: .8rem; } pre { overflow-x: auto; }
+.score { font-weight: 600; color: var(--ink); } .own { font-size: .85rem; } .id { font-size: .8rem; }
+pre { overflow-x: auto; }
 [hidden] { display: none; }
 """
 )
@@ -89,7 +91,7 @@ function draw(found, mine) {
     const image = document.createElement('img');
     image.alt = (hit.captions || [hit.id])[0] || hit.id;
     if (hit.picture) { item.append(image); show(image, hit.picture, mine); }
-    add(item, 'div', hit.score.toFixed(3), 'score');
+    add(item, 'div', hit.place + '. ' + hit.score.toFixed(3), 'score');
     const own = Object.entries(hit.models || {}).map(([name, score]) =>
       name + ' ' + score.toFixed(3)).join(' \\u00b7 ');
     if (own) add(item, 'div', own, 'own');

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,65 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import makers
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from served_runs import TOKEN, make_served, serving
 
 from hada.evaluate.cli import evaluate
 from hada.evaluate.serve.settings import Settings
-from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
-from hada.fuse.cli import fuse
 
 for _package in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(_package, reason=f"needs {_package}: pip install 'hada[serve]'")
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
 pytestmark = pytest.mark.slow
-PROGRAM = "from hada.evaluate.cli import evaluate; evaluate(prog_name='hada-evaluate')"
-TOKEN = "correct-horse-battery"
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *words: str, **variables: str) -> Iterator[tuple[str, Path]]:
-    """The server's address and its log; ended by SIGTERM, to which it must listen."""
-    log = folder / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "serve", *words, "--port", "0"],
-            cwd=folder,
-            stderr=file,
-            stdout=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        )
-    try:
-        for _ in range(600):
-            found = re.search(r"serving at (http://\S+)/", log.read_text())
-            if found:
-                break
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        assert found, log.read_text()
-        yield found[1], log
-        assert process.poll() is None, log.read_text()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny data set with a run and its export."""
-    folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        makers.make_project(folder, splits={"train": [3] * 12, "val": [2, 1, 3, 2, 2]})
-        for split in ("train", "val"):
-            assert CliRunner().invoke(extract, ["--split", split]).exit_code == 0
-        words = ["train", "--epochs", "2", "--run", "runs/tiny/mine"]
-        assert CliRunner().invoke(fuse, words).exit_code == 0
-        assert CliRunner().invoke(fuse, ["export", "runs/tiny/mine", "out"]).exit_code == 0
-    return folder
+    return make_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
