@@ -123,7 +123,8 @@ def place_of(path: Path, reader: str) -> Place:
     if path.is_dir():
         return Place(path, reader if reader in OF_FOLDERS else "folder", "")
     name = recognised(path) if reader == "auto" else reader
-    if name is None:
+    # Any text is a list of lines: captions of images must not be taken for texts without images.
+    if name is None or (name == "texts" and reader == "auto"):
         raise not_recognised(path)
     return Place(path, name, split_in(path.name))
 

@@ -73,7 +73,7 @@ def _looks(sample: Sample, first: str) -> str:
         return "a table with tabs whose header names neither an image nor a caption"
     if "," in first or ";" in first:
         return "a table whose header names neither an image nor a caption"
-    return "plain text"
+    return "plain text, or texts without images (--reader texts)"
 
 
 def _third_party() -> dict[str, EntryPoint]:

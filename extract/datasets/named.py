@@ -11,7 +11,7 @@ from pathlib import Path
 from hada.extract.common.errors import UsageError, unknown
 from hada.extract.common.names import is_name
 from hada.extract.common.plain_words import parse_columns, parse_shares
-from hada.extract.datasets.layouts import OF_FOLDERS
+from hada.extract.datasets.layouts import OF_FOLDERS, recognised
 from hada.extract.datasets.read import own_splits
 from hada.extract.datasets.table import Table
 from hada.extract.manifest_entries import (
@@ -69,6 +69,9 @@ def dataset_at(
                 f"--data {str(data)!r} is a file: give the folder of images with --captions"
             )
         captions = path
+        # Without a folder of images beside it, a file of lines is what it looks like.
+        if reader == AUTO and recognised(path) == "texts":
+            reader = "texts"
     if reader not in reader_names():
         raise unknown("reader", reader, reader_names())
     for what, place in (("--captions", captions), ("--images", images)):

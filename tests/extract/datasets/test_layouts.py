@@ -157,3 +157,47 @@ def test_names_that_fit_several_folders_are_refused(tmp_path: Path) -> None:
         )
     )
     assert data.image_ids == ("001.jpg",)
+
+
+PLUGIN = '''
+"""Captions of a lab: `name: caption`, a line each."""
+
+from hada.extract.datasets.annotations import Row, read_text
+
+LAYOUT = "the lab's notes, NAME: caption"
+
+
+def recognises(sample):
+    return sample.text.startswith("# notes of the lab")
+
+
+def read(path, options):
+    for number, line in enumerate(read_text(path).splitlines()[1:], start=2):
+        name, _, caption = line.partition(": ")
+        yield Row(name, [caption], f"{path}, line {number}")
+'''
+
+
+def test_an_installed_package_brings_a_layout_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "lab_notes-1.0.dist-info").mkdir(parents=True)
+    (site / "lab_notes-1.0.dist-info" / "METADATA").write_text("Name: lab-notes\nVersion: 1.0\n")
+    (site / "lab_notes-1.0.dist-info" / "entry_points.txt").write_text(
+        "[hada.datasets]\nlab = lab_notes\n"
+    )
+    (site / "lab_notes.py").write_text(PLUGIN)
+    sample = layouts.make_sample(tmp_path / "photos", images=2)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("# notes of the lab\n" + "".join(f"{n}: seen in {n}\n" for n in sample.names))
+    asked = ["--data", f"{tmp_path}/photos", "--captions", str(notes), "--describe"]
+    without = CliRunner().invoke(extract, asked)
+    assert without.exit_code == 2
+    assert "plain text, or texts without images (--reader texts)" in without.stderr
+    monkeypatch.syspath_prepend(str(site))
+    described = run(asked, tmp_path)
+    assert "the lab's notes" in described
+    for reader in ("auto", "lab"):
+        (data,) = read_splits(dataset_at(tmp_path / "photos", captions=notes, reader=reader))
+        assert data.captions == tuple(f"seen in {name}" for name in sample.names)
