@@ -40,12 +40,14 @@ input, select, button { font: inherit; padding: .45rem .6rem; border: 1px solid 
 #text, #token { flex: 1 1 12rem; min-width: 0; } button { cursor: pointer; }
 #top { width: 4.5rem; }
 #drop { flex: 1; min-width: 0; border: 2px dashed var(--rule); border-radius: 8px; padding: 1rem;
-  color: var(--soft); } #drop.over { border-color: var(--dot); } #file { display: block; width: 100%; margin-top: .4rem; }
+  color: var(--soft); } #drop.over { border-color: var(--dot); }
+#file { display: block; width: 100%; margin-top: .4rem; }
 #results { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr));
   gap: 1.2rem; padding: 0; list-style: none; }
 #results li { overflow-wrap: anywhere; } #results img { width: 100%; aspect-ratio: 1;
   object-fit: contain; border-radius: 6px; background: var(--rule); }
-.score { font-weight: 600; color: var(--ink); } .own { font-size: .85rem; } .id { font-size: .8rem; }
+.score { font-weight: 600; color: var(--ink); }
+.own { font-size: .85rem; } .id { font-size: .8rem; }
 pre { overflow-x: auto; }
 [hidden] { display: none; }
 """
