@@ -18,6 +18,7 @@ from hada.evaluate.pages.templates import CHART_SCRIPTS, asset
 from hada.evaluate.pages.views import Parts
 from hada.evaluate.results.export import as_table
 from hada.evaluate.results.paired import paired_differences
+from hada.evaluate.results.text import marked
 
 TITLES = {"i2t": "Image query, captions ranked", "t2i": "Caption query, images ranked"}
 REASONS = {
@@ -50,6 +51,7 @@ def assemble(parts: Parts) -> str:
         "methods": [
             {
                 "name": line["name"],
+                "shown": marked(line, protocol),
                 "rsum": line["metrics"]["rsum"],
                 "fusion": line["kind"] == "hada",
             }

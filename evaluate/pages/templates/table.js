@@ -34,7 +34,7 @@ function compareWith(baseline) {
   }
   DATA.charts.differences.data.values = DATA.methods.filter(m => gaps[m.name]).map(m => {
     const gap = gaps[m.name].rsum;
-    return {name: m.name, fusion: m.fusion, rsum: m.rsum, value: gap.value, low: gap.low,
+    return {name: m.shown, fusion: m.fusion, rsum: m.rsum, value: gap.value, low: gap.low,
       high: gap.high, interval: span(gap)};
   });
   forget('differences');
