@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+from fuzz_layouts import annotations, datasets
 
 One = Callable[[bytes], None]
 Made = tuple[One, list[bytes]]
@@ -556,6 +558,8 @@ PARSERS = {
     "manifest": Parser(manifest, text=True),
     "study": Parser(study, text=True),
     "captions": Parser(captions, text=True),
+    "annotations": Parser(annotations),
+    "datasets": Parser(datasets),
     "result": Parser(result, text=True),
     "labels": Parser(labels, text=True),
     "regions": Parser(regions),
