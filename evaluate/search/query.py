@@ -190,7 +190,8 @@ def as_page(
     shown = [(title, hits)] if answers is None else answers
     pictures = dict(zip(data.image_ids, data.image_paths, strict=True)) if data else {}
     owners = _owners(data) if data and side == "caption" else {}
-    parts = [f"<p>{html.escape(about)}. Best {side}s by the score, best first.</p>"]
+    searched = f"{html.escape(about)}. " if about else ""
+    parts = [f"<p>{searched}Best {side}s by the score, best first.</p>"]
     for query, found in shown:
         cards = [_card(hit, pictures.get(str(owners.get(hit["id"], hit["id"])))) for hit in found]
         parts.append(f"<h1>{html.escape(query)}</h1><ol>{''.join(cards)}</ol>")
