@@ -95,16 +95,20 @@ CASES: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "a file name with a NUL": (
         annotations_with(lambda image: image.update(filename="a\0b.jpg")),
-        "images[16].filename: 'images/a\\x00b.jpg' holds a control character",
+        "images[16]: 'a\\x00b.jpg' holds a control character",
     ),
     "json number of 5,000 digits": (
         annotations_as(lambda data: data.replace(b'"images":', b'"x": ' + HUGE + b', "images":')),
         "a whole number of 5,000 digits",
     ),
     "json nested for ever": (annotations_as(lambda _: b"[" * 99999), "nested more than 64 deep"),
-    "json in UTF-16": (
-        annotations_as(lambda data: data.decode().encode("utf-16")),
-        "UTF-16 text, expected UTF-8",
+    "json in UTF-16, cut": (
+        annotations_as(lambda data: data.decode().encode("utf-16")[:-1]),
+        "begins as UTF-16 text and breaks at byte",
+    ),
+    "json in UTF-32": (
+        annotations_as(lambda data: data.decode().encode("utf-32")),
+        "UTF-32 text, expected UTF-8",
     ),
     "json with a hole": (annotations_as(lambda data: data[:99] + bytes(99)), "a NUL byte at byte"),
 }

@@ -124,7 +124,8 @@ MISTAKES = [
         "empty caption list",
         ["hada-extract", "--split", "val"],
         "data/dataset_tiny.json: images[16]: 'val_004.jpg' has no captions. "
-        "Every image needs at least one: add it, or take the image out of the split.",
+        "Every image needs at least one: add it, take the image out of the split, or leave such "
+        "images out: --loose-rows",
         prepare=edit_annotations(no_captions),
     ),
     Mistake(
@@ -152,8 +153,7 @@ MISTAKES = [
     Mistake(
         "a typo in the manifest",
         ["hada-extract", "--split", "val"],
-        "data_manifest.yaml, line 9: 'reader' is missing in 'datasets.tiny'. "
-        "Did you mean 'raeder'?",
+        "data_manifest.yaml, line 9: unknown key 'datasets.tiny.raeder'. Did you mean 'reader'?",
         prepare=typo,
     ),
     Mistake(

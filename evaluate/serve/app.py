@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import io
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,10 +24,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hada.evaluate.search.searcher import Searcher
 from hada.evaluate.serve.batches import Ask, Batches, BusyError
+from hada.evaluate.serve.gate import Outermost, error_response, json_response
 from hada.evaluate.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from hada.evaluate.serve.openapi import as_page, openapi
 from hada.evaluate.serve.page import PAGE, SCRIPT, STYLE, framed
@@ -46,22 +44,12 @@ from hada.evaluate.serve.requests import (
 )
 from hada.evaluate.serve.settings import Settings
 from hada.extract import __version__
-from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.images import ImageError, open_image
 from hada.extract.spec import SideName
 
 Answer = TypeVar("Answer")
 PICTURE, PICTURES_KEPT = 320, 512  # pixels of the longer side; how many stay in memory
-# The page, its description and the state of the server need no token: they hold no data.
-OPEN = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health", "/favicon.ico")
-_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 @dataclass
@@ -115,7 +103,7 @@ def build_app(searchers: dict[str, Searcher], settings: Settings) -> Starlette:
         "/openapi.json": (json.dumps(described), "application/json"),
         "/health": (json.dumps({"status": "ok"}), "application/json"),
     }
-    middleware = [Middleware(Outermost, served=served)]
+    middleware = [Middleware(Outermost, settings=settings, metrics=served.metrics)]
     if settings.loopback:
         # A page of the web whose name turns to this machine is not this machine.
         hosts = ["127.0.0.1", "localhost", "[::1]", settings.host]
@@ -137,75 +125,9 @@ def build_app(searchers: dict[str, Searcher], settings: Settings) -> Starlette:
     )
 
 
-class Outermost:
-    """Checks the token, counts, sets headers, and turns what nobody expected into one line."""
-
-    def __init__(self, app: ASGIApp, served: Served) -> None:
-        self._app, self._served = app, served
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                names = {name for name, _ in message["headers"]}
-                message["headers"] += [
-                    (name.encode(), value.encode())
-                    for name, value in _HEADERS.items()
-                    if name.encode() not in names
-                ]
-            await send(message)
-
-        try:
-            if self._allowed(scope):
-                await self._app(scope, receive, sending)
-            else:
-                answer = _error(401, "send the server's token: Authorization: Bearer TOKEN")
-                answer.headers["www-authenticate"] = "Bearer"
-                await answer(scope, receive, sending)
-        except ClientDisconnect:
-            status = status or 499
-        except Exception as error:
-            say(f"{scope['method']} {scope['path']}: {type(error).__name__}: {error}")
-            if not status:
-                answer = _error(500, "the server failed; its log says why")
-                await answer(scope, receive, sending)
-        finally:
-            self._count(scope, status, time.monotonic() - began)
-
-    def _allowed(self, scope: Scope) -> bool:
-        token = self._served.settings.token
-        if token is None or scope["path"] in OPEN:
-            return True
-        sent = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(sent, b"Bearer " + token.encode())
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        # By route, not by what was asked for, which may be anything.
-        known = "route" in scope or "endpoint" in scope
-        path = scope["path"] if known else "other"
-        metrics = self._served.metrics
-        metrics.requests.labels(path, str(status)).inc()
-        metrics.seconds.labels(path).observe(seconds)
-
-
-def _error(status: int, text: str) -> Response:
-    return _json({"error": text}, status)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    # Escaped, so that half characters in captions are no error.
-    return Response(json.dumps(value), status, media_type="application/json")
-
-
 async def _problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = _error(error.status_code, error.detail)
+    answer = error_response(error.status_code, error.detail)
     for name, value in (error.headers or {}).items():
         answer.headers[name] = value
     return answer
@@ -228,7 +150,7 @@ async def by_text(served: Served, request: Request) -> Response:
     asked: TextQuery = parsed(await read_body(request, TEXT_BYTES), TextQuery)
     split = served.split(asked.split)
     ask = Ask("caption", checked_text(asked.text), split, _side(asked.find), asked.top)
-    return _json((await _answered(served, request, [ask]))[0])
+    return json_response((await _answered(served, request, [ask]))[0])
 
 
 async def by_image(served: Served, request: Request) -> Response:
@@ -243,7 +165,7 @@ async def by_image(served: Served, request: Request) -> Response:
     data = await read_body(request, limits.most_bytes)
     image = await run_in_threadpool(decoded, data, limits.most_pixels)
     ask = Ask("image", image, split, _side(find), int(top))
-    return _json((await _answered(served, request, [ask]))[0])
+    return json_response((await _answered(served, request, [ask]))[0])
 
 
 async def by_batch(served: Served, request: Request) -> Response:
@@ -262,7 +184,7 @@ async def by_batch(served: Served, request: Request) -> Response:
         data = from_base64(text, limits.most_bytes)
         image = await run_in_threadpool(decoded, data, limits.most_pixels)
         asks.append(Ask("image", image, split, _side(asked.find or "captions"), asked.top))
-    return _json({"answers": await _answered(served, request, asks)})
+    return json_response({"answers": await _answered(served, request, asks)})
 
 
 async def _while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -355,7 +277,7 @@ def _small(wanted: _Picture) -> bytes:
 async def info(served: Served, _request: Request) -> Response:
     """GET /api/info."""
     first = next(iter(served.searchers.values()))
-    return _json(
+    return json_response(
         {
             "name": first.name,
             "kind": "run" if first.run else "model",

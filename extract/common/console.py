@@ -77,7 +77,9 @@ class _FriendlyMain:
         except click.ClickException as error:
             text = io.StringIO()
             error.show(text)
-            say(text.getvalue().rstrip("\n"), lines=True)
+            # Its words quote what was typed, which may claim to be lines of its own.
+            said, quoted = text.getvalue(), error.format_message()
+            say(said.replace(quoted, in_line(quoted)).rstrip("\n"), lines=True)
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)

@@ -146,6 +146,10 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
                 raise RunError(f"licence of {name!r}: the run fuses {', '.join(config['models'])}")
         fuser, mix = folder.load_best()
         heads, match_head = _parts(folder.load_tensors())
+        whole = Discriminator(fuser.image.config.out_width, fuser.image.config.norm, 0.0)
+        if whole.state_dict().keys() != match_head.keys():
+            # A published checkpoint without all of it: nothing of ours uses such a head.
+            match_head = {}
         model = cls(
             branches=config["branches"],
             features={name: config["features"][name] for name in config["models"]},

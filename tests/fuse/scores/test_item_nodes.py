@@ -51,9 +51,14 @@ def test_blocks_of_items_in_any_order_are_joined_in_theirs() -> None:
     nodes = made(5)
     blocks = (np.array([3, 0]), np.array([4, 2, 1]))
     sets = [(items, nodes.take(items).tensors()) for items in blocks]
-    joined = ItemNodes.joined(sets, 5)
+    joined = ItemNodes.joined(sets, 5, nodes.vectors_SW.shape[1])
     np.testing.assert_array_equal(joined.vectors_SW, nodes.vectors_SW)
     np.testing.assert_array_equal(joined.lengths, nodes.lengths)
+    # A side without items, as images alone have it.
+    none = ItemNodes.joined([], 0, 7)
+    assert none.vectors_SW.shape == (0, 7)
+    assert len(none) == 0
+    assert none.weighted() == []
 
 
 def test_weights_survive_as_lengths_of_vectors() -> None:
