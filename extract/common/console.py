@@ -76,10 +76,10 @@ class _FriendlyMain:
             result = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[misc]
         except click.ClickException as error:
             text = io.StringIO()
-            error.show(text)
             # Its words quote what was typed, which may claim to be lines of its own.
-            said, quoted = text.getvalue(), error.format_message()
-            say(said.replace(quoted, in_line(quoted)).rstrip("\n"), lines=True)
+            vars(error)["message"] = in_line(error.message)
+            error.show(text)
+            say(text.getvalue().rstrip("\n"), lines=True)
             sys.exit(error.exit_code)
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
