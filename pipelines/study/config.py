@@ -13,7 +13,8 @@ from typing import Any
 
 from hada.extract.common.errors import ManifestError, UsageError, nearest
 from hada.extract.common.strict_yaml import Section, read_yaml
-from hada.extract.manifest import PRECISIONS, STORE_FORMATS, Manifest, is_name
+from hada.extract.manifest import PRECISIONS, STORE_FORMATS, DatasetEntry, Manifest, is_name
+from hada.extract.remembered import remembered_names
 from hada.extract.spec import STORE_DTYPES
 from hada.extract.store.pooling import pool_size
 from hada.fuse.recipes import DEFAULT_RECIPE, RECIPES, Recipe
@@ -134,9 +135,7 @@ def _extract(section: Section, manifest: Manifest) -> Extract:
     entry = Extract(
         where=section.where(),
         dataset=dataset,
-        splits=_known(
-            section, "splits", section.take_names("splits"), manifest.dataset(dataset).splits
-        ),
+        splits=_splits(section, "splits", section.take_names("splits"), manifest.dataset(dataset)),
         models=_known(section, "models", models, manifest.models),
         views=_whole(section, "views", 0),
         view_seed=_whole(section, "view_seed", 0),
@@ -154,7 +153,7 @@ def _extract(section: Section, manifest: Manifest) -> Extract:
 
 def _fuse(section: Section, manifest: Manifest) -> Fuse:
     dataset = _dataset(section, manifest)
-    splits = manifest.dataset(dataset).splits
+    data = manifest.dataset(dataset)
     recipe = _recipe(section)
     seeds = section.take_plain("seeds", [0])
     seeds = [seeds] if isinstance(seeds, int) else seeds
@@ -175,8 +174,8 @@ def _fuse(section: Section, manifest: Manifest) -> Fuse:
         models=_sets(section, manifest),
         recipe=recipe,
         seeds=tuple(dict.fromkeys(seeds)),
-        train_split=_one(section, "train_split", "train", splits),
-        val_split=_one(section, "val_split", "val", splits),
+        train_split=_split(section, "train_split", "train", data),
+        val_split=_split(section, "val_split", "val", data),
         name=name,
     )
     section.finish()
@@ -224,14 +223,14 @@ def _text(value: Any) -> str:
 
 def _evaluate(section: Section, manifest: Manifest) -> Evaluate:
     dataset = _dataset(section, manifest)
-    splits = manifest.dataset(dataset).splits
+    data = manifest.dataset(dataset)
     entry = Evaluate(
         where=section.where(),
         dataset=dataset,
-        split=_one(section, "split", "test", splits),
+        split=_split(section, "split", "test", data),
         models=_known(section, "models", section.take_names("models", ()), manifest.models),
-        train_split=_one(section, "train_split", "train", splits),
-        val_split=_one(section, "val_split", "val", splits),
+        train_split=_split(section, "train_split", "train", data),
+        val_split=_split(section, "val_split", "val", data),
         quick=section.take("quick", bool, False),
     )
     section.finish()
@@ -268,7 +267,20 @@ def _walltime(section: Section) -> str:
 
 
 def _dataset(section: Section, manifest: Manifest) -> str:
-    return _one(section, "dataset", manifest.defaults.dataset, manifest.datasets)
+    # Those that `hada-extract --data` has named are known beside their stores.
+    known = [*manifest.datasets, *remembered_names(manifest.stores)]
+    return _one(section, "dataset", manifest.defaults.dataset, known)
+
+
+def _splits(
+    section: Section, key: str, names: Iterable[str], entry: DatasetEntry
+) -> tuple[str, ...]:
+    """Splits of a dataset; any name passes where only its annotations say which there are."""
+    return _known(section, key, names, entry.splits or names)
+
+
+def _split(section: Section, key: str, default: str, entry: DatasetEntry) -> str:
+    return _splits(section, key, (section.take(key, str, default),), entry)[0]
 
 
 def _one(section: Section, key: str, default: str, known: Iterable[str]) -> str:

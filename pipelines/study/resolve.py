@@ -55,7 +55,7 @@ def _model_of(job: Job) -> str:
 def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[ExtractJob]:
     dataset = manifest.dataset(entry.dataset)
     for name in entry.models:
-        model = manifest.model(name)
+        model = manifest.model(name, entry.dataset)
         for split in entry.splits:
             wanted = dataset.split(split)
             path = manifest.store_path(entry.dataset, split, name)
@@ -66,7 +66,9 @@ def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[Ex
                     device=device,
                     store=path + suffix,
                     dataset=dataclasses.replace(
-                        dataset, root=dataset.root.absolute(), splits={split: wanted}
+                        dataset,
+                        root=dataset.root.absolute(),
+                        splits={split: wanted} if dataset.splits else {},
                     ),
                     split=split,
                     model=dataclasses.replace(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import layouts
 import pytest
 from jobs_fakes import PIPELINE, make_study
 from places import ROOT
 
 from hada.extract.common.errors import ManifestError
+from hada.extract.datasets.named import dataset_at, settled
+from hada.extract.datasets.table import read_table
 from hada.extract.manifest import load_manifest, load_shipped
+from hada.extract.remembered import remember_dataset
 from hada.pipelines.study.config import load_pipeline
+from hada.pipelines.study.datasets import dataset_of
 from hada.pipelines.study.jobs import ExtractJob, TrainJob, from_json, of_kind, to_json
 from hada.pipelines.study.resolve import build_jobs
 
@@ -98,3 +103,22 @@ def make_study_again(folder: Path):
 def test_examples_are_valid(path: Path) -> None:
     manifest = load_shipped({})
     assert build_jobs(load_pipeline(path, manifest), manifest)
+
+
+def test_a_study_of_a_dataset_that_a_command_line_named(tmp_path: Path) -> None:
+    """`hada-extract --data` keeps its entry beside the stores; a study may name it, and travels."""
+    _, manifest = make_study(tmp_path)
+    sample = layouts.make_sample(tmp_path / "photos", images=8)
+    entry = dataset_at(
+        tmp_path / "photos", split_by="0.5,0.5", columns="image=a,caption=b,caption=c"
+    )
+    remember_dataset(manifest.stores, settled(read_table(entry)), anew=True)
+    file = tmp_path / "study.yaml"
+    file.write_text(PIPELINE.replace("tiny", "photos"))
+    jobs = build_jobs(load_pipeline(file, manifest), manifest)
+    assert jobs[0].key == "extract/photos/train/one"
+    for job in jobs:
+        assert from_json(json.loads(json.dumps(to_json(job)))) == job
+    parts = [dataset_of(job) for job in of_kind(jobs, ExtractJob)[:2]]
+    assert sorted(id_ for part in parts for id_ in part.image_ids) == sorted(sample.names)
+    assert all(part.image_ids for part in parts)
