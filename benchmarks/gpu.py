@@ -17,58 +17,25 @@ Exit code 0: all steps worked. 1: one failed or the time was up. 2: bad usage or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Nothing but the standard library is imported here: the packages may be missing.
+from gpu_needs import STEPS, Step, install, stop
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
 GIB = 2.0**30
 # Of the time, so much is kept for ending a step that ran out of it and for the summary.
 RESERVE = 5.0
-
-STORES = ("google-crc32c", "msgspec", "numpy", "xxhash", "zarr")
-MODELS = ("open_clip_torch", "pillow", "safetensors", "timm", "torchvision", "transformers")
-BASE = ("torch", "numpy", "click", "rich", "pyyaml")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A measurement: `most` seconds it may take, and `least` without which it is not begun."""
-
-    name: str
-    most: int
-    least: int
-    needs: tuple[str, ...]
-
-
-ALL_TESTS = (*BASE, *STORES, *MODELS, "pytest")
-EXTRACTION = (*BASE, *STORES, *MODELS)
-TRAINING = (*BASE, *STORES)
-STEPS = (
-    Step("machine", 120, 5, BASE[:1]),
-    Step("tests", 240, 30, ALL_TESTS),
-    Step("extract-clip-embeddings", 240, 60, EXTRACTION),
-    Step("extract-clip-tokens", 240, 60, EXTRACTION),
-    Step("train-device", 240, 60, TRAINING),
-    Step("recall-5k", 90, 15, TRAINING),
-    Step("recall-100k", 180, 40, TRAINING),
-    Step("extract-blip-embeddings", 180, 60, EXTRACTION),
-    Step("extract-blip-tokens", 180, 60, EXTRACTION),
-    Step("train-memory", 240, 90, TRAINING),
-    Step("train-files", 240, 60, TRAINING),
-    Step("extract-clip-compiled", 240, 90, EXTRACTION),
-)
 
 
 @dataclass
@@ -83,80 +50,6 @@ class Outcome:
     peak_gpu_bytes: int | None = None
     peak_host_bytes: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
-
-
-def requirements() -> dict[str, str]:
-    """Packages by name, as pyproject.toml asks for them."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (*project["dependencies"], *project["optional-dependencies"]["dev"])
-    plain = (line.partition(";")[0] for line in lines)
-    return {line.partition(">")[0].partition("[")[0].strip().lower(): line for line in plain}
-
-
-def missing(steps: list[Step]) -> list[str]:
-    """The requirements of these steps that are not installed, or too old."""
-    asked = requirements()
-    names = dict.fromkeys(name for step in steps for name in step.needs)
-    return [asked[name] for name in names if not satisfied(name, asked[name])]
-
-
-def satisfied(name: str, line: str) -> bool:
-    """Whether a package is there, at least as new as its requirement says."""
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        return False
-    least = line.partition(">=")[2].partition(",")[0]
-    return numbers(found) >= numbers(least)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.11.0+cu130" -> (2, 11, 0)."""
-    parts = text.partition("+")[0].split(".")
-    found: list[int] = []
-    for part in parts:
-        if not part.isdigit():
-            break
-        found.append(int(part))
-    return tuple(found)
-
-
-def install(steps: list[Step], wheels: Path | None) -> None:
-    """Install from `wheels` what the steps need and miss; exit with 2 where that cannot be."""
-    lines = missing(steps)
-    if not lines:
-        return
-    print("missing packages: " + ", ".join(lines), flush=True)
-    if wheels is None:
-        raise SystemExit(stop(how_to_go_on(steps, lines)))
-    words = ["pip", "install", "--no-index", "--find-links", str(wheels), *lines]
-    print(shlex.join(words), flush=True)
-    failed = subprocess.run([sys.executable, "-m", *words], check=False).returncode
-    if failed or missing(steps):
-        raise SystemExit(stop(f"--wheels {wheels}: pip could not install from it what is missing"))
-
-
-def how_to_go_on(steps: list[Step], lines: list[str]) -> str:
-    """What to do about missing packages: fetch them elsewhere, or leave steps out."""
-    try:
-        torch = [f"torch=={version('torch').partition('+')[0]}"]  # torchvision must fit it
-    except PackageNotFoundError:
-        torch = []
-    text = (
-        "packages are missing. On a machine with a network and the same Python and platform, run "
-        f"{shlex.join(['pip', 'download', '-d', 'wheels', *lines, *torch])}, "
-        "bring the folder here without what is installed here (torch, nvidia) and give --wheels"
-    )
-    able = [step.name for step in steps if step.name != "machine" and not missing([step])]
-    return text + (f"; or run what needs none of them: --only {' '.join(able)}" if able else "")
-
-
-def stop(text: str) -> int:
-    """Say what is wrong with the request; exit code 2."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    return 2
 
 
 def environment(work: Path) -> dict[str, str]:
@@ -207,10 +100,8 @@ def run(step: Step, arguments: argparse.Namespace, seconds: float) -> Outcome:
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a step and whatever it started and left."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -238,7 +129,9 @@ def earlier(path: Path, arguments: argparse.Namespace) -> list[Outcome]:
         try:
             outcome = Outcome(**json.loads(line))
         except (ValueError, TypeError):
-            raise SystemExit(stop(f"{path}: not written by this program; give another --out"))
+            raise SystemExit(
+                stop(f"{path}: not written by this program; give another --out")
+            ) from None
         if (outcome.device, outcome.tiny) == (arguments.device, arguments.tiny):
             found[outcome.step] = outcome
     return list(found.values())

@@ -89,7 +89,9 @@ def tests(arguments: argparse.Namespace, say: Say) -> None:
     code = pytest.main([*words, "-c", str(ROOT / "pyproject.toml"), *names], [counted])
     say(chosen=len(names), **vars(counted))
     if code:
-        raise SystemExit(f"pytest ended with {int(code)}: {', '.join(counted.failed) or 'no test'}")
+        raise SystemExit(
+            f"pytest ended with {int(code)}: {', '.join(counted.failed) or 'see its log'}"
+        )
 
 
 def extraction(
