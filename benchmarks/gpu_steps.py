@@ -16,12 +16,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial, partialmethod
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_extraction import extraction
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS_OF_A_TRAINING = 30
@@ -92,44 +93,6 @@ def tests(arguments: argparse.Namespace, say: Say) -> None:
         raise SystemExit(
             f"pytest ended with {int(code)}: {', '.join(counted.failed) or 'see its log'}"
         )
-
-
-def extraction(
-    arguments: argparse.Namespace, say: Say, *, model: str, tokens: str, compiled: bool = False
-) -> None:
-    """Images a second of a full-size model with random weights, and what bound the store's."""
-    import extract
-
-    tiny = arguments.tiny
-    if compiled:
-        if tiny:  # traced and run as traced: writing kernels takes a minute
-            backend = partialmethod(torch.nn.Module.compile, backend="aot_eager")
-            torch.nn.Module.compile = backend  # type: ignore[assignment]
-        extract.load = partial(compiled_backbone, extract.load)
-    small = {"ViT-L-14-336": "tiny", "blip-base-384": "builtin:scenes/blip"}
-    wanted = argparse.Namespace(
-        model=small[model] if tiny else model,
-        images=8 if tiny else 1024,
-        repeat=1 if tiny else 2,
-        batch_size=4 if tiny else 128,
-        device=arguments.device,
-        precision="bf16",
-        size=(80, 60) if tiny else (500, 375),
-        tokens=tokens,
-        workers=None,
-        pictures=None,
-        peer=None,
-    )
-    figures = extract.speed(wanted)
-    waited = figures["hada_seconds"]
-    say(tokens=tokens, compiled=compiled, bound_by=max(waited, key=waited.__getitem__), **figures)
-
-
-def compiled_backbone(load: Callable[..., Any], *words: Any) -> Any:
-    """The backbone as `hada-extract --compile` has it."""
-    backbone = load(*words)
-    backbone.compile()
-    return backbone
 
 
 def drawn_training(arguments: argparse.Namespace, say: Say, *, reading: str) -> None:
