@@ -46,7 +46,7 @@ def day(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_tiny_day_leaves_figures_of_every_kind(tmp_path: Path, needs: Any) -> None:
-    done = day(tmp_path, "--minutes", "3", "--only", *KINDS)
+    done = day(tmp_path, "--minutes", "8", "--only", *KINDS)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == ["machine", *KINDS]
@@ -68,7 +68,7 @@ def test_a_tiny_day_leaves_figures_of_every_kind(tmp_path: Path, needs: Any) -> 
         loaded = {plain(name) for name in figures.get(step.name, {}).get("packages", ())}
         assert loaded & asked - BROUGHT <= {plain(name) for name in step.needs}, step.name
 
-    again = day(tmp_path, "--minutes", "3", "--only", *KINDS)
+    again = day(tmp_path, "--minutes", "8", "--only", *KINDS)
     assert again.returncode == 0
     assert again.stdout.count("done before") == len(KINDS)
 
@@ -93,7 +93,7 @@ def project_dependencies() -> list[str]:
 
 def test_another_family_and_a_compiled_model_are_timed(tmp_path: Path) -> None:
     steps = ("extract-blip-embeddings", "extract-clip-compiled")
-    done = day(tmp_path, "--minutes", "2", "--only", *steps)
+    done = day(tmp_path, "--minutes", "6", "--only", *steps)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "steps.jsonl").read_text().splitlines()[1:]
     for line, compiled in zip(lines, (False, True), strict=True):
