@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from hada.evaluate.pages.templates import render
+from hada.evaluate.pages.rendering import render
 
 
 def document(

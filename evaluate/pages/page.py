@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hada.evaluate.pages.templates import render
+from hada.evaluate.pages.rendering import render
 from hada.evaluate.results.flattery import flattered
 from hada.evaluate.results.paired import FIGURES
 from hada.evaluate.results.text import (

@@ -14,7 +14,7 @@ from hada.evaluate.pages.document import document
 from hada.evaluate.pages.heat import SCALE, heat
 from hada.evaluate.pages.look import LEVELS
 from hada.evaluate.pages.provenance import provenance
-from hada.evaluate.pages.templates import CHART_SCRIPTS, asset
+from hada.evaluate.pages.rendering import CHART_SCRIPTS, asset
 from hada.evaluate.pages.views import Parts
 from hada.evaluate.results.export import as_table
 from hada.evaluate.results.paired import paired_differences

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hada.evaluate.pages.document import document
-from hada.evaluate.pages.templates import asset
+from hada.evaluate.pages.rendering import asset
 from hada.evaluate.pages.thumbnails import thumbnail
 from hada.evaluate.search.searcher import Hit, Searcher
 from hada.extract.common import atomic

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 
-from hada.evaluate.pages.templates import asset
+from hada.evaluate.pages.rendering import asset
 
 PAGE = """
 <h1>Search</h1><p id="about" aria-live="polite"></p>

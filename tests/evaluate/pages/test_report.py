@@ -20,8 +20,8 @@ from hada.evaluate.methods.build import build
 from hada.evaluate.methods.request import Request
 from hada.evaluate.pages import attention, charts
 from hada.evaluate.pages.look import words_of
+from hada.evaluate.pages.rendering import CHART_SCRIPTS, asset
 from hada.evaluate.pages.report import write_page
-from hada.evaluate.pages.templates import CHART_SCRIPTS, asset
 from hada.evaluate.pages.views import recall_curve
 from hada.evaluate.results.measure import measure
 from hada.extract.manifest import load_manifest

@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from hada.evaluate.pages.document import document, policy
 from hada.evaluate.pages.page import comparison
 from hada.evaluate.pages.provenance import VEGA, VEGA_LITE
-from hada.evaluate.pages.templates import CHART_SCRIPTS, PACKAGE, asset, render
+from hada.evaluate.pages.rendering import CHART_SCRIPTS, PACKAGE, asset, render
 
 EVIL = "</script><script>window.owned = 1</script>\"'<img src=x onerror=alert(1)>&{{ 7 * 7 }}"
 
