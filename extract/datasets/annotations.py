@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hada.extract.common.documents import LARGE_BYTES, decode, read_bytes
+from hada.extract.common.documents import LARGE_BYTES, decode, parse_json, read_bytes
 from hada.extract.common.errors import DatasetError
 from hada.extract.common.shapes import shown
 from hada.extract.datasets.image_files import ImageFile
@@ -150,6 +150,23 @@ def read_text(path: Path) -> str:
             f"{error}: it looks like {_likely(odd)}. "
             f"Convert it: iconv -f {_likely(odd)} -t UTF-8 {path.name}"
         ) from odd
+
+
+def read_document(path: Path) -> Any:
+    """The JSON document of a stranger's file, packed or not; raises `DatasetError`.
+
+    What is not used may be NaN or there twice, and captions may end in half a character.
+    """
+    return parse_json(
+        read_text(path),
+        str(path),
+        DatasetError,
+        finite=False,
+        unique=False,
+        halves=True,
+        digits=100,
+        remedy="Perhaps the download was cut short: fetch the file again",
+    )
 
 
 def _likely(error: UnicodeDecodeError) -> str:

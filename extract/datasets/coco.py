@@ -9,14 +9,13 @@ from typing import Annotated, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from hada.extract.common.documents import parse_json
 from hada.extract.common.errors import DatasetError
 from hada.extract.common.shapes import conform
 from hada.extract.datasets.annotations import (
     ReadOptions,
     Row,
     Sample,
-    read_text,
+    read_document,
     whole_characters,
 )
 
@@ -47,15 +46,7 @@ def recognises(sample: Sample) -> bool:
 
 def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
     """The images in the order of the file, each with its captions in theirs."""
-    document = parse_json(
-        read_text(path),
-        str(path),
-        DatasetError,
-        finite=False,
-        unique=False,
-        halves=True,
-        digits=100,
-    )
+    document = read_document(path)
     for key in ("images", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise DatasetError(f"{path}: expected COCO's layout, a mapping with a list {key!r}")

@@ -71,6 +71,10 @@ def _contents(source: InTar | InParquet) -> bytes:
         raise ImageError(str(source), f"cannot be read ({error.strerror or error})") from error
     except DatasetError as error:
         raise ImageError(str(source), str(error).removeprefix(f"{source}: ")) from error
+    except Exception as error:  # pyarrow's, on a parquet file that was damaged since
+        raise ImageError(
+            str(source), f"cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _too_large(size: tuple[int, int]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hada.extract.common.documents import parse_json
 from hada.extract.common.errors import DatasetError
 from hada.extract.common.shapes import listed, shown
 from hada.extract.datasets.annotations import (
@@ -16,7 +15,7 @@ from hada.extract.datasets.annotations import (
     Row,
     Sample,
     captions_of,
-    read_text,
+    read_document,
     whole_characters,
 )
 from hada.extract.datasets.columns import find_columns, looks_like_an_image
@@ -37,16 +36,7 @@ def recognises(sample: Sample) -> bool:
 
 def read(path: Path, options: ReadOptions) -> Iterator[Row]:
     """One row for each record or key, in the order of the file."""
-    document = parse_json(
-        read_text(path),
-        str(path),
-        DatasetError,
-        finite=False,
-        unique=False,
-        halves=True,
-        digits=100,
-        remedy="Perhaps the download was cut short: fetch the file again",
-    )
+    document = read_document(path)
     if isinstance(document, Mapping):
         for name, value in document.items():
             where = f"{path}: {shown(name)}"

@@ -10,14 +10,13 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from hada.extract.common.documents import parse_json
 from hada.extract.common.errors import DatasetError
 from hada.extract.common.shapes import conform
 from hada.extract.datasets.annotations import (
     ReadOptions,
     Row,
     Sample,
-    read_text,
+    read_document,
     whole_characters,
 )
 
@@ -38,18 +37,7 @@ def recognises(sample: Sample) -> bool:
 
 def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
     """One row for each of images[].{filename, filepath?, split, sentences[].{raw, sentid}}."""
-    # Strangers' files: what is not used may be NaN or there twice, captions may end in half a
-    # character.
-    document = parse_json(
-        read_text(path),
-        str(path),
-        DatasetError,
-        finite=False,
-        unique=False,
-        halves=True,
-        digits=100,
-        remedy="Perhaps the download was cut short: fetch the file again",
-    )
+    document = read_document(path)
     records = document.get("images") if isinstance(document, dict) else None
     if not isinstance(records, list):
         raise DatasetError(f"{path}: expected Karpathy's layout, a mapping with a list 'images'")

@@ -34,7 +34,9 @@ def read(path: Path, options: ReadOptions) -> Iterator[Row]:
     try:
         with ParquetFile(path) as table:
             yield from _rows(table, path, options)
-    except (ArrowException, OSError) as error:
+    except DatasetError:
+        raise
+    except (ArrowException, OSError, ValueError, KeyError, OverflowError, TypeError) as error:
         raise DatasetError(f"{path}: not a parquet file ({reason(error)})") from error
 
 

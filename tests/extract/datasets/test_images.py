@@ -13,6 +13,7 @@ from PIL import Image
 
 from hada.extract.common.errors import DatasetError
 from hada.extract.datasets import images
+from hada.extract.datasets.image_files import InParquet
 from hada.extract.datasets.images import ImageError, open_image
 
 
@@ -191,3 +192,11 @@ def test_wide_grays_are_rounded_to_the_nearest(tmp_path: Path) -> None:
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="is not a regular file"):
         open_image(tmp_path)
+
+
+def test_a_parquet_file_that_was_damaged_since_is_an_image_error(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra parquet")
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1" + b"x" * 64)
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(InParquet(str(file), "image", 0, 0))

@@ -135,7 +135,7 @@ def test_equal_names_in_two_folders_are_two_images(tmp_path: Path, form: str) ->
         (tmp_path / "photos" / folder / "001.jpg").write_bytes(data)
     named = "cats/001.jpg,one\ndogs/001.jpg,two\n"
     if form == "nested":  # as they were called on the author's machine
-        named = "".join(f"/home/anna/photos/{line}\n" for line in named.splitlines())
+        named = "".join(f"/author/photos/{line}\n" for line in named.splitlines())
     (tmp_path / "captions.csv").write_text("image,caption\n" + named)
     (data,) = read_splits(dataset_at(tmp_path / "photos", captions=tmp_path / "captions.csv"))
     assert data.image_ids == ("cats/001.jpg", "dogs/001.jpg")
