@@ -75,7 +75,7 @@ def extract_model(
     """
     backbone = load_model(model, data[0].name, device, precision)
     workers = default_workers(choose_device(device)) if workers is None else workers
-    provenance = {**options.provenance, **backbone.origin}
+    provenance = dict(options.provenance)
     if compile:
         backbone.compile()
         provenance["compiled"] = True

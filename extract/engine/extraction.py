@@ -117,7 +117,7 @@ class Extraction:
             writer=writer,
             sizes=BatchSizes(options.batch_size, backbone, items, writer),
             workers=options.workers,
-            provenance=dict(options.provenance),
+            provenance={**options.provenance, **backbone.origin},
             skip_failed=options.on_error == "skip",
             keep_reader=keep_reader,
         )
