@@ -169,7 +169,10 @@ def choose_cca(
     """
     _check(image_ID, caption_TD, caption_to_image_T, min(shrinkages), min(widths))
     if len(image_ID) < 2 * folds:
-        raise UsageError(f"cca: {len(image_ID)} images are too few for {folds} folds; fit_cca fits")
+        raise UsageError(
+            f"cca: {len(image_ID)} images are too few to choose a head on {folds} folds of them: "
+            f"{2 * folds} are needed. Train on more images, or without this head (--set cca=false)"
+        )
     narrow = min(image_ID.shape[1], caption_TD.shape[1])
     tried = sorted({min(width, narrow) for width in widths})
     if value is not None:

@@ -10,6 +10,7 @@ Shape letters: I images, T captions, K scores (the fused one first).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -28,6 +29,8 @@ MOST_IMAGES_OF_NODES = 250  # node matching costs a hundred times a cosine
 STEPS = 40
 START = 10.0  # what a cosine is multiplied by at first; temperatures lie between 0.05 and 0.2
 NEGLIGIBLE = 0.005  # a share below this one is none
+# Where every match is found, or no score says anything, the best weights lie at infinity or at 0.
+LEAST, MOST = 1e-30, 1e6
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,23 @@ def score_loss(table: ScoreTable, shares: Sequence[float]) -> float:
 
 
 def fit(table: ScoreTable) -> tuple[Tensor, float]:
-    """(K,) weights above 0 with the least `matching_loss`, which is convex in them; that loss."""
+    """(K,) weights with the least `matching_loss`, which is convex in them; that loss."""
     scores_KIT, owner_T = table.scores_KIT, table.caption_to_image_T
-    # Logarithms keep the weights above 0.
+    # Logarithms keep the weights above 0; beyond the limits the loss is flat and the search ends.
     logs_K = torch.full((len(scores_KIT),), START).log().requires_grad_()
     optimizer = torch.optim.LBFGS([logs_K], max_iter=STEPS, line_search_fn="strong_wolfe")
 
+    def weights() -> Tensor:
+        return logs_K.clamp(math.log(LEAST), math.log(MOST)).exp()
+
     def loss() -> float:
         optimizer.zero_grad()
-        value = matching_loss(logs_K.exp(), scores_KIT, owner_T)
+        value = matching_loss(weights(), scores_KIT, owner_T)
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    weights_K = logs_K.detach().exp()
+    weights_K = weights().detach()
     return weights_K, float(matching_loss(weights_K, scores_KIT, owner_T))
 
 

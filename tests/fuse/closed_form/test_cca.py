@@ -120,5 +120,7 @@ def test_too_few_pairs_are_told() -> None:
     with pytest.raises(UsageError, match="two captions"):
         fit_cca(image[:1], caption[:1], owner[:1], shrinkage=0.1, width=2)
     few = owner < 4
-    with pytest.raises(UsageError, match="too few for 3 folds"):
+    with pytest.raises(
+        UsageError, match="4 images are too few to choose a head on 3 folds of them: 6 are needed"
+    ):
         choose_cca(image[:4], caption[few], owner[few])

@@ -93,6 +93,41 @@ def test_a_negligible_share_is_none():
     assert dropped
 
 
+@pytest.mark.parametrize("images", [1, 2, 3, 40])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_scores_that_are_all_right_or_all_wrong_have_shares(images, sign):
+    """The likeliest weights would lie at infinity, or at 0, where no share can be had of them."""
+    owner = torch.arange(images).repeat_interleave(2)
+    scores = sign * torch.stack([torch.eye(images)[:, owner], 0.3 * torch.eye(images)[:, owner]])
+    rows = np.arange(images), np.arange(len(owner))
+    table = ScoreTable(scores, owner, *rows)
+    shares, least = tuned_shares(table)
+    assert sum(shares) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in shares)
+    assert np.isfinite(table.total(shares)).all()
+    # An image's two captions share its target: no score tells them apart.
+    blind = np.log(2) / 2 if sign > 0 else (np.log(2 * images) + np.log(images)) / 2
+    assert least == pytest.approx(blind, abs=1e-3)
+
+
+def test_a_step_into_the_void_is_taken_back():
+    """Of few images nearly all weights are as likely, and the search jumps as far as it can."""
+    scores = torch.tensor([
+        [[0.2508, 0.2751, 0.0863, 0.2445, 0.2896], [0.2569, 0.2622, 0.1392, 0.2907, 0.3053],
+         [0.1875, 0.1958, 0.1004, 0.3274, 0.3331]],
+        [[0.9926, 0.9995, 0.8585, 0.4197, 0.7651], [0.9482, 0.8901, 0.9955, 0.5877, 0.7757],
+         [0.3553, 0.3064, 0.4418, 0.9782, 0.8576]],
+        [[0.8720, 0.9390, 0.9782, 0.3038, 0.4045], [0.2458, 0.4154, 0.8224, -0.1749, 0.0594],
+         [0.1949, 0.3363, 0.3139, 0.7769, 0.8983]],
+        [[0.3772, 0.3697, 0.3571, 0.4056, 0.3951], [0.3746, 0.3570, 0.3669, 0.4110, 0.3901],
+         [0.3713, 0.3664, 0.3641, 0.4212, 0.4107]],
+    ])  # fmt: skip
+    owner = torch.tensor([0, 0, 1, 2, 2])
+    weights, least = fit(ScoreTable(scores, owner, np.arange(3), np.arange(5)))
+    assert weights.isfinite().all()
+    assert least < float(matching_loss(torch.full((4,), shares_module.START), scores, owner))
+
+
 def test_an_even_choice_of_images_is_looked_at(monkeypatch):
     """The first images alone would say that the second score is the better one."""
     monkeypatch.setattr(shares_module, "MOST_IMAGES", 20)
