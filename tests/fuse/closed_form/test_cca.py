@@ -120,5 +120,5 @@ def test_too_few_pairs_are_told() -> None:
     with pytest.raises(UsageError, match="two captions"):
         fit_cca(image[:1], caption[:1], owner[:1], shrinkage=0.1, width=2)
     few = owner < 4
-    with pytest.raises(UsageError, match="4 images are too few .* 3 folds of them: 6 are"):
+    with pytest.raises(UsageError, match=r"4 images are too few .* 3 folds of them: 6 are"):
         choose_cca(image[:4], caption[few], owner[few])
