@@ -279,8 +279,8 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import run_folder
-    from hada.fuse.embedding import check_features, check_raw, features_of
     from hada.fuse.network.build import branch_config
+    from hada.fuse.run_files.features import check_features, check_raw, features_of
 
     features = {s.spec.model.name: features_of(s) for s in train_part.stores}
     for store in (store for part in splits.values() for store in part.stores):

@@ -9,11 +9,11 @@ from pathlib import Path
 from hada.extract.common.errors import RunError
 from hada.extract.store import StoreReader
 from hada.fuse import run_folder
-from hada.fuse.embedding import check_raw, features_of
 from hada.fuse.exchange import official
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.recipes import Recipe
+from hada.fuse.run_files.features import check_raw, features_of
 from hada.fuse.tokens.split import Split
 
 

@@ -13,8 +13,9 @@ from small_trainings import SMALL, call, without_time
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.store import open_store
 from hada.fuse.closed_form.correction import Correction
-from hada.fuse.embedding import embed, embed_split, write_embedded, write_nodes
+from hada.fuse.embedding import embed, embed_split
 from hada.fuse.exchange.hub import HadaModel
+from hada.fuse.exchange.stores import write_embedded, write_nodes
 from hada.fuse.job import Plan, train_run
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
