@@ -107,7 +107,18 @@ def embed(
 def encode_side(
     fuser: Fuser, split: Split, side: SideName, device: torch.device
 ) -> tuple[NDArray[np.float32], ItemNodes | None]:
-    """(n, E) fused embeddings of one side, in item order, and the nodes where they are matched."""
+    """Encode one side of a split.
+
+    Args:
+        fuser: The network, in eval mode, on `device`.
+        split: Its n images and captions.
+        side: Which of them.
+        device: Where to compute.
+
+    Returns:
+        (n, E) float32 embeddings of unit length, in item order; and their nodes, or None where the
+        network matches none.
+    """
     lengths = split.lengths(side)
     blocks = encoding_blocks(fuser.image.config, lengths)
     width = fuser.image.config.out_width

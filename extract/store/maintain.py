@@ -182,7 +182,17 @@ def convert(
 def conversion_size(
     source: Path, target: Path, dtype: str | None = None, tokens: str = ALL
 ) -> SizePlan:
-    """What `convert` would write at `target`."""
+    """Compute what `convert` would write.
+
+    Args:
+        source: The store to convert.
+        target: Where the copy would lie.
+        dtype: Of its tokens; None keeps that of the source.
+        tokens: Which tokens it would keep, as `convert` takes it.
+
+    Returns:
+        Bytes and room; nothing is written.
+    """
     return plan_size(target, *_wanted(open_store(source), dtype, tokens))
 
 
