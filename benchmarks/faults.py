@@ -21,33 +21,21 @@ still differ are named and compared by presence alone.
 from __future__ import annotations
 
 import argparse
-import atexit
 import collections
-import contextlib
-import ctypes
-import errno
-import gc
-import hashlib
-import importlib
 import json
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from faults_fork import LIBRARY, LIGHT, Fault, ForkServer, warm_up
+from faults_project import snapshot, stores_in
+from faults_stages import Stage, differences, prepare, stages
+
 HERE = Path(__file__).resolve().parent
-KINDS = ("write", "fsync", "rename", "open", "create", "read", "close", "mkdir", "unlink")
-MODES = {"count": 0, "fail": 1, "short": 2, "kill before": 3, "kill after": 4, "ctrl-c": 5}
-LIBRARY = "HADA_FAULTS_LIBRARY"
 # (calls, mode, error, from then on)
 FAULTS = (
     ("write", "fail", "EIO", False),
@@ -75,364 +63,16 @@ FAULTS = (
 )
 
 
-WARM = (
-    "h5py",
-    "zarr",
-    "hada.extract.backbones.fake",
-    "hada.extract.importers.hada_npz",
-    "hada.extract.importers.write",
-    "hada.extract.job",
-    "hada.extract.store.hdf5_format",
-    "hada.extract.store.maintain",
-    "hada.extract.store.zarr_format",
-)
-# For training and what follows it.
-HEAVY = (
-    "torch",
-    "torch._dynamo",
-    "hada.evaluate.pages.report",
-    "hada.evaluate.results.eccv",
-    "hada.evaluate.search.query",
-    "hada.fuse.exchange.hub",
-    "hada.fuse.job",
-    "hada.fuse.training.lock",
-    "hada.fuse.training.trainer",
-    "huggingface_hub",
-    "rich.table",
-)
-LIGHT = ("extract", "int8", "zarr", "hdf5", "import")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """The `at`-th of these calls meets this fate."""
-
-    calls: str
-    mode: str
-    error: str
-    lasting: bool
-    at: int
-
-    def __str__(self) -> str:
-        what = self.error if self.mode == "fail" else self.mode
-        return f"{self.calls} #{self.at} {what}{' from then on' if self.lasting else ''}"
-
-
-@dataclass
-class Stage:
-    """One command in a project that other commands have prepared."""
-
-    name: str
-    command: tuple[str, ...]
-    before: tuple[tuple[str, ...], ...] = ()
-    says: bool = False  # its output counts as its result
-    base: Path = field(default_factory=Path)
-    reference: dict[str, bytes] = field(default_factory=dict)
-    output: str = ""
-    volatile: set[str] = field(default_factory=set)
-    seen: dict[str, int] = field(default_factory=dict)
-
-
-def stages() -> list[Stage]:
-    """What is attacked."""
-    few = ("--shard-size", "2", "--device", "cpu", "--batch-size", "2")
-    val = ("extract", "--split", "val", "--model", "one", *few)
-    both = tuple(("extract", "--split", split, *few) for split in ("train", "val"))
-    train = ("fuse", "train", "--epochs", "2", "--run", "runs/tiny/mine", "--device", "cpu")
-    ready = (*both, train)
-    store, out = "stores/tiny/val/one", "out/tiny/val/one"
-    h5 = (("convert"), store, "h5/one", "--format", "hdf5")
-    run = ("--run", "runs/tiny/mine", "--device", "cpu")
-    imported = ("import", "hada", "--model", "x", "--split", "val", "--images", "img")
-    found = []
-    for form in ("zarr", "hdf5"):
-        found += [
-            Stage(f"extract-{form}", (*val, "--format", form)),
-            Stage(f"int8-{form}", ("store", "convert", store, out, "--dtype", "int8",
-                                   "--format", form), (val,)),
-        ]  # fmt: skip
-    return [
-        *found,
-        Stage("zarr-to-hdf5", ("store", "convert", store, out, "--format", "hdf5"), (val,)),
-        Stage("hdf5-to-zarr", ("store", "convert", "h5/one", out, "--format", "zarr"),
-              (val, ("store", *h5))),
-        Stage("import", ("store", *imported, "--captions", "txt")),
-        Stage("train", train, both),
-        Stage("embed", ("fuse", "embed", "runs/tiny/mine", "--split", "val", "--device", "cpu"),
-              ready),
-        Stage("search", ("evaluate", "search", "red above blue", "--split", "val", "--jsonl",
-                         "--top", "3", *run), ready, says=True),
-        Stage("recall", ("evaluate", "recall", "--split", "val", "--quick", "--resamples", "100",
-                         *run), ready),
-        Stage("report", ("evaluate", "report", "runs/tiny/mine", "--split", "val", "--resamples",
-                         "100", "--device", "cpu"), ready),
-        Stage("export", ("fuse", "export", "runs/tiny/mine", "exported"), ready),
-    ]  # fmt: skip
-
-
-class Nursery:
-    """Forks children that run commands in `place`, with or without a fault."""
-
-    def __init__(self, work: Path) -> None:
-        self.place, self.said = work / "project", work / "said.txt"
-        self.codes = work / "codes.json"
-        self.library = ctypes.CDLL(os.environ[LIBRARY])
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        self.hdf5 = next((w[-1] for line in lines if "/libhdf5-" in (w := line.split())[-1]), "")
-        self.library.faults_what.restype = ctypes.c_char_p
-        self.library.faults_struck.restype = ctypes.c_long
-        self.library.faults_seen.restype = ctypes.c_long
-
-    def fresh(self, base: Path) -> None:
-        """The project as its stage begins."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(base, self.place)
-
-    def run(
-        self,
-        words: tuple[str, ...],
-        fault: Fault | None = None,
-        first: list[tuple[str, ...]] | None = None,
-    ) -> tuple[int, str]:
-        """Exit code (negative: the signal) and what was said; `codes` are those of `first`."""
-        self.library.faults_disarm()
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            self._child(words, fault, first or [])
-        end = time.monotonic() + 120
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                break
-            if time.monotonic() > end:
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-                self.library.faults_disarm()
-                return 99, "it hung"
-            time.sleep(0.002)
-        self.library.faults_disarm()  # what this process does there is no part of it
-        return os.waitstatus_to_exitcode(status), self.said.read_text(errors="replace")
-
-    def _child(
-        self, words: tuple[str, ...], fault: Fault | None, first: list[tuple[str, ...]]
-    ) -> None:
-        code = 71
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.chdir(self.place)
-            said = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            os.dup2(said, 1)
-            os.dup2(said, 2)
-            codes = []
-            for other in first:
-                try:
-                    commands()[other[0]].main(list(other[1:]), prog_name=other[0])
-                except SystemExit as stop:
-                    codes.append(stop.code)
-            self.codes.write_text(json.dumps(codes))
-            command = commands()[words[0]]
-            calls = fault.calls if fault else " ".join(KINDS)
-            mask = sum(1 << KINDS.index(kind) for kind in calls.split())
-            error = getattr(errno, fault.error) if fault and fault.error else 0
-            self.library.faults_arm(
-                f"{self.place}/".encode(),
-                mask,
-                ctypes.c_long(fault.at if fault else 0),
-                MODES[fault.mode if fault else "count"],
-                error,
-                int(bool(fault and fault.lasting)),
-            )
-            try:
-                command.main(list(words[1:]), prog_name=words[0])
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            # As the interpreter would: threads first, then what was registered, then objects.
-            threading._shutdown()
-            atexit._run_exitfuncs()
-            gc.collect()
-            sys.stdout.flush()
-            # What HDF5 still holds is closed here, as when a process ends.
-            if self.hdf5:
-                ctypes.CDLL(self.hdf5).H5close()
-            sys.stdout.flush()
-            os._exit(code)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(70)
-
-    def struck(self) -> bool:
-        """Whether the fault was met."""
-        return bool(self.library.faults_struck())
-
-    def what(self) -> str:
-        """The path, below the project, where it was met."""
-        return str(self.library.faults_what().decode(errors="replace"))
-
-    def seen(self) -> dict[str, int]:
-        """Calls of each kind in the last run."""
-        return {kind: self.library.faults_seen(number) for number, kind in enumerate(KINDS)}
-
-
-def commands() -> dict[str, object]:
-    """The commands by the name of their room."""
-    from hada.evaluate.cli import evaluate
-    from hada.extract.cli import extract
-    from hada.extract.store_cli import store
-    from hada.fuse.cli import fuse
-
-    return {"extract": extract, "store": store, "fuse": fuse, "evaluate": evaluate}
-
-
-def warm_up(heavy: bool) -> None:
-    """Import what children would import, and nothing that starts a thread."""
-    for name in (*WARM, *(HEAVY if heavy else ())):
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-    commands()
-    # Children look at what they made themselves: the rest would be copied page by page.
-    gc.collect()
-    gc.freeze()
-
-
-def prepare(nursery: Nursery, stage: Stage, work: Path) -> None:
-    """Make the stage's project, run it undisturbed twice, and count its calls."""
-    sys.path.insert(0, str(HERE.parent / "tests" / "support"))
-    import makers
-
-    stage.base = work / f"base-{stage.name}"
-    empty = work / "empty"
-    if not empty.exists():
-        makers.make_project(empty, splits={"train": [2] * 6, "val": [2, 1, 2]})
-        make_arrays(empty)
-    nursery.fresh(empty)
-    for words in stage.before:
-        code, said = nursery.run(words)
-        if code:
-            raise SystemExit(f"{stage.name}: {' '.join(words)}: {code}\n{said}")
-    shutil.copytree(nursery.place, stage.base)
-    trees = []
-    for _ in range(2):
-        nursery.fresh(stage.base)
-        code, stage.output = nursery.run(stage.command)
-        stage.seen = nursery.seen()
-        if code:
-            raise SystemExit(f"{stage.name}: {' '.join(stage.command)}: {code}\n{stage.output}")
-        trees.append(snapshot(nursery.place))
-    one, two = trees
-    if one.keys() != two.keys():
-        raise SystemExit(f"{stage.name}: undisturbed runs leave {set(one) ^ set(two)} or not")
-    stage.reference = two
-    stage.volatile = {name for name in one if one[name] != two[name]}
-
-
-def make_arrays(project: Path) -> None:
-    """Arrays of another project, to be imported."""
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    for folder in ("img", "txt"):
-        (project / folder).mkdir()
-    for row, captions in enumerate([2, 1, 2]):
-        feat = draw.standard_normal((3, 6), dtype=np.float32)
-        proj = draw.standard_normal(4, dtype=np.float32)
-        np.savez(project / "img" / f"val_{row:03d}.npz", feat=feat, proj_embed=proj)
-        feats = draw.standard_normal((captions, 4, 6), dtype=np.float32)
-        proj_embed = draw.standard_normal((captions, 4), dtype=np.float32)
-        atts = np.ones((captions, 4), np.int64)
-        if captions == 1:  # the official code drops the axis
-            feats, proj_embed, atts = feats[0], proj_embed[0], atts[0]
-        path = project / "txt" / f"val_{row:03d}.npz"
-        np.savez(path, feat=feats, att=atts, proj_embed=proj_embed)
-
-
-def snapshot(place: Path) -> dict[str, bytes]:
-    """Every finished file below `place`, without times."""
-    return {
-        str(path.relative_to(place)): content(path)
-        for path in sorted(place.rglob("*"))
-        if path.is_file()
-        and not {".tmp-", "tensorboard"} & set(re.findall(r"\.tmp-|tensorboard", str(path)))
-        and path.name != "lock"
-        and path.suffix != ".lock"
-    }
-
-
-def content(path: Path) -> bytes:
-    """A file's bytes, or what of them does not depend on the clock."""
-    data = path.read_bytes()
-    try:
-        if path.suffix in (".json", ".jsonl"):
-            return repr([timeless(json.loads(line)) for line in documents(path, data)]).encode()
-        if path.suffix == ".pt":
-            return checkpoint(path)
-    except Exception:
-        return data
-    return data
-
-
-def documents(path: Path, data: bytes) -> list[bytes]:
-    """The JSON documents of a file."""
-    return data.splitlines() if path.suffix == ".jsonl" else [data]
-
-
-def timeless(value: object) -> object:
-    """A JSON value without what the clock decided."""
-    if isinstance(value, dict):
-        dropped = ("second", "time", "per_s", "environment", "date")
-        return {
-            key: timeless(entry)
-            for key, entry in sorted(value.items())
-            if not any(word in key for word in dropped)
-        }
-    return [timeless(entry) for entry in value] if isinstance(value, list) else value
-
-
-def checkpoint(path: Path) -> bytes:
-    """Everything in a training's last state but its times, `metrics_bytes` among them."""
-    import torch
-
-    def plain(value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            data = hashlib.sha256(value.contiguous().view(-1).numpy().tobytes()).hexdigest()
-            return str(value.dtype), tuple(value.shape), data
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in ("seconds", "metrics_bytes")}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    return repr(plain(torch.load(path, weights_only=True))).encode()
-
-
-def differences(stage: Stage, tree: dict[str, bytes]) -> list[str]:
-    """Files that are not as in the undisturbed run."""
-    names = sorted(stage.reference.keys() | tree.keys())
-    return [
-        name
-        for name in names
-        if (name in tree) != (name in stage.reference)
-        or (name not in stage.volatile and tree.get(name) != stage.reference.get(name))
-    ]
-
-
-def stores_in(place: Path) -> list[str]:
-    """The stores of a project."""
-    return sorted(
-        str(path.parent.relative_to(place))
-        for path in place.rglob("features.*")
-        if path.is_dir() and ".tmp-" not in str(path)
-    )
-
-
-def attack(nursery: Nursery, stage: Stage, fault: Fault) -> tuple[str, str]:
+def attack(fork_server: ForkServer, stage: Stage, fault: Fault) -> tuple[str, str]:
     """How one fault ended (unmet, absorbed, told, killed, SILENT, ...), and what was wrong."""
-    nursery.fresh(stage.base)
-    code, said = nursery.run(stage.command, fault)
-    if not nursery.struck():
+    fork_server.fresh(stage.base)
+    code, said = fork_server.run(stage.command, fault)
+    if not fork_server.struck():
         return "unmet", ""
-    where = nursery.what()
+    where = fork_server.what()
     end = "killed" if code == -9 and "kill" in fault.mode else "told" if code else "absorbed"
     if end == "absorbed":
-        wrong = differences(stage, snapshot(nursery.place))
+        wrong = differences(stage, snapshot(fork_server.place))
         if stage.says and said.splitlines()[-3:] != stage.output.splitlines()[-3:]:
             wrong.append("what it said")
         if wrong:
@@ -441,18 +81,18 @@ def attack(nursery: Nursery, stage: Stage, fault: Fault) -> tuple[str, str]:
         plain = code in (1, 2, 130) and ("error:" in said or "could not be" in said)
         if not plain or "Traceback" in said or "unexpected" in said or "Exception ignored" in said:
             return "ILL TOLD", f"{where}: exit code {code}, said {said[-600:]!r}"
-    tree, stores = snapshot(nursery.place), stores_in(nursery.place)
+    tree, stores = snapshot(fork_server.place), stores_in(fork_server.place)
     wrong = differences(stage, tree)
     doubtful = [name for name in stores if any(file.startswith(f"{name}/") for file in wrong)]
     checks = [("store", "verify", "--deep", name) for name in doubtful]
-    code, said = nursery.run(stage.command, first=checks)
-    for name, verdict in zip(doubtful, json.loads(nursery.codes.read_text()), strict=True):
+    code, said = fork_server.run(stage.command, first=checks)
+    for name, verdict in zip(doubtful, json.loads(fork_server.codes.read_text()), strict=True):
         if not verdict:
             return "SILENT", f"{where}: {name} is called whole, and is not: {wrong[:3]}"
-    wrong = differences(stage, snapshot(nursery.place))
+    wrong = differences(stage, snapshot(fork_server.place))
     if code or wrong:
         return "NOT RECOVERED", f"{where}: exit code {code}, {wrong[:3]}, said {said[-400:]!r}"
-    left = [str(p) for p in nursery.place.rglob("*") if ".tmp-" in p.name]
+    left = [str(p) for p in fork_server.place.rglob("*") if ".tmp-" in p.name]
     if left and fault.mode != "ctrl-c" and fault.calls != "unlink" and not fault.lasting:
         return "LEFT OVER", f"{where}: {left[:3]}"
     return end, where
@@ -510,11 +150,11 @@ def main() -> None:
 def run(options: argparse.Namespace, work: Path) -> int:
     """Attack, print the table, and return 1 where something went wrong."""
     warm_up(heavy=not all(name.startswith(LIGHT) for name in options.stages))
-    nursery = Nursery(work)
+    fork_server = ForkServer(work)
     chosen: list[tuple[Stage, Fault]] = []
     for stage in stages():
         if stage.name in options.stages:
-            prepare(nursery, stage, work)
+            prepare(fork_server, stage, work)
             chosen += [(stage, fault) for fault in choose(stage, options.per)]
             if stage.volatile:
                 print(f"{stage.name}: other in every run: {', '.join(sorted(stage.volatile))}")
@@ -525,7 +165,7 @@ def run(options: argparse.Namespace, work: Path) -> int:
     )
     bad = 0
     for stage, fault in chosen:
-        end, detail = attack(nursery, stage, fault)
+        end, detail = attack(fork_server, stage, fault)
         table[stage.name, fault.calls if len(fault.calls.split()) == 1 else fault.mode][end] += 1
         if end.isupper():
             bad += 1

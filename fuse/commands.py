@@ -136,7 +136,8 @@ def embed(
     """
     from hada.extract.common.errors import UsageError
     from hada.extract.store import open_store
-    from hada.fuse.embedding import embed_split, write_embedded, write_nodes
+    from hada.fuse.embedding import embed_split
+    from hada.fuse.exchange.stores import write_embedded, write_nodes
 
     names = (splits,) if isinstance(splits, str) else tuple(splits)
     if output is not None and len(names) > 1:

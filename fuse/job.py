@@ -21,10 +21,13 @@ from hada.extract.spec import SIDES
 from hada.fuse.recipes import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from hada.extract.manifest import Manifest
     from hada.fuse.run_folder import RunFolder
-    from hada.fuse.tokens.placement import Mode
+    from hada.fuse.tokens.placement import Mode, Reading
     from hada.fuse.tokens.split import Split
+    from hada.fuse.training.trainer import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,21 @@ def plan_training(
     folder: Path | None = None,
     allow_same_split: bool = False,
 ) -> Plan:
-    """Resolve names to paths.
+    """Resolve the names of a training to paths.
+
+    Args:
+        manifest: Where data sets, stores and runs are.
+        dataset: Its name there.
+        models: The models to fuse, by name; their stores need not be there yet.
+        recipe: What is trained, and how.
+        seed: Of the weights and of the order of batches.
+        train_split: The split to train on.
+        val_split: The split that chooses the epoch and fits the shares of the scores.
+        folder: The run's folder; None for RUNS/DATASET/MODELS-RECIPE-sSEED.
+        allow_same_split: Allow the two splits to be one, for trying things out.
+
+    Returns:
+        The plan; nothing is read or written.
 
     Raises:
         UnknownNameError: Nobody knows the dataset, a split or a model.
@@ -168,31 +185,15 @@ def train_run(
 
     from hada.extract.common.device import choose_device
     from hada.extract.common.host import reuse_freed_memory
-    from hada.extract.store import open_store
     from hada.fuse import run_folder
     from hada.fuse.fitted import fitted_on
-    from hada.fuse.tokens.loader import Loader
     from hada.fuse.tokens.placement import choose_reading
-    from hada.fuse.tokens.split import Split
     from hada.fuse.training import trainer
-    from hada.fuse.training.checkpoint import start_from
     from hada.fuse.training.lock import only_trainer
 
     reuse_freed_memory()
     chosen = torch.device(choose_device(device))
-    stores = {
-        split: [open_store(path) for path in folders] for split, folders in plan.paths.items()
-    }
-    say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
-    splits = {
-        split: Split(
-            opened,
-            in_memory=False,
-            first_tokens_only=plan.recipe.features.first_tokens_only,
-            pinned=chosen.type == "cuda",
-        )
-        for split, opened in stores.items()
-    }
+    splits = _open_splits(plan, pinned=chosen.type == "cuda")
     train_part, val_part = splits[plan.train_split], splits[plan.val_split]
     run = run_folder.RunFolder(plan.folder)
     way = choose_reading(
@@ -221,35 +222,77 @@ def train_run(
             return run
         say(f"reading from {way}")
         way.apply(train_part, val_part)
-        loader = Loader(
-            train_part,
-            plan.recipe.training.order,
-            plan.recipe.training.batch_size,
-            plan.seed,
-            shards=way.shards,
-            windows=way.mode == "window",
-        )
-        objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(chosen)
-        if init is not None:
-            start_from(run_folder.RunFolder(init), objective)
-        count = sum(parameter.numel() for parameter in objective.trainable().values())
-        say(
-            f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
-            f"{count:,} parameters, {chosen}"
-        )
-        job = trainer.Job(
-            objective=objective,
-            optimizer=trainer.build_optimizer(plan.recipe, objective),
-            loader=loader,
-            val=val_part,
-            recipe=plan.recipe,
-            run=run,
-            device=chosen,
-            report=say,
-            report_to=report_to,
+        job = _trainer_job(
+            plan, run, train_part, val_part, way, chosen, init=init, report_to=report_to
         )
         say(trainer.summary(run, trainer.train(job)))
         return run
+
+
+def _open_splits(plan: Plan, *, pinned: bool) -> dict[str, Split]:
+    """The plan's splits, their tokens not read yet; `pinned` for copies to a CUDA device."""
+    from hada.extract.store import open_store
+    from hada.fuse.tokens.split import Split
+
+    stores = {
+        split: [open_store(path) for path in folders] for split, folders in plan.paths.items()
+    }
+    say(f"reading {' and '.join(stores)} of {', '.join(plan.models)}")
+    return {
+        split: Split(
+            opened,
+            in_memory=False,
+            first_tokens_only=plan.recipe.features.first_tokens_only,
+            pinned=pinned,
+        )
+        for split, opened in stores.items()
+    }
+
+
+def _trainer_job(
+    plan: Plan,
+    run: RunFolder,
+    train_part: Split,
+    val_part: Split,
+    way: Reading,
+    device: torch.device,
+    *,
+    init: Path | None,
+    report_to: Sequence[str],
+) -> Job:
+    """What the trainer needs: the losses with their network, the optimiser, and the batches."""
+    from hada.fuse import run_folder
+    from hada.fuse.tokens.loader import Loader
+    from hada.fuse.training import trainer
+    from hada.fuse.training.checkpoint import start_from
+
+    settings = plan.recipe.training
+    objective = trainer.build_objective(plan.recipe, train_part, plan.seed).to(device)
+    if init is not None:
+        start_from(run_folder.RunFolder(init), objective)
+    count = sum(parameter.numel() for parameter in objective.trainable().values())
+    say(
+        f"training {plan.folder}: {train_part.images} images, {train_part.captions} captions, "
+        f"{count:,} parameters, {device}"
+    )
+    return trainer.Job(
+        objective=objective,
+        optimizer=trainer.build_optimizer(plan.recipe, objective),
+        loader=Loader(
+            train_part,
+            settings.order,
+            settings.batch_size,
+            plan.seed,
+            shards=way.shards,
+            windows=way.mode == "window",
+        ),
+        val=val_part,
+        recipe=plan.recipe,
+        run=run,
+        device=device,
+        report=say,
+        report_to=report_to,
+    )
 
 
 def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder], dict[str, float]]:
@@ -279,8 +322,8 @@ def train_seeds(plans: Sequence[Plan], **options: Any) -> tuple[list[RunFolder],
 def _resolved(plan: Plan, train_part: Split, splits: dict[str, Split]) -> dict[str, Any]:
     """What a run's config.json says about what it is, whichever machine it runs on."""
     from hada.fuse import run_folder
-    from hada.fuse.embedding import check_features, check_raw, features_of
     from hada.fuse.network.build import branch_config
+    from hada.fuse.run_files.features import check_features, check_raw, features_of
 
     features = {s.spec.model.name: features_of(s) for s in train_part.stores}
     for store in (store for part in splits.values() for store in part.stores):

@@ -91,17 +91,7 @@ def look(
     kept = np.unique(np.linspace(0, part.images - 1, min(part.images, most_images)).astype(int))
     captions = part.captions_of(kept)
     owner = np.searchsorted(kept, part.owner[captions])
-    scored, items = [], []
-    for model, name in enumerate(names):
-        pair = [part.sources[side][model].embeddings for side in ("image", "caption")]
-        image, caption = pair
-        if image is None or caption is None or image.shape[1] != caption.shape[1]:
-            say(f"{name}: no joint space, so no cosine of its own to look at")
-            continue
-        stored = image[part.image_rows[kept]], caption[part.caption_rows[captions]]
-        items.append((stored[0].astype(np.float32), stored[1].astype(np.float32)))
-        a, b = (unit_rows(side) for side in items[-1])
-        scored.append(Scored.of(name, a @ b.T, owner))
+    scored, items = _cosines(part, names, kept, captions, owner)
     if not scored:
         raise StoreError(f"{dataset}/{split}: none of {', '.join(names)} has a joint space")
     found = [
@@ -127,6 +117,27 @@ def look(
         "captions": len(captions),
         "combinations": found,
     }
+
+
+def _cosines(
+    part: Split,
+    names: Sequence[str],
+    images: NDArray[np.int64],
+    captions: NDArray[np.int64],
+    owner: NDArray[np.int64],
+) -> tuple[list[Scored], list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """The models that have a joint space: their scores, and (I, E) and (T, E) as stored."""
+    scored, items = [], []
+    for model, name in enumerate(names):
+        image, caption = (part.sources[side][model].embeddings for side in ("image", "caption"))
+        if image is None or caption is None or image.shape[1] != caption.shape[1]:
+            say(f"{name}: no joint space, so no cosine of its own to look at")
+            continue
+        stored = image[part.image_rows[images]], caption[part.caption_rows[captions]]
+        items.append((stored[0].astype(np.float32), stored[1].astype(np.float32)))
+        unit_IE, unit_TE = (unit_rows(side) for side in items[-1])
+        scored.append(Scored.of(name, unit_IE @ unit_TE.T, owner))
+    return scored, items
 
 
 def _train(manifest: Manifest, dataset: str, split: str, names: Sequence[str]) -> Embeddings | None:

@@ -29,6 +29,8 @@ from hada.extract.store import StoreReader
 
 # Descriptions that pass a text tower at once.
 BATCH = 64
+# The method that the others' gains are measured against.
+PLAIN = "CLIP (prompt)"
 
 
 @dataclass(frozen=True)
@@ -68,45 +70,9 @@ def classification(
     Raises:
         UsageError: A label is not among the classes.
     """
-    column_of = {name: number for number, name in reversed(list(enumerate(text.names)))}
-    unknown = sorted({name for names in truth for name in names} - set(column_of))
-    if unknown:
-        raise UsageError(
-            f"--labels: class {unknown[0]!r} is not among the {len(column_of)} classes"
-        )
-    right_IC = np.zeros((len(truth), len(text.names)), bool)
-    for row, names in enumerate(truth):
-        right_IC[row, [column_of[name] for name in names]] = True
-    crops = next(iter(rules.values()))[0]
-    plain = text.label_CE[:, None], np.ones((len(text.names), 1), bool)
-    scores = {
-        "CLIP (prompt)": weighting.look(crops.image_IE, None, CLIP)
-        @ weighting.describe(text.label_CE, *plain, CLIP).T,
-        "CuPL (mean of descriptions)": weighting.look(crops.image_IE, None, CLIP)
-        @ weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, CLIP).T,
-    }
-    for name, (c, r) in rules.items():
-        texts = weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, r)
-        scores[name] = weighting.look(c.image_IE, c.crops_IRNE, r) @ texts.T
-    hits = {name: expected_hits(s, right_IC) for name, s in scores.items()}
+    right_IC = _right_classes(truth, text.names)
+    hits = {n: expected_hits(s, right_IC) for n, s in _class_scores(rules, text).items()}
     drawn = np.random.default_rng(seed).integers(0, len(truth), (resamples, len(truth)))
-    resampled = {name: 100 * hit[drawn].mean(axis=1) for name, hit in hits.items()}
-    plain_name = "CLIP (prompt)"
-    base = 100 * hits[plain_name].mean()
-    methods = []
-    for name, hit in hits.items():
-        spread = interval(resampled[name])
-        gain = interval(resampled[name] - resampled[plain_name])
-        top1 = 100 * float(hit.mean())
-        methods.append(
-            {
-                "name": name,
-                "top1": top1,
-                "gain": top1 - float(base),
-                "interval": {"low": spread.low, "high": spread.high},
-                "gain_interval": {"low": gain.low, "high": gain.high},
-            }
-        )
     spec = gallery.stores[0].spec
     return {
         "task": "zeroshot_classification",
@@ -117,8 +83,63 @@ def classification(
             "labels": "any of an image's",
             "classes": len(text.names),
         },
-        "methods": methods,
+        "methods": _figures(hits, drawn),
     }
+
+
+def _right_classes(truth: Sequence[Sequence[str]], names: Sequence[str]) -> NDArray[np.bool_]:
+    """(I, C) whether a class is among an image's; raises `UsageError` for a label that is none."""
+    column_of = {name: number for number, name in reversed(list(enumerate(names)))}
+    unknown = sorted({name for labels in truth for name in labels} - set(column_of))
+    if unknown:
+        raise UsageError(
+            f"--labels: class {unknown[0]!r} is not among the {len(column_of)} classes"
+        )
+    right_IC = np.zeros((len(truth), len(names)), bool)
+    for row, labels in enumerate(truth):
+        right_IC[row, [column_of[name] for name in labels]] = True
+    return right_IC
+
+
+def _class_scores(
+    rules: dict[str, tuple[Crops, Rules]], text: ClassTexts
+) -> dict[str, NDArray[Any]]:
+    """(I, C) scores by method, the two without crops first."""
+    crops = next(iter(rules.values()))[0]
+    plain = text.label_CE[:, None], np.ones((len(text.names), 1), bool)
+    scores = {
+        PLAIN: weighting.look(crops.image_IE, None, CLIP)
+        @ weighting.describe(text.label_CE, *plain, CLIP).T,
+        "CuPL (mean of descriptions)": weighting.look(crops.image_IE, None, CLIP)
+        @ weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, CLIP).T,
+    }
+    for name, (stored, rule) in rules.items():
+        texts = weighting.describe(text.label_CE, text.description_CDE, text.mask_CD, rule)
+        scores[name] = weighting.look(stored.image_IE, stored.crops_IRNE, rule) @ texts.T
+    return scores
+
+
+def _figures(
+    hits: dict[str, NDArray[np.float64]], drawn: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Top-1 of each method and its gain over `PLAIN`, with the intervals of resamples `drawn`."""
+    resampled = {name: 100 * hit[drawn].mean(axis=1) for name, hit in hits.items()}
+    base = 100 * hits[PLAIN].mean()
+    methods = []
+    for name, hit in hits.items():
+        spread = interval(resampled[name])
+        gain = interval(resampled[name] - resampled[PLAIN])
+        top1 = 100 * float(hit.mean())
+        methods.append(
+            {
+                "name": name,
+                "top1": top1,
+                "gain": top1 - float(base),
+                "interval": {"low": spread.low, "high": spread.high},
+                "gain_interval": {"low": gain.low, "high": gain.high},
+            }
+        )
+    return methods
 
 
 def expected_hits(scores_IC: NDArray[Any], right_IC: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -166,7 +187,18 @@ def read_labels(path: Path, gallery: Gallery) -> list[list[str]]:
 def encode_classes(
     manifest: Manifest, store: StoreReader, classes: dict[str, list[str]], prompt: str, device: str
 ) -> ClassTexts:
-    """All prompts and descriptions through the model's text tower."""
+    """Encode all prompts and descriptions by the model's text tower.
+
+    Args:
+        manifest: Says how the model is loaded.
+        store: A store of the model.
+        classes: Class -> its descriptions, C classes.
+        prompt: With {} where the class name goes.
+        device: Where the text tower computes.
+
+    Raises:
+        UsageError: The prompt has no {}.
+    """
     if "{}" not in prompt:
         raise UsageError(f"--prompt {prompt!r}: expected {{}} where the class name goes")
     backbone = load_frozen_model(manifest, store, device)

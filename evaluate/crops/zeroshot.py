@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,7 @@ def zeroshot(
     if (classes is None) != (labels is None):
         raise UsageError("--classes and --labels belong together: give both or neither")
     gallery = open_gallery(manifest, entry.name, split, [model])
-    stored = [
-        open_crops(path, gallery)
-        for name in ("wca", "lgca")
-        for path in [f"{manifest.store_path(entry.name, split, model)}@crops-{name}"]
-        if Path(path).exists()
-    ]
-    if not stored:
-        raise StoreError(
-            f"no crops of {model!r} on {entry.name}/{split}. Make them first: "
-            f"hada-extract --dataset {entry.name} --model {model} --split {split} --crops lgca"
-        )
+    stored = _stored_crops(manifest, entry.name, split, model, gallery)
     share = whole if whole is not None else 0.0 if classes else 0.5
     rules = {
         _method(crops.name, rounds): (
@@ -85,17 +76,40 @@ def zeroshot(
         truth = read_labels(labels, gallery)
         text = encode_classes(manifest, gallery.stores[0], read_classes(classes), prompt, device)
         result = classification(gallery, rules, text, truth, resamples=resamples, seed=seed)
-        for line in result["methods"]:
-            spread, gain = line["interval"], line["gain_interval"]
-            gain_text = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
-            tell(
-                f"{line['name']:34} top-1 {line['top1']:5.1f} %  "
-                f"[{spread['low']:.1f}, {spread['high']:.1f}]  "
-                f"{gain_text if gain['low'] != gain['high'] else ''}".rstrip()
-            )
-        tell("[95 % interval], then the gain over CLIP: paired bootstrap by image")
+        _tell_top1(result["methods"])
     atomic.write_json(target, result)
     say(f"written to {target}")
+
+
+def _stored_crops(
+    manifest: Manifest, dataset: str, split: str, model: str, gallery: Gallery
+) -> list[Crops]:
+    """The crops of a model on a split, of every plan that was extracted."""
+    stored = [
+        open_crops(path, gallery)
+        for name in ("wca", "lgca")
+        for path in [f"{manifest.store_path(dataset, split, model)}@crops-{name}"]
+        if Path(path).exists()
+    ]
+    if not stored:
+        raise StoreError(
+            f"no crops of {model!r} on {dataset}/{split}. Make them first: "
+            f"hada-extract --dataset {dataset} --model {model} --split {split} --crops lgca"
+        )
+    return stored
+
+
+def _tell_top1(methods: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each method."""
+    for line in methods:
+        spread, gain = line["interval"], line["gain_interval"]
+        gain_text = f"{line['gain']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+        tell(
+            f"{line['name']:34} top-1 {line['top1']:5.1f} %  "
+            f"[{spread['low']:.1f}, {spread['high']:.1f}]  "
+            f"{gain_text if gain['low'] != gain['high'] else ''}".rstrip()
+        )
+    tell("[95 % interval], then the gain over CLIP: paired bootstrap by image")
 
 
 def _method(crops: str, rounds: int) -> str:
@@ -113,9 +127,22 @@ def retrieval(
     seed: int,
     device: str,
 ) -> dict[str, Any]:
-    """Recall of the model alone and of each method, captions as they are.
+    """Measure recall of the model alone and of each method, with captions as they are.
 
     Images get length 1: a factor of an image changes no classification, but does change a ranking.
+
+    Args:
+        gallery: The images and captions.
+        rules: Method name -> its crops, and how they become one vector.
+        resamples: Resamples of the bootstrap over images.
+        seed: Of the bootstrap.
+        device: Where the products are computed.
+
+    Returns:
+        A result as `hada.evaluate.results.measure.measure` gives it.
+
+    Raises:
+        UsageError: The model has no joint space.
     """
     alone = single_models(gallery)
     if not alone:

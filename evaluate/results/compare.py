@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from hada.fuse.ranking.ranks import KS, Ranks
 
 
 def choose_method(result: dict[str, Any], name: str | None, path: Path) -> dict[str, Any]:
-    """The method of that name; by default the last fusion, or else the one with the best RSum."""
+    """Choose one method of a result.
+
+    Args:
+        result: As `hada.evaluate.results.read.read_result` returns it.
+        name: The name of a method, or of a run without "HADA"; None for the last fusion, or the
+            method with the best RSum where there is none.
+        path: The file of the result, for messages.
+
+    Raises:
+        UnknownNameError: The result has no method of that name.
+    """
     methods = {method["name"]: method for method in result["methods"]}
     if name is None:
         fused = [method for method in result["methods"] if method["kind"] == "hada"]
@@ -58,13 +69,7 @@ def compare(
         UsageError: The two are of other datasets, splits or protocols, or of other galleries.
     """
     (result_a, method_a), (result_b, method_b) = first, second
-    for field in ("dataset", "split", "folds", "images", "captions"):
-        a, b = result_a["protocol"][field], result_b["protocol"][field]
-        if a != b:
-            raise UsageError(
-                f"these results cannot be compared: {field} is {a!r} in the first and {b!r} in "
-                "the second; recall depends on the gallery"
-            )
+    _check_comparable(result_a["protocol"], result_b["protocol"])
     paired = _identity(result_a) == _identity(result_b)
     ranks_a, caption_to_image_a = ranks_of(result_a, method_a)
     ranks_b, caption_to_image_b = ranks_of(result_b, method_b)
@@ -103,6 +108,16 @@ def compare(
         ],
         "queries": _won_and_lost(ranks_a, ranks_b) if paired else None,
     }
+
+
+def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where two protocols rank in other galleries."""
+    for field in ("dataset", "split", "folds", "images", "captions"):
+        if first[field] != second[field]:
+            raise UsageError(
+                f"these results cannot be compared: {field} is {first[field]!r} in the first and "
+                f"{second[field]!r} in the second; recall depends on the gallery"
+            )
 
 
 def sentences(comparison: dict[str, Any]) -> list[str]:

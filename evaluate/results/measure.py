@@ -74,14 +74,7 @@ def measure(
         seed=seed,
     )
     protocol = _protocol(gallery, cut)
-    past = [
-        {
-            "kind": method.kind,
-            "fitted_on": [entry.plain() for entry in method.fitted],
-            "saw_split": saw(method.fitted, gallery.stores, gallery.image_rows),
-        }
-        for method in methods
-    ]
+    past = [_past(gallery, method) for method in methods]
     why = [flattered(one, protocol) for one in past]
     best = _best(methods, tables, ("model",))
     simple = _best(methods, tables, SIMPLE)
@@ -99,9 +92,9 @@ def measure(
             ),
         }
 
+    sizes = len(gallery.image_rows) // folds, len(gallery.caption_rows) // folds
     return {
-        "schema": SCHEMA,
-        "task": "image_text_retrieval",
+        **_header(gallery, resamples, seed),
         "protocol": {
             **protocol,
             "intervals": f"95 %, paired bootstrap by image, {resamples} resamples",
@@ -110,6 +103,31 @@ def measure(
             if p_values_anyway
             else "withheld where either side saw images of this split",
         },
+        "methods": [
+            {
+                "name": method.name,
+                "note": method.note,
+                **past[number],
+                **method.details,
+                **effort(method, *sizes),
+                "metrics": tables[number],
+                "clip_benchmark": _clip_benchmark(tables[number]),
+                "ranks": pack_ranks(ranks[number]),
+                "rsum_interval": plain(interval(resampled[number]))
+                | ({"flattered": why[number]} if why[number] else {}),
+                "gain": gain(number, best),
+                "gain_over_simple": gain(number, simple) if method.kind == "hada" else None,
+            }
+            for number, method in enumerate(methods)
+        ],
+    }
+
+
+def _header(gallery: Gallery, resamples: int, seed: int) -> dict[str, Any]:
+    """What a result says of itself before its protocol and methods."""
+    return {
+        "schema": SCHEMA,
+        "task": "image_text_retrieval",
         "stores": {store.spec.model.name: store.spec.digest() for store in gallery.stores},
         "items": {
             "digest": items_digest(gallery),
@@ -122,25 +140,15 @@ def measure(
             "python": platform.python_version(),
             "numpy": np.__version__,
         },
-        "methods": [
-            {
-                "name": method.name,
-                "note": method.note,
-                **past[number],
-                **method.details,
-                **effort(
-                    method, len(gallery.image_rows) // folds, len(gallery.caption_rows) // folds
-                ),
-                "metrics": tables[number],
-                "clip_benchmark": _clip_benchmark(tables[number]),
-                "ranks": pack_ranks(ranks[number]),
-                "rsum_interval": plain(interval(resampled[number]))
-                | ({"flattered": why[number]} if why[number] else {}),
-                "gain": gain(number, best),
-                "gain_over_simple": gain(number, simple) if method.kind == "hada" else None,
-            }
-            for number, method in enumerate(methods)
-        ],
+    }
+
+
+def _past(gallery: Gallery, method: Method) -> dict[str, Any]:
+    """What a method's parameters come from, and which of that has images of this split."""
+    return {
+        "kind": method.kind,
+        "fitted_on": [entry.plain() for entry in method.fitted],
+        "saw_split": saw(method.fitted, gallery.stores, gallery.image_rows),
     }
 
 

@@ -50,7 +50,16 @@ def pack_ranks(ranks: Ranks) -> dict[str, str]:
 def unpack_ranks(
     packed: dict[str, Any], images: int | None = None, captions: int | None = None
 ) -> Ranks:
-    """Back from `pack_ranks`, checked to be of `images` and `captions`; None accepts any number."""
+    """Unpack ranks.
+
+    Args:
+        packed: What `pack_ranks` returned.
+        images: How many images there must be; None for any number.
+        captions: Likewise.
+
+    Raises:
+        UsageError: It is of other numbers of items, or damaged.
+    """
     names = Ranks.__dataclass_fields__
     if set(packed) != set(names):
         raise UsageError(f"the packed ranks of a result: expected {', '.join(names)}")

@@ -140,7 +140,14 @@ def _share_to_zero(values: NDArray[np.float64]) -> float:
 
 
 def draws(images: int, folds: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """(rows, I) how often each image is drawn; every fold is drawn from itself."""
+    """Yield (rows, I) how often each image is drawn, block by block.
+
+    Args:
+        images: I.
+        folds: Galleries of consecutive images; each is drawn from itself.
+        resamples: Rows in all.
+        seed: Of the draw.
+    """
     random = np.random.default_rng(seed)
     step = max(1, BLOCK_COUNTS // images)
     for start in range(0, resamples, step):

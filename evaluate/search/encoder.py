@@ -28,7 +28,8 @@ from hada.extract.store import StoreReader, dtypes
 from hada.extract.store.memory import MemoryStore
 from hada.extract.store.pooling import describe
 from hada.extract.variants.reduced import reduced
-from hada.fuse.embedding import Embedded, check_features, embed
+from hada.fuse.embedding import Embedded, embed
+from hada.fuse.run_files.features import check_features
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
 

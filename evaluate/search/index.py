@@ -26,7 +26,8 @@ from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
-from hada.fuse.embedding import Embedded, contents_of, embed_split
+from hada.fuse.embedding import Embedded, embed_split
+from hada.fuse.run_files.features import contents_of
 from hada.fuse.run_files.sealed import FaultError, check_sealed, write_sealed
 from hada.fuse.run_folder import RunFolder, weights_digest
 from hada.fuse.scores.item_nodes import ItemNodes, score_matrix

@@ -83,7 +83,7 @@ class FakeBackbone:
         self.options = options
         self.preprocessor = Shrink(options.image_size)
         self.truncated = 0
-        # As of weights that have a card: what records it is tried without large libraries.
+        # As families whose weights have a card: its record is tested without their libraries.
         self.origin = {"licence": "none: drawn at random"}
         self._lock = threading.Lock()
         seed = zlib.crc32(request.weights.encode())

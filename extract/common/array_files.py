@@ -116,9 +116,17 @@ def read_npz(
     *,
     most: int = MOST_BYTES,
 ) -> dict[str, NDArray[Any]]:
-    """The `wanted` arrays that an .npz holds (all where None); no pickle is opened.
+    """Read the arrays that an .npz holds; no pickle is opened.
 
-    Raises `error` for a damaged file, and for one with arrays of objects among the wanted ones.
+    Args:
+        source: The file, or its bytes.
+        where: Its name in messages.
+        error: The kind of error that is raised for a damaged file, and for arrays of objects.
+        wanted: Names of arrays, those that are missing left out; None for all.
+        most: Most bytes of an array.
+
+    Returns:
+        Name -> array.
     """
     try:
         with opened(source, where, error) as archive:

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,9 +53,13 @@ class _RefusedError(Exception):
 
 
 def read_bytes(path: Path, error: type[HadaError], most: int, absent: str = "") -> bytes:
-    """A file's bytes, at most `most` of them; every failure is an `error` naming the file.
+    """Read a file's bytes.
 
-    `absent` says what to do where there is no such file.
+    Args:
+        path: The file; it may lie behind a URL.
+        error: The kind of error that every failure is raised as; its text names the file.
+        most: Most bytes: a larger file is refused.
+        absent: What to do where there is no such file; it ends the message.
     """
     from hada.extract.common import remote
 
@@ -94,7 +97,13 @@ def _read(path: Path, most: int, large: HadaError) -> bytes:
 
 
 def decode(data: bytes, where: str, error: type[HadaError]) -> str:
-    """UTF-8 text (with or without its mark) out of bytes; other encodings are told by name."""
+    """Decode UTF-8 text.
+
+    Args:
+        data: UTF-8, with or without its mark.
+        where: Its name in messages.
+        error: The kind of error that is raised for other encodings, which it names.
+    """
     for start, what in _FOREIGN:
         if data.startswith(start):
             raise error(f"{where}: {what}, expected text")
@@ -180,28 +189,19 @@ def read_json(
     absent: str = "",
     **rules: Any,
 ) -> Any:
-    """The JSON document of a file; `rules` as `parse_json` takes them, `absent` as `read_bytes`."""
-    return parse_json(read_bytes(path, error, most, absent), str(path), error, **rules)
+    """Read the JSON document of a file.
 
+    Args:
+        path: The file.
+        error: The kind of error that is raised.
+        most: Most bytes of the file.
+        absent: What to do where there is no such file.
+        rules: As `parse_json` takes them.
 
-def json_lines(
-    path: Path,
-    error: type[HadaError] = UsageError,
-    *,
-    most: int = LARGE_BYTES,
-    cut: bool = False,
-    absent: str = "",
-    **rules: Any,
-) -> Iterator[Any]:
-    """The documents of a file that holds one a line; empty lines are nothing.
-
-    cut: Leave out a last line without its line break, as a process that was killed leaves it.
+    Returns:
+        Plain values.
     """
-    data = read_bytes(path, error, most, absent)
-    whole = data.rpartition(b"\n")[0]
-    for number, line in enumerate((whole if cut else data).split(b"\n"), start=1):
-        if line.strip():
-            yield parse_json(line, f"{path}, line {number}", error, **rules)
+    return parse_json(read_bytes(path, error, most, absent), str(path), error, **rules)
 
 
 def _place(text: str, position: int | None) -> str:

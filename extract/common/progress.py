@@ -23,7 +23,11 @@ class Advance(Protocol):
 def progress(label: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
     """Show how far work is, its rate in `unit` per second and the time left, on stderr.
 
-    `done` units were there before this process began: they count as done but not in the rate.
+    Args:
+        label: What is at work.
+        total: Units of the whole work.
+        unit: What they are called, in the plural.
+        done: Units that were there before this process began: they count as done, not in the rate.
     """
     meter = _bar if sys.stderr.isatty() else _lines
     with meter(label, total, unit, done) as advance:

@@ -35,11 +35,19 @@ def conform(
     remedy: str = "",
     at: str = "",
 ) -> T:
-    """`value` itself, if it is of the shape that `kind` describes.
+    """Check that plain values are of the shape that `kind` describes.
 
-    `kind` is anything that msgspec knows: a TypedDict, a dataclass, `list[str]`, `Annotated` with
-    limits. Keys that `kind` does not name are let pass. The error names the place by its keys,
-    below `at` where `value` is a part of the document `where`.
+    Args:
+        value: Plain values.
+        kind: Anything that msgspec knows: a TypedDict, a dataclass, `list[str]`, `Annotated` with
+            limits. Keys that it does not name are let pass.
+        where: The name of the document in messages.
+        error: The kind of error that is raised; it names the place by its keys.
+        remedy: What to do, for the end of the message.
+        at: The keys of `value` where it is a part of the document.
+
+    Returns:
+        `value` itself.
     """
     converted(value, kind, where, error, remedy, at)
     return value  # type: ignore[no-any-return]

@@ -49,10 +49,17 @@ def read_torch(
     safe: Sequence[Any] = (),
     mapped: bool = False,
 ) -> Any:
-    """What a file of `torch.save` holds: tensors and plain values, checked by `check_tensors`.
+    """Read a file of `torch.save`; nothing in it is executed.
 
-    safe: Further globals that may be named in it (`torch.serialization.safe_globals`).
-    mapped: Read numbers only when they are looked at, where the file's format allows it.
+    Args:
+        path: The file.
+        error: The kind of error that is raised.
+        device: Where the tensors go.
+        safe: Further globals that may be named in it (`torch.serialization.safe_globals`).
+        mapped: Read numbers only when they are looked at, where the file's format allows it.
+
+    Returns:
+        Tensors and plain values, checked by `check_tensors`.
     """
     with damage(path, "PyTorch", error), warnings.catch_warnings():
         # Old files make torch warn about their pickle protocol and their storage class.

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,3 +238,27 @@ def captions_of(value: object, where: str) -> list[str]:
     raise DatasetError(
         f"{where}: expected a caption as text or a list of texts, got {shown(value)}"
     )
+
+
+def rows_of_lines(
+    path: Path, pattern: re.Pattern[str], expected: str, *, header: re.Pattern[str] | None = None
+) -> Iterator[Row]:
+    """Rows of a text file with one caption a line, numbered within its image.
+
+    Args:
+        path: The file; blank lines are left out.
+        pattern: What a whole line is: the image's name, the caption's number and the caption.
+        expected: That pattern in words, for the error.
+        header: What the first line begins with where it is none of the rows.
+
+    Raises:
+        DatasetError: A line does not fit the pattern.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip() or (number == 1 and header is not None and header.match(line.strip())):
+            continue
+        fits = pattern.fullmatch(line.strip("\r "))
+        if fits is None:
+            raise DatasetError(f"{path}, line {number}: expected {expected}, got {shown(line)}")
+        name, position, caption = fits.groups()
+        yield Row(name, [caption], f"{path}, line {number}", caption_ids=[f"{name}#{position}"])

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hada.extract.common.errors import DatasetError
-from hada.extract.common.shapes import shown
-from hada.extract.datasets.annotations import ReadOptions, Row, Sample, read_text
+from hada.extract.datasets.annotations import ReadOptions, Row, Sample, rows_of_lines
 
 LAYOUT = "Flickr30k's results.csv, separated by ' | '"
 _HEADER = re.compile(r"image_name\s*\|\s*comment_number\s*\|\s*comment", re.IGNORECASE)
@@ -23,14 +21,4 @@ def recognises(sample: Sample) -> bool:
 
 def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
     """One row for each line after the header."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        text = line.strip()
-        if not text or (number == 1 and _HEADER.match(text)):
-            continue
-        fits = _LINE.fullmatch(text)
-        if fits is None:
-            raise DatasetError(
-                f"{path}, line {number}: expected NAME| k| caption, got {shown(line)}"
-            )
-        name, position, caption = fits.groups()
-        yield Row(name, [caption], f"{path}, line {number}", caption_ids=[f"{name}#{position}"])
+    return rows_of_lines(path, _LINE, "NAME| k| caption", header=_HEADER)

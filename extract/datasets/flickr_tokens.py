@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hada.extract.common.errors import DatasetError
-from hada.extract.common.shapes import shown
-from hada.extract.datasets.annotations import ReadOptions, Row, Sample, read_text
+from hada.extract.datasets.annotations import ReadOptions, Row, Sample, rows_of_lines
 
 LAYOUT = "Flickr's token file, NAME#k<tab>caption"
 _LINE = re.compile(r"(\S[^\t]*?)#(\d+)[ ]*\t(.*)")
@@ -22,17 +20,9 @@ def recognises(sample: Sample) -> bool:
 
 
 def read(path: Path, _options: ReadOptions) -> Iterator[Row]:
-    """One row for each line."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        text = line.strip("\r ")
-        if not text:
-            continue
-        fits = _LINE.fullmatch(text)
-        if fits is None:
-            raise DatasetError(
-                f"{path}, line {number}: expected NAME#k, a tab and a caption, got {shown(line)}"
-            )
-        name, position, caption = fits.groups()
-        # Flickr8k has three pictures whose names end in .1 or .2 here and not in the folder; its
-        # lists of splits do not name them, so they are left out with the lists.
-        yield Row(name, [caption], f"{path}, line {number}", caption_ids=[f"{name}#{position}"])
+    """One row for each line.
+
+    Flickr8k has three pictures whose names end in .1 or .2 here and not in the folder; its lists of
+    splits do not name them, so they are left out with the lists.
+    """
+    return rows_of_lines(path, _LINE, "NAME#k, a tab and a caption")

@@ -28,10 +28,11 @@ that way is read through zarr-python or h5py. A store may lie behind a URL, too:
 `hada.extract.common.remote`. docs/store.md tells users all of it.
 """
 
+from hada.extract.store.block import Block
 from hada.extract.store.index import StoreIndex
 from hada.extract.store.reader import StoreReader, open_store, stores_below
 from hada.extract.store.side_reader import SideReader
-from hada.extract.store.writer import Block, StoreWriter, write_store
+from hada.extract.store.writer import StoreWriter, write_store
 
 __all__ = [
     "Block",

@@ -225,11 +225,18 @@ def damage(
     metadata: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Fault | None:
-    """What is wrong with a committed shard, or None.
+    """Look for what is wrong with a committed shard.
 
-    Compares the marker with the store it lies in, and looks at presence and size of its files;
-    with `metadata`, that of the store's arrays, it reads them and compares every byte.
-    `sizes` are those of all files there, where they have been listed (`listed_sizes`).
+    Compares the marker with the store it lies in, and looks at presence and size of its files.
+
+    Args:
+        marker: Of the shard.
+        frame: The store that it lies in.
+        metadata: Of the store's arrays: with it every byte is read and compared.
+        sizes: Of all files there, where they have been listed (`listed_sizes`).
+
+    Returns:
+        The fault, or None.
     """
     fault = frame.foreign(marker)
     if fault is not None:

@@ -175,9 +175,21 @@ def check_same(
     format_name: str | None = None,
     allow: Collection[str] = (),
 ) -> record.Record:
-    """The record of the store on disk, which must mean the same as `spec`.
+    """Check that the store on disk is the one that is to be written.
 
-    Fields in `allow` may differ; that is then written down in the store's attributes.
+    Args:
+        folder: Where the store is.
+        spec: What it must hold.
+        index: The ids and lengths that it must have.
+        format_name: The format that it must have; None for any.
+        allow: Fields of the spec that may differ; that is then noted in its attributes.
+
+    Returns:
+        The store's record.
+
+    Raises:
+        StoreError: The folder holds something else.
+        StoreMismatchError: The store is another one; the message names the fields.
     """
     found = formats.find(folder)
     if found is None:

@@ -30,12 +30,19 @@ from hada.extract.common.errors import StoreError
 from hada.extract.store import digests
 from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
 from hada.extract.store.formats import SHARDED, ArrayPlan, Written
+from hada.extract.store.hdf5_part import (
+    CRC,
+    READ_ERRORS,
+    add_dataset,
+    chunk_count,
+    chunk_layout,
+    compare_part,
+    create_file,
+    fill_part,
+)
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"
-_CRC = "crc32c"
-_FLETCHER = 4
-_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Hdf5Format:
@@ -52,12 +59,12 @@ class Hdf5Format:
     ) -> None:
         features.mkdir(parents=True)
         image = io.BytesIO()
-        with _create(image) as file:
+        with create_file(image) as file:
             file.attrs["arrays"] = json.dumps({n: _plan_json(p) for n, p in plans.items()})
             for key, value in attributes.items():
                 file.attrs[key] = json.dumps(value, sort_keys=True)
             for name, values in small.items():
-                _dataset(file, name, values, max(1, len(values)), 0)
+                add_dataset(file, name, values, max(1, len(values)), 0)
         atomic.write_new(features / _INDEX, image.getvalue())
         for side in {name.partition("/")[0] for name in plans}:
             (features / side).mkdir()
@@ -75,14 +82,14 @@ class Hdf5Format:
         with atomic.writing(path, silent=True, tidy=False) as sink:
             # In a thread, where Ctrl-C cannot come between: HDF5 would end in the middle of it.
             with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
-                tables = pool.submit(_fill, sink, arrays).result()
+                tables = pool.submit(fill_part, sink, arrays).result()
             # What did not arrive is known here, before anything is read back.
             sink.check()
             temporary = atomic.temporary_name(path)
             # The disk is at work while what was written is compared.
             with ThreadPoolExecutor(1) as pool:
                 synced = pool.submit(sink.sync)
-                _compare(temporary, arrays)
+                compare_part(temporary, arrays)
                 written = os.stat(temporary).st_size, digests.of_file(temporary)
                 synced.result()
         return Written(files={str(path.relative_to(features)): written}, crcs=tables)
@@ -100,7 +107,7 @@ class Hdf5Format:
         for name, described in metadata.items():
             try:
                 crcs[name] = Hdf5Source(features, name, described).verified(shard)
-            except _ERRORS as error:
+            except READ_ERRORS as error:
                 raise ValueError(f"{path.relative_to(features)}, {name}: {error}") from error
         return Written(files={str(path.relative_to(features)): written}, crcs=crcs)
 
@@ -176,8 +183,8 @@ class Hdf5Source:
         path = _part(self._features, side, shard)
         before = os.stat(path)
         with h5py.File(path, "r", locking=False) as file:
-            crcs = file.get(f"{_CRC}/{name}")
-            found = _chunks(self._plan, file[name], crcs, before.st_size)
+            crcs = file.get(f"{CRC}/{name}")
+            found = chunk_layout(self._plan, file[name], crcs, before.st_size)
         if found is None:
             return None
         rows, offsets, crcs = found
@@ -215,46 +222,10 @@ class Hdf5Source:
                 data = file[name]
                 rows = data[first - shard * step : last - shard * step]
                 # One that was lost reads as if it had never been written.
-                if data.chunks is not None and data.id.get_num_chunks() < _chunk_count(data):
+                if data.chunks is not None and data.id.get_num_chunks() < chunk_count(data):
                     raise ValueError("some of its chunks are missing")
             out[first - start : first - start + len(rows)] = rows
         return out
-
-
-def _chunks(
-    plan: ArrayPlan, data: Any, crcs: Any, file_bytes: int
-) -> tuple[int, NDArray[np.int64], NDArray[np.uint32]] | None:
-    """Rows of a chunk, where the chunks lie and their crc32c; None for another's writing."""
-    row = plan.shape[1:]
-    pipeline = data.id.get_create_plist()
-    filters = [pipeline.get_filter(k)[0] for k in range(pipeline.get_nfilters())]
-    plain = (
-        data.dtype == np.dtype(plan.dtype).newbyteorder("<")
-        and data.shape[1:] == row
-        and data.chunks is not None
-        and data.chunks[1:] == row
-        and filters == [h5py.h5z.FILTER_FLETCHER32]
-        and crcs is not None
-    )
-    if not plain:
-        return None
-    rows = int(data.chunks[0])
-    checks = np.asarray(crcs[...], np.uint32)
-    offsets = np.full(_chunk_count(data), MISSING, np.int64)
-    stored: list[Any] = []
-    data.id.chunk_iter(stored.append)
-    wanted = rows * plan.row_bytes + _FLETCHER
-    for chunk in stored:
-        if chunk.filter_mask or chunk.size != wanted:
-            return None
-        if chunk.byte_offset + chunk.size > file_bytes:
-            raise ValueError("the file ends before its last chunk")
-        offsets[chunk.chunk_offset[0] // rows] = chunk.byte_offset
-    return (rows, offsets, checks) if checks.shape == offsets.shape else None
-
-
-def _chunk_count(data: Any) -> int:
-    return -(-len(data) // int(data.chunks[0]))
 
 
 def _note(found: set[str], name: str, item: Any) -> None:
@@ -266,99 +237,16 @@ def _part(features: Path, side: str, shard: int) -> Path:
     return features / side / f"{shard:06d}.h5"
 
 
-def _create(sink: io.IOBase) -> h5py.File:
-    """A new HDF5 file in a file object that never fails: HDF5 cannot close one that does.
-
-    What it was given is then wrong or whole, and who owns `sink` knows which.
-    """
-    # v110: every HDF5 since 2016 reads it, and its metadata carries checksums.
-    return h5py.File(sink, "w", libver=("v110", "v110"))
-
-
-def _fill(
-    sink: io.IOBase, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]
-) -> dict[str, NDArray[np.uint32]]:
-    """Write a part; returns the crc32c of each array's chunks."""
-    tables = {}
-    with _create(sink) as file:
-        for name, (plan, values) in arrays.items():
-            crcs = tables[name] = _chunk_crcs(values, plan)
-            name = name.partition("/")[2]
-            _dataset(file, name, values, plan.chunk_rows, plan.fill)
-            _dataset(file, f"{_CRC}/{name}", crcs, max(1, len(crcs)), 0)
-    return tables
-
-
-def _compare(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
-    """Read a new part back, as a reader would; raises `StoreError` where it is not as given."""
-    try:
-        damaged = _differing(path, arrays)
-    except _ERRORS as error:
-        damaged = f"it cannot be read ({error})"
-    if damaged:
-        raise StoreError(
-            f"{path}: read back otherwise than it was written: {damaged}. Is the disk in order? "
-            "Run the same command again, or choose another place for stores."
-        )
-
-
-def _differing(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> str:
-    with h5py.File(path, "r", locking=False) as file, path.open("rb", buffering=0) as raw:
-        size = os.fstat(raw.fileno()).st_size
-        for name, (plan, values) in arrays.items():
-            if not values.size:
-                continue
-            name = name.partition("/")[2]
-            found = _chunks(plan, file[name], file[f"{_CRC}/{name}"], size)
-            whole = found is not None and len(file[name]) == len(values)
-            if found is not None:
-                rows, offsets, crcs = found
-                block: Any = np.empty(rows * plan.row_bytes, np.uint8)
-                for offset, crc in zip(offsets.tolist(), crcs.tolist(), strict=True):
-                    done = 0 if offset == MISSING else os.preadv(raw.fileno(), [block], offset)
-                    whole &= done == len(block) and google_crc32c.value(block) == crc
-            if not whole:
-                return f"{name} differs"
-    return ""
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except _ERRORS as error:
+    except READ_ERRORS as error:
         raise StoreError(
             f"{path}: cannot be read ({error}). What a store knows before its first feature "
             "cannot be mended: start it again with --fresh."
         ) from error
-
-
-def _dataset(file: h5py.File, name: str, values: NDArray[Any], rows: int, fill: float) -> None:
-    """One array, chunk by chunk with fletcher32; without rows it has no chunks either."""
-    if not values.size:
-        file.create_dataset(name, shape=values.shape, dtype=values.dtype)
-        return
-    # A chunk larger than the array would need a resizable one.
-    chunks = (min(rows, len(values)), *values.shape[1:])
-    data = file.create_dataset(
-        name, values.shape, values.dtype, chunks=chunks, fletcher32=True, fillvalue=fill
-    )
-    data.write_direct(np.ascontiguousarray(values))
-
-
-def _chunk_crcs(values: NDArray[Any], plan: ArrayPlan) -> NDArray[np.uint32]:
-    """crc32c of each chunk as it lies on disk, the last one filled up."""
-    rows = min(plan.chunk_rows, max(1, len(values)))
-    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    size, fill = rows * plan.row_bytes, fill_bytes(plan.fill, np.dtype(plan.dtype))
-    crcs = []
-    for start in range(0, len(flat), size):
-        part = flat[start : start + size]
-        if len(part) < size:
-            part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
-        crcs.append(google_crc32c.value(part))
-    return np.array(crcs, np.uint32)
 
 
 def _plan_json(plan: ArrayPlan) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName, StoreSpec
 from hada.extract.store import commit, seal
+from hada.extract.store.block import Block
 from hada.extract.store.create import ALLOWED
 from hada.extract.store.index import StoreIndex
 from hada.extract.store.pooling import ALL, pool, pooled_lengths, reduced_spec
 from hada.extract.store.reader import StoreReader, open_store, shard_status
 from hada.extract.store.record import Record, locate, read_record
 from hada.extract.store.size_plan import SizePlan, plan_size
-from hada.extract.store.writer import Block, StoreWriter
+from hada.extract.store.writer import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,17 @@ def convert(
 def conversion_size(
     source: Path, target: Path, dtype: str | None = None, tokens: str = ALL
 ) -> SizePlan:
-    """What `convert` would write at `target`."""
+    """Compute what `convert` would write.
+
+    Args:
+        source: The store to convert.
+        target: Where the copy would lie.
+        dtype: Of its tokens; None keeps that of the source.
+        tokens: Which tokens it would keep, as `convert` takes it.
+
+    Returns:
+        Bytes and room; nothing is written.
+    """
     return plan_size(target, *_wanted(open_store(source), dtype, tokens))
 
 

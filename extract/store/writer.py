@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common import atomic, remote
-from hada.extract.common.errors import NonFiniteError, StoreError
+from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, digests, dtypes, formats, seal
+from hada.extract.store import commit, digests, formats, seal
+from hada.extract.store.block import Block
 from hada.extract.store.create import check_same, create, plan_arrays
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
 from hada.extract.store.record import Record
-from hada.extract.store.underflow import too_small
 
 # Between two looks at what another process is writing.
 WAIT_S = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """The features of one shard.
-
-    values: (sum of lengths, D) token rows, item after item, or None where none are kept.
-    embeddings: (n, E), or None.
-    failed: row in the store -> reason; such an item's values are NaN.
-    provenance: what else decided the bytes, for the marker.
-    """
-
-    values: NDArray[Any] | None = None
-    embeddings: NDArray[Any] | None = None
-    failed: Mapping[int, str] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StoreWriter:
@@ -164,17 +147,17 @@ class StoreWriter:
             NonFiniteError: A feature of an item that did not fail is NaN or infinite.
         """
         rows = self.rows(side, shard)
-        self._check(side, rows, block)
+        block.check(self.spec, self.index, side, rows)
         arrays = {}
         if self.spec.model.tokens(side) is not None and block.values is not None:
             plan = self._plans[f"{side}/tokens"]
-            values, steps = self._cast(block.values, side, rows, block.failed, per_token=True)
+            values, steps = block.stored_tokens(self.spec, self.index, side, rows)
             arrays[f"{side}/tokens"] = plan, values.reshape(-1, *plan.shape[1:])
             if steps is not None:
                 plan = self._plans[f"{side}/steps"]
                 arrays[f"{side}/steps"] = plan, steps.reshape(-1, *plan.shape[1:])
         if block.embeddings is not None:
-            values, _ = self._cast(block.embeddings, side, rows, block.failed, per_token=False)
+            values = block.stored_embeddings(self.spec, self.index, side, rows)
             arrays[f"{side}/embeddings"] = self._plans[f"{side}/embeddings"], values
         written = self._form.write_shard(self._features, side, shard, arrays)
         if self._sealed:
@@ -218,84 +201,6 @@ class StoreWriter:
                 raise marker
             found.update(marker.failed if marker else {})
         return found
-
-    def _check(self, side: SideName, rows: range, block: Block) -> None:
-        model = self.spec.model
-        tokens = model.tokens(side)
-        expected: dict[str, tuple[tuple[int, ...] | None, NDArray[Any] | None]] = {
-            "tokens": (
-                (int(self.index.lengths[side][rows.start : rows.stop].sum()), tokens.width)
-                if tokens
-                else None,
-                block.values,
-            ),
-            "embeddings": (
-                (len(rows), model.embedding_width) if model.embedding_width else None,
-                block.embeddings,
-            ),
-        }
-        for name, (shape, array) in expected.items():
-            got = None if array is None else array.shape
-            if got != shape:
-                raise StoreError(
-                    f"{model.name} {side} {name}, rows {rows.start} to {rows.stop - 1}: "
-                    f"expected shape {shape}, got {got}"
-                )
-
-    def _cast(
-        self,
-        values: NDArray[Any],
-        side: SideName,
-        rows: range,
-        failed: Mapping[int, str],
-        *,
-        per_token: bool,
-    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """`values` in the store's dtype, with their steps if they have some.
-
-        NaN is allowed in items that failed, and nowhere else.
-        """
-        dtype = self.spec.dtype if per_token else dtypes.of_embeddings(self.spec.dtype)
-        steps = None
-        if dtype == "int8":
-            stored, steps = dtypes.quantize(values)
-            if dtypes.all_finite(steps, "float32"):
-                return stored, steps
-            bad = np.broadcast_to(~np.isfinite(steps), values.shape)
-            overflow = int((np.isinf(steps) & np.isfinite(values).all(axis=1, keepdims=True)).sum())
-        else:
-            stored = dtypes.encode(values, dtype)
-            if dtypes.all_finite(stored, dtype):
-                lengths = self.index.lengths[side][rows.start : rows.stop]
-                lengths = lengths if per_token else np.ones(len(rows), np.int64)
-                lost = np.flatnonzero(too_small(values, stored, dtype, lengths))
-                if len(lost):
-                    raise StoreError(
-                        f"{self.spec.model.name} {side}: {len(lost)} items of rows {rows.start} to "
-                        f"{rows.stop - 1} are so small that {dtype} loses their digits, the first "
-                        f"is {self.index.ids[side][lost[0] + rows.start]!r}. Use --store-dtype "
-                        "float32."
-                    )
-                return stored, None
-            bad = ~np.isfinite(dtypes.decode(stored, dtype))
-            overflow = int((bad & np.isfinite(values)).sum())
-        if overflow:
-            raise StoreError(
-                f"{self.spec.model.name} {side}: {overflow} values of rows {rows.start} to "
-                f"{rows.stop - 1} do not fit {dtype}. Use --store-dtype float32."
-            )
-        n = len(rows)
-        items = np.repeat(np.arange(n), self.index.lengths[side][rows.start : rows.stop])
-        # Embeddings have a row an item, tokens as many as the item is long.
-        owners = items if per_token else np.arange(n)
-        wrong = set((owners[bad.any(axis=1)] + rows.start).tolist()) - set(failed)
-        if wrong:
-            raise NonFiniteError(
-                f"{self.spec.model.name} {side}: features of {len(wrong)} items are NaN or "
-                f"infinite, the first is {self.index.ids[side][min(wrong)]!r}. "
-                "Are the weights whole? With --precision fp16, try bf16 or fp32."
-            )
-        return stored, steps
 
 
 def write_store(

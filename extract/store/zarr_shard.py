@@ -21,7 +21,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from hada.extract.common import atomic, remote
+from hada.extract.common import remote
+from hada.extract.common.sink import Sink
 from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
 
 CRC_BYTES = 4
@@ -193,7 +194,7 @@ def parse_index(
 
 
 def write_file(
-    sink: atomic.Sink, layout: ShardLayout, values: NDArray[Any]
+    sink: Sink, layout: ShardLayout, values: NDArray[Any]
 ) -> tuple[int, str, NDArray[np.uint32]]:
     """Write the first `len(values)` rows of one file; returns its size, digest and chunks' crc32c.
 

@@ -140,7 +140,17 @@ def folded(
     image_paid_I: NDArray[Any],
     caption_paid_T: NDArray[Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(I, E + 2) and (T, E + 2) whose inner product is the embeddings' less what both pay."""
+    """Fold a correction into embeddings.
+
+    Args:
+        image_IE: (I, E).
+        caption_TE: (T, E).
+        image_paid_I: (I,) what each image pays for its popularity.
+        caption_paid_T: (T,) what each caption pays.
+
+    Returns:
+        (I, E + 2) and (T, E + 2); their inner product is the embeddings' less what both pay.
+    """
     ones_I, ones_T = np.ones((len(image_IE), 1)), np.ones((len(caption_TE), 1))
     image = np.concatenate([image_IE, -np.asarray(image_paid_I)[:, None], ones_I], axis=1)
     caption = np.concatenate([caption_TE, ones_T, -np.asarray(caption_paid_T)[:, None]], axis=1)

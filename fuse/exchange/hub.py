@@ -24,11 +24,12 @@ from hada.extract.common.errors import RunError
 from hada.extract.spec import SideName
 from hada.extract.store import StoreReader
 from hada.fuse.batch import Features
-from hada.fuse.embedding import Embedded, check_features, embed
+from hada.fuse.embedding import Embedded, embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.run_files.config import branch_from_json
 from hada.fuse.run_files.exported import KEPT, check_export, exported_tensors, seal_weights
+from hada.fuse.run_files.features import check_features
 from hada.fuse.run_files.named import HUB
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.heads import Heads

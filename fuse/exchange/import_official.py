@@ -9,11 +9,11 @@ from pathlib import Path
 from hada.extract.common.errors import RunError
 from hada.extract.store import StoreReader
 from hada.fuse import run_folder
-from hada.fuse.embedding import check_raw, features_of
 from hada.fuse.exchange import official
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix, mixable_models
 from hada.fuse.recipes import Recipe
+from hada.fuse.run_files.features import check_raw, features_of
 from hada.fuse.tokens.split import Split
 
 
@@ -29,7 +29,15 @@ def import_checkpoint(
     Widths of the stores' features must be those it was trained on. HADA-LAVIS's second model is
     one node and its features are taken as the models give them, whatever the store of CLIP holds
     beside; its published mistake (`second_from_first`), with which it was trained, is kept.
-    `settings` change what the tensors do not tell.
+
+    Args:
+        path: The checkpoint.
+        stores: Stores of its models on one split, in its order.
+        folder: The run to make.
+        settings: Settings of the recipe, by name, that the checkpoint's tensors do not tell.
+
+    Returns:
+        The run's folder.
 
     Raises:
         CheckpointError: Not a checkpoint of HADA, unsafe to load, or of other models.

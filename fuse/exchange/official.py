@@ -88,9 +88,18 @@ def read_official(path: Path) -> Official:
 
 
 def build(official: Official, shapes: Mapping[str, Sequence[Any]], recipe: Recipe) -> Fuser:
-    """The fusion with the checkpoint's weights, for models of these shapes on each side.
+    """Build the fusion that a checkpoint's weights are of.
 
-    Raises `CheckpointError` where they do not fit, naming the first tensor that does not.
+    Args:
+        official: The checkpoint that was read.
+        shapes: Side -> the shape of each model, in order.
+        recipe: What the network is built by.
+
+    Returns:
+        The network, with the checkpoint's weights.
+
+    Raises:
+        CheckpointError: The weights do not fit; the message names the first tensor that does not.
     """
     fuser = build_fuser(recipe, shapes)
     for side, branch in (("image", fuser.image), ("caption", fuser.caption)):

@@ -93,13 +93,8 @@ def edge_list(
         draw(globals_BM[:, a], globals_BM[:, b], weights.between)
         if weights.tokens != NO_EDGE:
             (node_a, graph_a), (node_b, graph_b) = tokens[a], tokens[b]
-            # Token j of model b stands at first[graph] + j: every token of a meets all of them.
-            count = np.bincount(graph_b, minlength=len(lengths))
-            first = count.cumsum() - count
-            met = count[graph_a]
-            place = np.arange(met.sum()) - np.repeat(met.cumsum() - met, met)
-            head = node_b[np.repeat(first[graph_a], met) + place]
-            draw(np.repeat(node_a, met), head, weights.tokens)
+            met, heads = _every_pair(graph_a, graph_b, len(lengths))
+            draw(np.repeat(node_a, met), node_b[heads], weights.tokens)
     if loops == "given":
         for node, _ in tokens:
             draw(node, node, weights.loop_token)
@@ -110,9 +105,30 @@ def edge_list(
     values = np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
     if loops == "mean":
         nodes = np.sort(np.concatenate([globals_BM.ravel(), *(node for node, _ in tokens)]))
-        size = int(nodes.max()) + 1
-        incoming = np.bincount(head, minlength=size)
-        means = np.bincount(head, values, minlength=size) / np.maximum(incoming, 1)
+        means = _mean_incoming(head, values, int(nodes.max()) + 1)
         tail, head = np.concatenate([tail, nodes]), np.concatenate([head, nodes])
         values = np.concatenate([values, means[nodes]])
     return np.stack([tail, head]), np.asarray(values, np.float64)
+
+
+def _every_pair(
+    graph_a: NDArray[np.int64], graph_b: NDArray[np.int64], graphs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pair each entry of `graph_a` with all entries of the sorted `graph_b` of the same graph.
+
+    Returns:
+        How many each entry of `graph_a` meets, and the positions in `graph_b`, entry after entry.
+    """
+    count = np.bincount(graph_b, minlength=graphs)
+    first = count.cumsum() - count
+    met = count[graph_a]
+    place = np.arange(met.sum()) - np.repeat(met.cumsum() - met, met)
+    return met, np.repeat(first[graph_a], met) + place
+
+
+def _mean_incoming(
+    head: NDArray[np.int64], values: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
+    """(size,) mean weight of the edges into each node; 0 where there are none."""
+    incoming = np.bincount(head, minlength=size)
+    return np.asarray(np.bincount(head, values, minlength=size) / np.maximum(incoming, 1))

@@ -60,9 +60,19 @@ def count_better(
     device: str = "cpu",
     tile_numbers: int | None = None,
 ) -> Counts:
-    """(I,) better and (I,) level captions of each image, (T,) and (T,) images of each caption.
+    """Count the items that score better than a query's positive, or level with it.
 
     A query's own positives are counted neither as better nor as level.
+
+    Args:
+        image_IE: (I, E).
+        caption_TE: (T, E).
+        found: The scores of the queries' own positives, which others are compared with.
+        device: Where the products are computed.
+        tile_numbers: Most scores of a tile; None takes what suits the device.
+
+    Returns:
+        (I,) better and (I,) level captions of each image, (T,) and (T,) images of each caption.
     """
     work = _Tiles(image_IE, caption_TE, found, device)
     images, captions = len(image_IE), len(caption_TE)
@@ -83,7 +93,17 @@ def own_scores(image_IE: Floats, caption_TE: Floats, owner_T: NDArray[np.int64])
 def pair_scores(
     image_IE: Floats, caption_TE: Floats, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(P,) float64 inner products of some pairs."""
+    """Score some pairs.
+
+    Args:
+        image_IE: (I, E).
+        caption_TE: (T, E).
+        images_P: (P,) rows of images.
+        captions_P: (P,) rows of captions.
+
+    Returns:
+        (P,) float64 inner products.
+    """
     result = np.empty(len(images_P))
     for start in range(0, len(images_P), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)

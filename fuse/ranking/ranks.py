@@ -72,12 +72,27 @@ def rank_positives(
     device: str = "cpu",
     block_numbers: int | None = None,
 ) -> Ranks:
-    """Ranks under the inner product of two sets of embeddings; memory is one block of scores.
+    """Rank the positives under the inner product of two sets of embeddings.
 
     Entry j of `caption_to_image` is the image row of caption j: with two images of two captions
-    each it is `[0, 0, 1, 1]`. The order is free and so is the number of captions per image.
+    each it is `[0, 0, 1, 1]`.
     Embeddings are compared as they are: normalise them first where cosine is meant. Ranks are
     those of float64 scores on every device; see `hada.fuse.ranking.counting`.
+
+    Args:
+        image_IE: (I, E) embeddings of images.
+        caption_TE: (T, E) embeddings of captions.
+        caption_to_image: (T,) image row of each caption; any order, any number of captions per
+            image.
+        device: `cpu`, `cuda` or `cuda:N`: where the products are computed; ranks are the same.
+        block_numbers: Most scores that are held at once; None takes what suits the device.
+
+    Returns:
+        Best and worst rank of the positives of each query, from 0; they differ where scores tie.
+
+    Raises:
+        UsageError: Shapes do not fit, or an image has no caption.
+        NonFiniteError: An embedding is NaN or infinite.
 
     >>> ranks = rank_positives([[1, 0], [0, 1]], [[1, 0], [0, 1], [1, 0.5]], [0, 1, 1])
     >>> ranks.i2t_lo.tolist(), ranks.i2t_hi.tolist(), ranks.t2i_lo.tolist()
@@ -111,7 +126,16 @@ def rank_positives(
 def rank_matrix(
     scores_IT: Any, caption_to_image: Any, *, block_numbers: int = BLOCK_NUMBERS
 ) -> Ranks:
-    """Ranks from a whole score matrix; equal numbers tie and nothing else does.
+    """Rank the positives of a whole score matrix; equal numbers tie and nothing else does.
+
+    Args:
+        scores_IT: (I, T) scores; higher is more alike.
+        caption_to_image: (T,) image row of each caption.
+        block_numbers: Most scores that are compared at once.
+
+    Raises:
+        UsageError: It is no matrix, or an image has no caption.
+        NonFiniteError: A score is NaN.
 
     >>> recalls(rank_matrix([[0.9, 0.1], [0.2, 0.8]], [0, 1]), ks=(1,))["rsum"]
     200.0

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from hada.extract.common.atomic import Sink
 from hada.extract.common.errors import RunError
+from hada.extract.common.sink import Sink
 
 CHECKSUM = "checksum"
 METADATA = "__metadata__"

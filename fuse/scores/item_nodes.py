@@ -78,14 +78,6 @@ class ItemNodes:
         items = np.split(scaled.astype(np.float16), np.cumsum(self.lengths)[:-1])
         return items if len(self) else []
 
-    @classmethod
-    def from_weighted(cls, rows_SW: NDArray[np.float16], lengths: NDArray[np.int64]) -> Self:
-        """Back from `weighted`, the items' rows one after another."""
-        wide = rows_SW.astype(np.float32)
-        weights_S = np.linalg.norm(wide, axis=1).astype(np.float32)
-        unit = wide / np.maximum(weights_S, np.finfo(np.float32).tiny)[:, None]
-        return cls(unit.astype(np.float16), weights_S, np.asarray(lengths, np.int64))
-
 
 def _rows(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows of items that begin at `starts`."""
@@ -137,7 +129,19 @@ def pair_node_scores(
     *,
     device: str = "cpu",
 ) -> NDArray[np.float32]:
-    """(P,) scores of some pairs, those of one image together."""
+    """Score some pairs by their nodes.
+
+    Args:
+        image: Nodes of I images.
+        caption: Nodes of T captions.
+        images_P: (P,) rows of images; pairs of one image are computed together.
+        captions_P: (P,) rows of captions.
+        mirror: The second direction's share, see `hada.fuse.network.maxsim`.
+        device: Where to compute.
+
+    Returns:
+        (P,) scores.
+    """
     result = np.empty(len(images_P), np.float32)
     order = np.argsort(images_P, kind="stable")
     bounds = np.flatnonzero(np.diff(images_P[order])) + 1

@@ -71,7 +71,14 @@ class Loader:
         *,
         threads: int | None = None,
     ) -> Iterator[Batch]:
-        """The batches of an epoch from step `first` on, made ahead by threads."""
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: Its order.
+            first: The step to begin with.
+            device: Where the batches go.
+            threads: How many threads make batches ahead; None takes what suits this machine.
+        """
         # What is on the device needs no fetching, and batches ahead take the device's memory.
         threads = threads or (1 if self.split.resident else reading_threads())
 

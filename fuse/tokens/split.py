@@ -146,7 +146,16 @@ class Split:
     def features(
         self, side: SideName, items: NDArray[np.int64], windows: Sequence[Window] = ()
     ) -> Features:
-        """The features of some images or captions, in the order asked for."""
+        """Read the features of some items.
+
+        Args:
+            side: Which side.
+            items: (n,) rows of images or captions of the split.
+            windows: What was read ahead; the rest is read from the stores.
+
+        Returns:
+            Their features, in the order of `items`.
+        """
         rows = self.rows(side)[items]
         sources = self.sources[side]
         nodes = []

@@ -52,7 +52,16 @@ def soft_cross_entropy(logits_QK: Tensor, targets_QK: Tensor) -> Tensor:
 
 
 def distilled(targets_QK: Tensor, teacher_logits_QK: Tensor, alpha: float) -> Tensor:
-    """The teacher's opinion mixed in: alpha * softmax(teacher) + (1 - alpha) * targets."""
+    """Mix the teacher's opinion into the targets.
+
+    Args:
+        targets_QK: (Q, K) targets; rows sum to 1.
+        teacher_logits_QK: (Q, K) the slow encoders' logits.
+        alpha: The teacher's share.
+
+    Returns:
+        (Q, K) alpha * softmax(teacher) + (1 - alpha) * targets; no gradient reaches the teacher.
+    """
     if alpha == 0:
         return targets_QK
     teacher_QK = F.softmax(teacher_logits_QK.detach(), dim=1)
@@ -69,9 +78,16 @@ def hardest_hinge(
 ) -> Tensor:
     """In-batch hinge against the hardest negative, summed over both directions' means.
 
-    `owner_T[j]` is the batch row of caption j's image. Entries of `same_BT` are no negatives;
-    with None only a pair's own entry is exempt, as the published loss has it (repeats of an
-    image in a batch of pairs then count as negatives). A query without negatives costs nothing.
+    Args:
+        scores_BT: (B, T) scores of images with captions.
+        owner_T: (T,) batch row of each caption's image.
+        same_BT: (B, T) which entries are no negatives; None exempts a pair's own entry alone, as
+            the published loss does (repeats of an image in a batch of pairs then count as
+            negatives).
+        margin: How far a positive must be above the hardest negative to cost nothing.
+
+    Returns:
+        A number. A query without negatives costs nothing.
     """
     captions = torch.arange(len(owner_T), device=scores_BT.device)
     if same_BT is None:
@@ -88,10 +104,17 @@ def hardest_hinge(
 def draw_negatives(
     logits_QK: Tensor, same_QK: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One hard negative per query, drawn by softmax over its scores without its own image.
+    """Draw one hard negative per query, by softmax over its scores.
 
-    Returns (Q,) keys and (Q,) whether there was any to draw: a batch that holds one image only
-    has none. The softmax runs over the candidates alone, so it cannot underflow to nothing.
+    The softmax runs over the candidates alone, so it cannot underflow to nothing.
+
+    Args:
+        logits_QK: (Q, K) logits of queries with keys.
+        same_QK: (Q, K) which keys are of the query's own image, and no negatives.
+        generator: Of the random numbers; None for PyTorch's own.
+
+    Returns:
+        (Q,) keys, and (Q,) whether there was any to draw: a batch of one image has none.
     """
     found_Q = ~same_QK.all(dim=1)
     lowest = torch.finfo(logits_QK.dtype).min

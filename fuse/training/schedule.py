@@ -8,8 +8,15 @@ import math
 def learning_rate_restarts(step: int, steps: int, base: float, lowest: float, first: int) -> float:
     """Cosine with warm restarts, periods of first, 2 * first, 4 * first ... epochs.
 
-    `steps` is the number of steps of an epoch. The rate lags one step behind, because the
+    The rate lags one step behind, because the
     authors step their schedule after the optimiser.
+
+    Args:
+        step: The step, counted from 0 over all epochs.
+        steps: Steps of an epoch.
+        base: The rate at the start of a period.
+        lowest: The rate at its end.
+        first: Epochs of the first period.
 
     >>> learning_rate_restarts(0, 4, 1.0, 0.0, 50) == learning_rate_restarts(1, 4, 1.0, 0.0, 50)
     True
@@ -21,7 +28,14 @@ def learning_rate_restarts(step: int, steps: int, base: float, lowest: float, fi
 
 
 def learning_rate_cosine(step: int, total: int, base: float, lowest: float, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then one cosine down to `lowest` at `total` steps.
+    """Warm up linearly, then fall along one cosine.
+
+    Args:
+        step: The step, counted from 0 over all epochs.
+        total: Steps of the whole training.
+        base: The highest rate.
+        lowest: The rate at the end.
+        warmup: Steps of the warm-up.
 
     >>> learning_rate_cosine(0, 100, 1.0, 0.0, 10), learning_rate_cosine(100, 100, 1.0, 0.0, 10)
     (0.1, 0.0)

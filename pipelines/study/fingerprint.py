@@ -12,7 +12,7 @@ from hada.pipelines.study.jobs import EvaluateJob
 def evaluation_inputs(job: EvaluateJob) -> str:
     """A digest of all that a result is made from: request, contents of stores, weights of runs."""
     from hada.extract.store import open_store
-    from hada.fuse.embedding import contents_of
+    from hada.fuse.run_files.features import contents_of
     from hada.fuse.run_files.weights import BEST
 
     request = job.request

@@ -11,7 +11,8 @@ from fuse_fakes import make_store
 from small_trainings import FAST
 
 from hada.extract.common.errors import RunError
-from hada.fuse.embedding import check_features, embed, features_of
+from hada.fuse.embedding import embed
+from hada.fuse.run_files.features import check_features, features_of
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective
 

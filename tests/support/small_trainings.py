@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from click.testing import CliRunner
+from fuse_fakes import make_store
 
 from hada.fuse.cli import fuse
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.loader import Loader
+from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import Job, build_objective, build_optimizer
 
 SMALL = {
@@ -17,6 +19,14 @@ SMALL = {
 }  # fmt: skip
 FAST = RECIPES["pooled"].changed(**SMALL)
 HADA = RECIPES["hada"].changed(**{**SMALL, "queue": 64, "scores": "all", "learn_scores": True})
+
+
+def two_splits(root):
+    """train with 40 images and val with 16, of two models."""
+    return [
+        Split([make_store(root, model, split, images=images) for model in ("left", "right")])
+        for split, images in (("train", 40), ("val", 16))
+    ]
 
 
 def job(splits, path, recipe, seed=0):

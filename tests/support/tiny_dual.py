@@ -59,3 +59,18 @@ def load(path: Path | str, **options: Any) -> Any:
     return load_backbone(
         BackboneRequest(name="m", family="dual", weights=str(path), options=options)
     )
+
+
+def caption_inputs(backbone: Any, captions: list[str], padding: Any) -> Any:
+    """Captions as the library's own tokenizer gives them to the model."""
+    inputs = backbone.tokenizer(
+        captions,
+        return_tensors="pt",
+        truncation=True,
+        padding=padding,
+        max_length=backbone.max_tokens,
+    )
+    if padding == "max_length":
+        del inputs["attention_mask"]
+    inputs.pop("token_type_ids", None)
+    return inputs

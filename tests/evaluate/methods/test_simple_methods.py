@@ -17,9 +17,10 @@ from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.methods.rerank import reranked
 from hada.evaluate.results.measure import items_digest, measure
 from hada.fuse import run_folder as checkpoint
-from hada.fuse.embedding import embed_split, features_of
+from hada.fuse.embedding import embed_split
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import RECIPES
+from hada.fuse.run_files.features import features_of
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective

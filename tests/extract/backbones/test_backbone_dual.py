@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny_dual import TEXT, VISION, load, make_clip, save_model, save_tokenizer
+from tiny_dual import TEXT, VISION, caption_inputs, load, make_clip, save_model, save_tokenizer
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError
@@ -48,16 +48,7 @@ class DualContract(BackboneContract):
     padding: Any = True
 
     def test_embeddings_are_the_librarys(self, backbone: Any, pixels: Any) -> None:
-        inputs = backbone.tokenizer(
-            CAPTIONS,
-            return_tensors="pt",
-            truncation=True,
-            padding=self.padding,
-            max_length=backbone.max_tokens,
-        )
-        if self.padding == "max_length":
-            del inputs["attention_mask"]
-        inputs.pop("token_type_ids", None)
+        inputs = caption_inputs(backbone, CAPTIONS, self.padding)
         with torch.no_grad():
             output = backbone.model(**inputs, pixel_values=torch.from_numpy(pixels))
         images = np.asarray(backbone.encode_images(pixels).embeddings)

@@ -13,6 +13,7 @@ from tiny_dual import (
     SIZE,
     TEXT,
     VISION,
+    caption_inputs,
     load,
     save_model,
     save_tokenizer,
@@ -92,16 +93,7 @@ class KinContract(BackboneContract):
     padding: Any = True
 
     def test_embeddings_are_the_librarys(self, backbone: Any, pixels: Any) -> None:
-        inputs = backbone.tokenizer(
-            CAPTIONS,
-            return_tensors="pt",
-            truncation=True,
-            padding=self.padding,
-            max_length=backbone.max_tokens,
-        )
-        if self.padding == "max_length":
-            del inputs["attention_mask"]
-        inputs.pop("token_type_ids", None)
+        inputs = caption_inputs(backbone, CAPTIONS, self.padding)
         with torch.no_grad():
             images = backbone.model.get_image_features(pixel_values=torch.from_numpy(pixels))
             captions = backbone.model.get_text_features(**inputs)

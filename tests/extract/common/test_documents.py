@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hada.extract.common.array_files import map_npy, read_npz
-from hada.extract.common.documents import json_lines, parse_json, read_json
+from hada.extract.common.documents import parse_json, read_json
 from hada.extract.common.errors import CheckpointError, ManifestError, StoreError, UsageError
 from hada.extract.common.shapes import conform, shown
 from hada.extract.common.strict_yaml import read_yaml
@@ -60,14 +60,6 @@ def test_json_with_a_mark_numbers_of_64_bits_and_whole_pairs_is_read() -> None:
 def test_json_of_strangers_may_say_nan_twice_and_half_a_character_where_asked() -> None:
     text = b'{"a": NaN, "a": 1, "b": "\\ud83d"}'
     assert parse_json(text, "x", finite=False, unique=False, halves=True)["a"] == 1
-
-
-def test_lines_are_counted_and_a_cut_last_one_is_left_out_where_asked(tmp_path: Path) -> None:
-    file = tmp_path / "lines.jsonl"
-    file.write_bytes(b'{"a": 1}\n\n{"a": 2}\n{"a": ')
-    assert list(json_lines(file, cut=True)) == [{"a": 1}, {"a": 2}]
-    with pytest.raises(UsageError, match=r"lines.jsonl, line 4: broken JSON at line 1"):
-        list(json_lines(file))
 
 
 def test_a_file_that_is_absent_a_folder_endless_or_too_large_is_told(tmp_path: Path) -> None:

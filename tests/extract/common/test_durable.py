@@ -47,10 +47,8 @@ BESIDE = {
     ("extract/pretraining/towers_blip.py", "save_pretrained"): "whole folder synced, then renamed",
     ("extract/pretraining/towers_clip.py", "save_pretrained"): "whole folder synced, then renamed",
     ("extract/store/commit.py", "open"): "a lock, empty",
-    (
-        "extract/store/hdf5_format.py",
-        "h5py.File",
-    ): "into a `Sink` or memory",
+    ("extract/store/hdf5_format.py", "h5py.File"): "into memory",
+    ("extract/store/hdf5_part.py", "h5py.File"): "into a `Sink` or memory",
     (
         "extract/exporters/databases.py",
         "write_index",

@@ -12,6 +12,7 @@ import torch
 
 from hada.extract.common.errors import NonFiniteError, StoreError
 from hada.extract.store import dtypes
+from hada.extract.store.block import Block
 from hada.extract.store.index import (
     StoreIndex,
     encode_ids,
@@ -20,7 +21,7 @@ from hada.extract.store.index import (
     shard_count,
     shard_rows,
 )
-from hada.extract.store.writer import Block, StoreWriter
+from hada.extract.store.writer import StoreWriter
 
 
 def test_bfloat16_rounds_to_the_nearest_and_ties_to_even() -> None:

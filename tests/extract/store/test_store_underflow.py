@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
 from hada.extract.store import dtypes
+from hada.extract.store.block import Block
 from hada.extract.store.underflow import too_small
-from hada.extract.store.writer import Block, StoreWriter
+from hada.extract.store.writer import StoreWriter
 from hada.extract.testing.store_contract import Content, make_spec
 
 UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "bfloat16": 2.0**-9}

@@ -205,7 +205,7 @@ def test_failed_images_stay_failed(tmp_path: Path) -> None:
 
 
 def test_a_run_refuses_stores_of_other_tokens(tmp_path: Path) -> None:
-    from hada.fuse.embedding import check_features, features_of
+    from hada.fuse.run_files.features import check_features, features_of
 
     spec = makers.make_spec(image=TokenSpec(width=6, count=10))
     Content(spec).write(tmp_path / "all")

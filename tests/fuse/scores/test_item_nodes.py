@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stored_nodes import nodes_of
 
 from hada.fuse.network.maxsim import NodeSet, node_scores
 from hada.fuse.ranking.blocks import rank_blocks
@@ -64,7 +65,7 @@ def test_blocks_of_items_in_any_order_are_joined_in_theirs() -> None:
 def test_weights_survive_as_lengths_of_vectors() -> None:
     nodes = made(9)
     rows = np.concatenate(nodes.weighted())
-    back = ItemNodes.from_weighted(rows, nodes.lengths)
+    back = nodes_of(rows, nodes.lengths)
     np.testing.assert_allclose(back.weights_S, nodes.weights_S, rtol=2e-3)
     before, after = (score_matrix(x, x, 0.5) for x in (nodes, back))
     np.testing.assert_allclose(after, before, atol=2e-3)

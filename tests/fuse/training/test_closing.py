@@ -9,19 +9,21 @@ import pytest
 import torch
 from fuse_fakes import make_store, make_world
 from small_trainings import SMALL, call, without_time
+from stored_nodes import nodes_of
 
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.store import open_store
 from hada.fuse.closed_form.correction import Correction
-from hada.fuse.embedding import embed, embed_split, write_embedded, write_nodes
+from hada.fuse.embedding import embed, embed_split
 from hada.fuse.exchange.hub import HadaModel
+from hada.fuse.exchange.stores import write_embedded, write_nodes
 from hada.fuse.job import Plan, train_run
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.heads import Bank, Heads
-from hada.fuse.scores.item_nodes import ItemNodes, score_matrix
+from hada.fuse.scores.item_nodes import score_matrix
 from hada.fuse.scores.shares import ScoreTable, score_loss
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, closing, trainer
@@ -268,7 +270,7 @@ def test_stored_nodes_and_embeddings_score_as_the_run_does(world, found, tmp_pat
     )
     assert nodes.spec.dtype == "float16"
     sides = [
-        ItemNodes.from_weighted(side.tokens(np.arange(len(side.ids))), np.asarray(side.lengths))
+        nodes_of(side.tokens(np.arange(len(side.ids))), np.asarray(side.lengths))
         for side in (nodes.image, nodes.caption)
     ]
     back = replace(found, nodes=(sides[0], sides[1]))

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fuse_fakes import make_store
-from small_trainings import FAST, HADA, job
+from small_trainings import FAST, HADA, job, two_splits
 
 from hada.fuse.embedding import embed
 from hada.fuse.network.build import branch_config
@@ -15,7 +14,6 @@ from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_folder import Position
 from hada.fuse.scores.shares import ScoreTable, tuned_shares
 from hada.fuse.settings import EdgeWeights
-from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, trainer
 from hada.fuse.training.schedule import learning_rate_cosine
 from hada.fuse.training.trainer import (
@@ -33,11 +31,7 @@ SMALL_HADA = HADA.changed(scores="fused", learn_scores=False, batch_size=20, que
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    root = tmp_path_factory.mktemp("stores")
-    return [
-        Split([make_store(root, m, split, images=n) for m in ("left", "right")])
-        for split, n in (("train", 40), ("val", 16))
-    ]
+    return two_splits(tmp_path_factory.mktemp("stores"))
 
 
 def test_the_distillation_ramp_reaches_the_objective(splits, tmp_path, monkeypatch):

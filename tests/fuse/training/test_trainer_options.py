@@ -10,13 +10,11 @@ import sys
 
 import pytest
 import torch
-from fuse_fakes import make_store
-from small_trainings import FAST, HADA, SETTINGS, call, job
+from small_trainings import FAST, HADA, SETTINGS, call, job, two_splits
 
 from hada.extract.common.errors import RunError, UsageError
 from hada.fuse.run_files.checkpoint import LAST, Position
 from hada.fuse.run_folder import METRICS, RunFolder
-from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
 from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse
@@ -27,11 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    root = tmp_path_factory.mktemp("stores")
-    return [
-        Split([make_store(root, m, split, images=n) for m in ("left", "right")])
-        for split, n in (("train", 40), ("val", 16))
-    ]
+    return two_splits(tmp_path_factory.mktemp("stores"))
 
 
 def test_accumulated_batches_make_the_mean_of_their_gradients(splits, tmp_path):

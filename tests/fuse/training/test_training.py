@@ -18,7 +18,8 @@ from small_trainings import FAST, HADA, SETTINGS, call, job, without_time
 
 from hada.extract.common.errors import NonFiniteError, RunError
 from hada.extract.store import open_store
-from hada.fuse.embedding import embed_split, write_embedded
+from hada.fuse.embedding import embed_split
+from hada.fuse.exchange.stores import write_embedded
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.run_files.checkpoint import LAST
 from hada.fuse.run_files.weights import BEST

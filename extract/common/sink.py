@@ -1,0 +1,140 @@
+"""A new file that takes all that it is given, or remembers that it could not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# One call takes at most 2 GiB.
+_MOST_BYTES = 1 << 30
+_MOST_PIECES = 512
+
+
+class Sink(io.RawIOBase):
+    """A new file that takes all that it is given, or remembers that it could not.
+
+    Libraries write into it as into any file object. What they make of an error (HDF5 loses it
+    where a file is closed by its last user) does not matter: `check` and `sync` raise the first
+    one, and `hada.extract.common.atomic` renames no file before that.
+
+    Args:
+        path: Where; a file that is there is cut to nothing.
+        silent: Keep errors for `check` and `sync` alone. For a library that must not see one:
+            HDF5 cannot close a file that it failed to write, and crashes when the process ends.
+    """
+
+    def __init__(self, path: Path, *, silent: bool = False) -> None:
+        super().__init__()
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+        self._silent, self._error = silent, None
+        self._position = self._end = 0
+
+    _error: BaseException | None
+
+    def write_all(self, pieces: Sequence[Any]) -> None:
+        """Write pieces of bytes, one after the other. Raises `OSError`."""
+        rest = [memoryview(piece).cast("B") for piece in pieces]
+        try:
+            while rest:
+                # One call may take less than it is given.
+                done = os.pwritev(self._descriptor, rest[:_MOST_PIECES], self._position)
+                self._position += done
+                while rest and done >= len(rest[0]):
+                    done -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][done:]
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+        finally:
+            self._end = max(self._end, self._position)
+
+    def write(self, data: Any) -> int:
+        """All of `data`, at the file's position."""
+        whole = memoryview(data).cast("B")
+        place = self._position
+        try:
+            if self._error is None:
+                for start in range(0, len(whole), _MOST_BYTES):
+                    self.write_all([whole[start : start + _MOST_BYTES]])
+        except BaseException:
+            if not self._silent:
+                raise
+        self._position = place + len(whole)
+        self._end = max(self._end, self._position)
+        return len(whole)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read back what was written, which HDF5 may ask for; 0 at the end."""
+        try:
+            done = os.preadv(self._descriptor, [buffer], self._position)
+        except BaseException as error:
+            self._error = self._error or error
+            if not self._silent:
+                raise
+            return 0
+        self._position += done
+        return done
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
+        self._position = start + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file this long."""
+        wanted = self._position if size is None else size
+        try:
+            os.ftruncate(self._descriptor, wanted)
+        except BaseException as error:
+            self._error = self._error or error
+            if not self._silent:
+                raise
+        self._end = wanted
+        return wanted
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def check(self) -> None:
+        """Raise the first error, whoever has swallowed it."""
+        if self._error is not None:
+            raise self._error
+
+    def sync(self) -> None:
+        """Bring everything to the disk, and raise where something did not get there."""
+        self.check()
+        # Of the descriptor that wrote: another one need not be told what went wrong.
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close; raises where the system tells only now that it could not write (NFS)."""
+        descriptor, self._descriptor = self._descriptor, -1
+        super().close()
+        if descriptor >= 0:
+            # Linux has closed it even where a signal came between: a second call would be wrong.
+            with contextlib.suppress(InterruptedError):
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            self.close()
