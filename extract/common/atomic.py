@@ -21,7 +21,7 @@ from typing import Any
 
 from hada.extract.common import remote
 from hada.extract.common.errors import UsageError
-from hada.extract.common.sink import Sink
+from hada.extract.common.sink import Sink, naming
 
 TEMPORARY = ".tmp-"
 # What a process of another machine left: nobody there can be asked whether it still lives.
@@ -111,16 +111,17 @@ def append_line(path: Path, line: str) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
     try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        done = os.write(descriptor, data)
-        while done < len(data):
-            data = b"\n" + data.lstrip(b"\n")
+        with naming(path):
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data
             done = os.write(descriptor, data)
-            if not done:
-                raise OSError(f"{path}: takes no more bytes")
-        os.fsync(descriptor)
+            while done < len(data):
+                data = b"\n" + data.lstrip(b"\n")
+                done = os.write(descriptor, data)
+                if not done:
+                    raise OSError(f"{path}: takes no more bytes")
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -241,6 +242,7 @@ def sync(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

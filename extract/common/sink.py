@@ -5,13 +5,29 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 # One call takes at most 2 GiB.
 _MOST_BYTES = 1 << 30
 _MOST_PIECES = 512
+
+
+def named(error: BaseException, path: Path) -> None:
+    """Give a system call's error the file's name, which calls on descriptors do not know."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of what is done to the file `path` by its descriptor have its name."""
+    try:
+        yield
+    except OSError as error:
+        named(error, path)
+        raise
 
 
 class Sink(io.RawIOBase):
@@ -31,7 +47,7 @@ class Sink(io.RawIOBase):
         super().__init__()
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
-        self._silent, self._error = silent, None
+        self._path, self._silent, self._error = path, silent, None
         self._position = self._end = 0
 
     _error: BaseException | None
@@ -49,7 +65,7 @@ class Sink(io.RawIOBase):
                 if rest:
                     rest[0] = rest[0][done:]
         except BaseException as error:
-            self._error = self._error or error
+            self._keep(error)
             raise
         finally:
             self._end = max(self._end, self._position)
@@ -74,7 +90,7 @@ class Sink(io.RawIOBase):
         try:
             done = os.preadv(self._descriptor, [buffer], self._position)
         except BaseException as error:
-            self._error = self._error or error
+            self._keep(error)
             if not self._silent:
                 raise
             return 0
@@ -93,7 +109,7 @@ class Sink(io.RawIOBase):
         try:
             os.ftruncate(self._descriptor, wanted)
         except BaseException as error:
-            self._error = self._error or error
+            self._keep(error)
             if not self._silent:
                 raise
         self._end = wanted
@@ -115,6 +131,10 @@ class Sink(io.RawIOBase):
         """The descriptor."""
         return self._descriptor
 
+    def _keep(self, error: BaseException) -> None:
+        named(error, self._path)
+        self._error = self._error or error
+
     def check(self) -> None:
         """Raise the first error, whoever has swallowed it."""
         if self._error is not None:
@@ -124,7 +144,8 @@ class Sink(io.RawIOBase):
         """Bring everything to the disk, and raise where something did not get there."""
         self.check()
         # Of the descriptor that wrote: another one need not be told what went wrong.
-        os.fsync(self._descriptor)
+        with naming(self._path):
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close; raises where the system tells only now that it could not write (NFS)."""
@@ -132,7 +153,7 @@ class Sink(io.RawIOBase):
         super().close()
         if descriptor >= 0:
             # Linux has closed it even where a signal came between: a second call would be wrong.
-            with contextlib.suppress(InterruptedError):
+            with contextlib.suppress(InterruptedError), naming(self._path):
                 os.close(descriptor)
 
     def __del__(self) -> None:

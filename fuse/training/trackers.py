@@ -9,11 +9,17 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hada.extract.common import atomic
 from hada.extract.common.console import say
 from hada.extract.common.errors import UsageError, nearest
+from hada.extract.common.sink import Sink
 from hada.fuse.recipes import Recipe
 from hada.fuse.run_folder import METRICS, RunFolder
 
@@ -96,18 +102,31 @@ def figures(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _tensorboard(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard.summary import scalar
 
-    # What a killed process wrote beyond the last checkpoint is hidden from then on.
-    purge = first if first > 1 else None
-    writer: Any = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
+    folder = run.path / "tensorboard"
+    atomic.make_folder(folder)
+    name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+    free = next(n for n in itertools.count() if not (folder / f"{name}.{n}").exists())
+    # TensorBoard's own writer has a thread, which prints a traceback where the disk fails.
+    records = RecordWriter(Sink(folder / f"{name}.{free}"))
+
+    def write(**what: Any) -> None:
+        records.write(Event(wall_time=time.time(), **what).SerializeToString())
 
     def report(epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            writer.add_scalar(name, value, epoch)
-        writer.flush()
+            write(step=epoch, summary=scalar(name, value))  # type: ignore[no-untyped-call]
+        records.flush()
 
-    return report, writer.close
+    write(file_version="brain.Event:2")
+    if first > 1:
+        # What a killed process wrote beyond the last checkpoint is hidden from then on.
+        write(step=first, session_log=SessionLog(status=SessionLog.START))
+    records.flush()
+    return report, records.close
 
 
 def _wandb(run: RunFolder, config: Mapping[str, Any], first: int) -> Any:

@@ -57,14 +57,22 @@ BESIDE = {
     ("fuse/models_cli.py", "save_pretrained"): "beside; each file is then written by `atomic`",
     ("fuse/run_files/checkpoint.py", "torch.save"): "into memory",
     ("fuse/training/lock.py", "open"): "a lock that names its holder",
-    ("fuse/training/trackers.py", "SummaryWriter"): "a copy of metrics.jsonl for TensorBoard",
+    ("fuse/training/trackers.py", "Sink"): "a copy of metrics.jsonl for TensorBoard",
     ("pipelines/execution/batch_pools.py", "NamedTemporaryFile"): "a script that Slurm reads once",
     ("pipelines/execution/worker.py", "open"): "a log",
     ("pipelines/state.py", "os.open"): "makes a log or record, for its user alone; adds nothing",
 }
 _WRITERS = {
     *("write_bytes", "write_text", "save_file", "save_model", "save_pretrained", "savefig"),
-    *("to_parquet", "to_csv", "tofile", "write_index", "SummaryWriter", "NamedTemporaryFile"),
+    *(
+        "to_parquet",
+        "to_csv",
+        "tofile",
+        "write_index",
+        "SummaryWriter",
+        "Sink",
+        "NamedTemporaryFile",
+    ),
     *("np.save", "np.savez", "np.savez_compressed", "np.savetxt", "torch.save", "json.dump"),
     *("yaml.dump", "pickle.dump", "pq.write_table", "h5py.File", "mkstemp", "os.fdopen"),
 }
@@ -94,12 +102,31 @@ def writers(tree: ast.AST) -> Iterator[str]:
                 yield whole if whole in _WRITERS else name
 
 
+@pytest.mark.parametrize("call", ["pwritev", "fsync", "close", "write"])
+def test_errors_of_descriptors_name_the_file(tmp_path: Path, monkeypatch, call: str) -> None:
+    real = getattr(os, call)
+
+    def fail(descriptor: int, *words: Any) -> Any:
+        if call == "close":
+            real(descriptor, *words)
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "file.txt"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match=r"Input/output error: '.*file\.txt"):
+            if call == "write":
+                atomic.append_line(path, "a line")
+            else:
+                atomic.write_bytes(path, b"something")
+
+
 def test_every_file_goes_through_the_one_path_or_says_why_not() -> None:
     found = {
         (str(path.relative_to(ROOT)), name)
         for room in ("extract", "fuse", "evaluate", "pipelines")
         for path in (ROOT / room).rglob("*.py")
-        if path.name != "atomic.py" and path.parent.name != "testing"
+        if path.name not in ("atomic.py", "sink.py") and path.parent.name != "testing"
         for name in writers(ast.parse(path.read_text()))
     }
     assert found - BESIDE.keys() == set(), "write through hada.extract.common.atomic"
