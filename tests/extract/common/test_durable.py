@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import errno
+import functools
 import json
 import os
 import shutil
@@ -112,13 +113,12 @@ def test_errors_of_descriptors_name_the_file(tmp_path: Path, monkeypatch, call: 
         raise OSError(errno.EIO, "Input/output error")
 
     path = tmp_path / "file.txt"
+    lines = functools.partial(atomic.append_line, line="a line")
+    write = lines if call == "write" else functools.partial(atomic.write_bytes, data=b"something")
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(OSError, match=r"Input/output error: '.*file\.txt"):
-            if call == "write":
-                atomic.append_line(path, "a line")
-            else:
-                atomic.write_bytes(path, b"something")
+            write(path)
 
 
 def test_every_file_goes_through_the_one_path_or_says_why_not() -> None:
