@@ -40,7 +40,7 @@ def test_make_lists_its_targets() -> None:
 
 
 def test_an_editor_finds_definitions_in_the_checkout() -> None:
-    """The finder of an editable install says nothing to editors; the folder for them does."""
+    """The links in `typings` are what an editable install puts on the path."""
     jedi = pytest.importorskip("jedi", reason="needs jedi: pip install jedi")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
     paths = [str(ROOT / path) for path in settings["extraPaths"]]

@@ -50,6 +50,7 @@ def test_help_and_print_config_load_no_torch():
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_all_of_fuse_imports_without_the_backbones():
     script = (
         "import importlib, pkgutil, sys\n"

@@ -234,6 +234,7 @@ cluster:
 """
 
 
+@pytest.mark.slow
 def test_whatever_a_pipeline_says_is_a_plan_or_an_error_with_its_line(study: Folder) -> None:
     """Every value of a full file replaced by a third of the odd ones, each by others."""
     lines = FULL.splitlines()

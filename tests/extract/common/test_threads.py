@@ -24,6 +24,7 @@ extract()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
 def test_the_command_sets_the_policy(tmp_path: Path, given: str | None, expected: str) -> None:
     makers.make_project(tmp_path)

@@ -218,6 +218,7 @@ def test_mended_pictures_leave_no_report(tmp_path: Path) -> None:
     assert not Path("stores/odd/test/m/errors.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_it_ends(tmp_path: Path) -> None:
     """In a process of its own, with a limit: a pipe among the pictures must not block."""
     make_project(tmp_path)

@@ -80,6 +80,7 @@ def test_stores_of_views(tmp_path: Path) -> None:
     assert "complete already" in command("--views", "2", "--view-seed", "5").output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--batch-size", "1"), ("--workers", "2")], ids=str)
 def test_batch_and_threads_do_not_change_a_view(tmp_path: Path, options: tuple[str, ...]) -> None:
     makers.make_project(tmp_path)

@@ -311,6 +311,7 @@ print(train.bytes, most if mode == "mapped" else status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells its peak")
 def test_the_memory_allowed_is_kept(tmp_path, big_store):
     """Resident memory, as the kernel counts it, on a store that is larger than what is allowed.

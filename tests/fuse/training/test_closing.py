@@ -70,6 +70,7 @@ def found(world):
     return embed_split(run, stores["val"], device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["none", "attention"])
 @pytest.mark.parametrize(
     "models", [("left",), ("left", "right"), ("left", "right", "flat"), ("flat",)]
@@ -178,6 +179,7 @@ def test_a_score_that_does_not_help_is_left_out_and_said_so(found):
     assert sum(shares) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_while_it_is_finished_finishes_later(world, monkeypatch, tmp_path):
     """After the heads are written and before the checkpoint knows of them, and before that."""
     _, stores, run = world

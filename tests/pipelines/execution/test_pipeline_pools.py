@@ -62,6 +62,7 @@ def test_devices() -> None:
             dask_pools.choose_devices(wrong)
 
 
+@pytest.mark.slow
 def test_one_process_a_device(tmp_path: Path) -> None:
     """Each worker sees its own device and no other, and computes with its share of the cores."""
     code = (
@@ -115,6 +116,7 @@ def test_stale_locks(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_views_and_pooled_tokens(tmp_path: Path) -> None:
     """What a worker's own loading must heed as the serial command does."""
     text = ONLY_EXTRACT.replace(
@@ -133,6 +135,7 @@ def test_views_and_pooled_tokens(tmp_path: Path) -> None:
     assert stores(tmp_path / "stores") == stores(tmp_path / "serial")
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_there(tmp_path: Path) -> None:
     make_study(tmp_path, ONLY_EXTRACT)
     code, said = run(tmp_path, "--on", "tcp://127.0.0.1:9")
