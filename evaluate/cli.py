@@ -72,7 +72,8 @@ def evaluate() -> None:
 @click.option(
     "--rerank-with",
     metavar="MODEL",
-    help="With --rerank: use this frozen model's match head, and re-rank the model itself too.",
+    help="With --rerank: use this frozen model's match head, and re-rank the model itself too; or "
+    "cross-encoder:PATH-OR-ID of sentence-transformers.",
 )
 @click.option(
     "--correct",

@@ -110,8 +110,7 @@ def _extract_crops(
     fresh: bool,
 ) -> Report:
     """The crops of a split's images, in a store beside the one at `path`."""
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --crops")
+    backbone = _of_one_size(backbone, "--crops")
     beside = f"{path}@crops-{plan.name}"
     if fresh:
         _remove_store(beside)
@@ -132,14 +131,23 @@ def _extract_view(
     fresh: bool,
 ) -> Report:
     """One augmented view of a split, in a store beside the one at `path`."""
-    if isinstance(backbone, RegionBackbone):
-        raise UsageError(f"model {backbone.spec.name!r} sees regions, not pictures: no --views")
+    backbone = _of_one_size(backbone, "--views")
     beside = f"{path}@view{view.number}"
     if fresh:
         _remove_store(beside)
     report = run(viewed(backbone, view), pictures_only(dataset), beside, options, view=view)
     _tell(f"{backbone.spec.name}@view{view.number}", dataset, report, 0)
     return report
+
+
+def _of_one_size(backbone: Backbone | RegionBackbone, option: str) -> Backbone:
+    """The backbone, if it takes images, all as arrays of one shape; raises `UsageError`."""
+    name = backbone.spec.name
+    if isinstance(backbone, RegionBackbone):
+        raise UsageError(f"model {name!r} sees regions, not pictures: no {option}")
+    if backbone.varying_input or backbone.image_rows is not None:
+        raise UsageError(f"model {name!r} takes pictures of varying size: no {option}")
+    return backbone
 
 
 def plan_model(

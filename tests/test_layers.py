@@ -22,6 +22,7 @@ OWNERS = {
     "open_clip": ("extract/backbones/", "extract/pretraining/"),
     "transformers": ("extract/backbones/", "extract/pretraining/"),
     "timm": ("extract/backbones/",),
+    "sentence_transformers": ("extract/backbones/",),
     "zarr": ("extract/store/zarr_format.py",),
     "h5py": ("extract/store/",),
     "torch_geometric": ("fuse/",),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hada.evaluate.methods import combinations as make
 from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models, transductive
+from hada.evaluate.methods.cross_encoder import PREFIX, cross_encoded
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
 from hada.evaluate.methods.rank_fusion import RankFusion
@@ -72,6 +73,10 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
     if request.rerank and request.rerank_with:
         if not isinstance(stores, Manifest):
             raise UsageError("rerank_with: needs the manifest that names the model; give build one")
+        if request.rerank_with.startswith(PREFIX):
+            place = request.rerank_with.removeprefix(PREFIX)
+            second = cross_encoded(stores, gallery, methods, place, request.rerank, request.device)
+            return gallery, [*methods, *second, *apart]
         head = model_head(stores, gallery, request.rerank_with, request.device)
         methods += [
             Reranked(method, head, request.rerank)

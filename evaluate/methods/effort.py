@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hada.evaluate.methods.cross_encoder import CrossEncoded
 from hada.evaluate.methods.gallery import EmbeddingMethod, Method
 from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.methods.rank_fusion import RankFusion
@@ -55,7 +56,8 @@ def _class(method: Method) -> str:
 
 def _stages(method: Method) -> list[str]:
     if isinstance(method, Reranked):
-        return [*_stages(method.first), f"match head on the first {method.depth}"]
+        head = "cross-encoder" if isinstance(method, CrossEncoded) else "match head"
+        return [*_stages(method.first), f"{head} on the first {method.depth}"]
     if isinstance(method, RankFusion):
         return ["ranks by the inner product of every model"]
     return [EXHAUSTIVE if isinstance(method, NodeMethod) else ONE_PRODUCT]

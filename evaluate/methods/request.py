@@ -24,7 +24,8 @@ class Request:
             the run's match head; 0 adds none.
         correct: `auto` adds the simple methods with their hubs corrected and the closed-form head.
         transductive: Add simple methods whose correction looks at all queries of the split.
-        rerank_with: Use the match head of this frozen model, and re-rank the model itself too.
+        rerank_with: Use the match head of this frozen model, and re-rank the model itself too; or
+            "cross-encoder:PLACE", and re-rank every run, or every model where there is no run.
     """
 
     dataset: str

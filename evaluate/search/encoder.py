@@ -61,9 +61,12 @@ class Encoder:
 
         Raises:
             StoreMismatchError: The manifest's weights are not those of a store.
-            UsageError: A model sees regions, so it cannot encode a query.
+            UsageError: A model sees regions, so it cannot encode a query, or it has no joint space
+                and there is no run.
             RunError: The run does not fit the stores.
         """
+        if run is None:
+            _check_joint_space(stores)
         self._like = stores
         self._backbones = [_as_stored(load_frozen_model(manifest, s, device), s) for s in stores]
         self._blanks: dict[tuple[int, SideName], Encoded] = {}
@@ -139,7 +142,8 @@ class Encoder:
         if side == "caption":
             found: Encoded = backbone.encode_captions(backbone.tokenize(items))
         else:
-            found = backbone.encode_images(np.stack([backbone.preprocess(item) for item in items]))
+            inputs = [backbone.preprocess(item) for item in items]
+            found = backbone.encode_images(inputs if backbone.varying_input else np.stack(inputs))
         found.wait()
         return found
 
@@ -177,6 +181,15 @@ class Encoder:
             "caption": [f"caption {k}" for k in range(count)],
         }
         return MemoryStore(spec, ids, owners, values, embeddings)
+
+
+def _check_joint_space(stores: Sequence[StoreReader]) -> None:
+    for store in stores:
+        if store.spec.model.embedding_width is None:
+            raise UsageError(
+                f"model {store.spec.model.name!r} has no joint space of one vector an item, so "
+                "nothing can be searched by it alone: search by a run that has it (--run)"
+            )
 
 
 def _as_stored(backbone: Any, store: StoreReader) -> Any:

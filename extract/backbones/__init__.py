@@ -50,6 +50,7 @@ FAMILIES: dict[str, str] = {
     "dual": "hada.extract.backbones.dual:load",
     "fake": "hada.extract.backbones.fake:load",
     "lightningdot": "hada.extract.backbones.lightningdot:load",
+    "sentence": "hada.extract.backbones.sentence:load",
     "uniter": "hada.extract.backbones.uniter:load",
 }
 # These never look at a picture, so none needs to be there.
@@ -61,6 +62,7 @@ _PIP_NAMES = {
     "PIL": "pillow",
     "open_clip": "open_clip_torch",
     "huggingface_hub": "huggingface-hub",
+    "sentence_transformers": "sentence-transformers",
 }
 
 

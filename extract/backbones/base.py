@@ -60,6 +60,12 @@ class OptionalParts(Protocol):
     truncated: Captions that `tokenize` has cut so far because they were too long.
     device: The torch device that the model computes on; None for the host.
     clock: Seconds spent so far on bringing images to the device, under "transfer".
+    varying_input: Whether what `preprocess` gives is not always an array of one shape. Then
+        `encode_images` takes a list of it, and images are prepared in threads of this process.
+    image_rows: For a backbone whose images have different numbers of tokens (`spec.image.count`
+        is None): the token rows of an image of (width, height); None where all have as many.
+    caption_rows: The token rows of captions as (T,) int64, from what `tokenize` gave; None where
+        they are the ids, and a pooled row where the spec has one.
     origin: What is known of the weights beside their digest, for the record: "weights", the id
         and commit on a hub, and "licence".
     """
@@ -69,6 +75,9 @@ class OptionalParts(Protocol):
     device: Any = None
     clock: Mapping[str, float] = MappingProxyType({})
     origin: Mapping[str, str] = MappingProxyType({})
+    varying_input: bool = False
+    image_rows: Callable[[int, int], int] | None = None
+    caption_rows: Callable[[Sequence[Sequence[int]]], NDArray[np.int64]] | None = None
     spec: ModelSpec
 
     def compile(self) -> None:
@@ -85,7 +94,7 @@ class Backbone(OptionalParts, Protocol):
         """Token ids per caption, special tokens included, padding not.
 
         `len(ids)` plus one where the spec's caption global source is "pooled" is the number of
-        token rows that `encode_captions` returns for it.
+        token rows that `encode_captions` returns for it, unless `caption_rows` says another.
         """
         ...
 
@@ -94,7 +103,7 @@ class Backbone(OptionalParts, Protocol):
         ...
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
-        """(B, 3, H, W) -> features; the number of tokens is `spec.image.count` for each."""
+        """(B, 3, H, W) -> features, with `spec.image.count` tokens each or as `image_rows` says."""
         ...
 
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
@@ -139,7 +148,10 @@ class MatchingBackbone(Backbone, Protocol):
 
 def completed(backbone: Backbone | RegionBackbone) -> Backbone | RegionBackbone:
     """The same object with the parts of `OptionalParts` that its class leaves out."""
-    for name in ("preprocessor", "truncated", "device", "clock", "origin"):
+    for name in (
+        *("preprocessor", "truncated", "device", "clock", "origin"),
+        *("varying_input", "image_rows", "caption_rows"),
+    ):
         if not hasattr(backbone, name):
             setattr(backbone, name, getattr(OptionalParts, name))
     if not hasattr(backbone, "compile"):

@@ -12,6 +12,8 @@ from hada.extract.common.errors import CheckpointError
 
 _INTERFACE = ("get_image_features", "get_text_features", "vision_model", "text_model")
 
+# The model_type of SigLIP 2 with images of varying shape; those of one size are a "siglip".
+NAFLEX = "siglip2"
 # What RoBERTa's kin have: their positions start behind the padding index.
 _AFTER_PADDING = "create_position_ids_from_input_ids"
 
@@ -43,11 +45,6 @@ def _check_config(config: Any, folder: Path) -> None:
     kind = config.model_type
     if kind in ("blip", "blip-2"):
         raise CheckpointError(f"{folder} holds a {kind!r} model; set `family: blip`")
-    if kind == "siglip2":
-        raise CheckpointError(
-            f"{folder}: SigLIP 2 with pictures of varying size (NaFlex) is not supported; use a "
-            "checkpoint of fixed size, whose model_type is 'siglip'"
-        )
     if not hasattr(config, "text_config"):
         raise CheckpointError(f"{folder} holds a {kind!r} model, expected a dual encoder")
 
@@ -82,6 +79,7 @@ def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def settings(processor: Any) -> dict[str, Any]:
     """What decides the pixels: switches, sizes, resampling, mean and standard deviation."""
-    words = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
+    words = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std",
+             "patch_size", "max_num_patches")  # fmt: skip
     values = processor.to_dict()
     return {key: values[key] for key in sorted(values) if key.startswith(words)}

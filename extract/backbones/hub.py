@@ -18,9 +18,11 @@ from hada.extract.common.errors import CheckpointError, UsageError
 
 _ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 # What a model's folder has beside its weights; the card says the licence.
-COMPANIONS = ("*.json", "*.txt", "*.model", "README.md")
+COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
 TOKENIZER = ("*.json", "*.txt", "*.model")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+# Those of sentence-transformers may lie in the folders of its modules.
+SENTENCE_WEIGHTS = ("*.safetensors", "*.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip*.safetensors", "open_clip*.bin")
 _MOST_CARD = 1 << 20
 # A pattern of no file: what is in the cache is found, whatever of the model is missing there.
@@ -113,7 +115,7 @@ def resolve_folder(
     for kind in kinds:
         wanted = [kind] if offline() else [*COMPANIONS, kind]
         folder = fetch(weights, wanted, revision, whole=True)
-        if any(folder.glob(kind)):
+        if any(folder.glob(kind)) or any(folder.glob(f"*/{kind}")):
             return folder
     if offline():
         raise _offline_error(*parsed(weights, revision))

@@ -6,7 +6,7 @@ Only JSON is read; nothing heavy is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from hada.extract.common.errors import CheckpointError
 from hada.extract.common.shapes import conform
 
 OPEN_CLIP, TRANSFORMERS, SENTENCE = "open_clip_config.json", "config.json", "modules.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
 ADAPTER, DIFFUSERS = "adapter_config.json", "model_index.json"
 # All that tells what a model on a hub is, and all of it small.
 CONFIGS = (OPEN_CLIP, TRANSFORMERS, SENTENCE, ADAPTER, DIFFUSERS)
+FETCHED = (*CONFIGS, SENTENCE_CONFIG)
 
 OWN = "a class of your own can use it (docs/own_backbone.md)"
 _RETRIEVAL = {"blip": "Salesforce/blip-itm-base-coco", "blip-2": "Salesforce/blip2-itm-vit-g"}
@@ -36,6 +38,7 @@ DUAL = {
     "owlv2": "OWLv2",
     "owlvit": "OWL-ViT",
     "siglip": "SigLIP",
+    "siglip2": "SigLIP 2 NaFlex",
     "tipsv2": "TIPS 2",
     "vision-text-dual-encoder": "VisionTextDualEncoder",
 }
@@ -51,16 +54,12 @@ _TASKS = {
 }
 # model_type -> what it is, of those that people try and no family reads.
 _OTHERS = {
-    "siglip2": "a SigLIP 2 for images of varying size (NaFlex)",
     "flava": "a FLAVA model",
     "bridgetower": "a BridgeTower model, which scores pairs only",
     "vilt": "a ViLT model, which scores pairs only",
     "xclip": "an X-CLIP model of videos",
     "clap": "a CLAP model of sounds",
     "clvp": "a CLVP model of speech",
-}
-_ADVICE = {
-    "siglip2": "use a checkpoint of fixed size, whose model_type is 'siglip'",
 }
 _LATE = ("colpali", "colqwen", "colsmol", "colmodernvbert", "colidefics")
 _ONE_SIDED = {"vision": "text", "text": "image"}
@@ -128,21 +127,58 @@ def _read(path: Path) -> dict[str, Any]:
     return result
 
 
+def sentence_modules(folder: Path) -> list[Mapping[str, Any]]:
+    """The modules that a folder of sentence-transformers lists.
+
+    Raises `CheckpointError` where the list is none.
+    """
+    modules = read_json(folder / SENTENCE, CheckpointError)
+    if not isinstance(modules, list) or not all(isinstance(m, Mapping) for m in modules):
+        raise CheckpointError(f"{folder / SENTENCE}: expected a list of modules")
+    return modules
+
+
+def sentence_kind(folder: Path) -> str:
+    """The class that sentence-transformers has for a folder with modules."""
+    file = folder / SENTENCE_CONFIG
+    kind = _read(file).get("model_type") if file.is_file() else None
+    # PyLate's name; models of earlier versions have none.
+    return "MultiVectorEncoder" if kind == "ColBERT" else str(kind or "SentenceTransformer")
+
+
 def _sentence(folder: Path, weights: str, where: str) -> Found:
     """A folder of sentence-transformers; one that is only a CLIP inside is read as that."""
-    modules = read_json(folder / SENTENCE, CheckpointError)
-    first = modules[0] if isinstance(modules, list) and modules else {}
-    kind = str(first.get("type", "")) if isinstance(first, Mapping) else ""
-    inner = str(first.get("path", "")) if isinstance(first, Mapping) else ""
-    what = f"a sentence-transformers {where}"
-    if not kind.endswith(".CLIPModel"):
-        return Found(what=what, advice=OWN)
-    if (folder / inner / TRANSFORMERS).is_file() and ".." not in Path(inner).parts:
-        return Found(what=f"{what} of a CLIP", family="dual", weights=str(folder / inner))
-    return Found(
-        what=f"{what} of a CLIP in its folder {inner!r}",
-        advice=f"fetch it (hf download {weights} --local-dir FOLDER) and give FOLDER/{inner}",
-    )
+    kind, modules = sentence_kind(folder), sentence_modules(folder)
+    if kind == "CrossEncoder":
+        return Found(
+            what=f"a cross-encoder {where} of sentence-transformers, which scores pairs only",
+            advice="re-rank with it: hada-evaluate recall --rerank 20 --rerank-with "
+            f"cross-encoder:{weights}",
+        )
+    if kind not in ("SentenceTransformer", "MultiVectorEncoder"):
+        return Found(what=f"a {kind} {where} of sentence-transformers", advice=OWN)
+    many = "multi-vector " if kind == "MultiVectorEncoder" else ""
+    what = f"a {many}sentence-transformers {where}"
+    first = modules[0] if modules else {}
+    own, inner = str(first.get("type", "")).rpartition(".")[2], str(first.get("path", ""))
+    alone = all(str(module.get("type", "")).endswith(".Normalize") for module in modules[1:])
+    config = folder / inner / TRANSFORMERS
+    inside = _read(config) if config.is_file() and ".." not in Path(inner).parts else {}
+    model = str(inside.get("model_type", ""))
+    if own == "CLIPModel" or (alone and model in DUAL):
+        if inside:
+            found = _transformers(inside, str(folder / inner) if inner else weights, "model")
+            return replace(found, what=f"{what} of a {DUAL.get(model, 'CLIP')}")
+        return Found(
+            what=f"{what} of a CLIP in its folder {inner!r}",
+            advice=f"fetch it (hf download {weights} --local-dir FOLDER) and give FOLDER/{inner}",
+        )
+    if model in _TEXT_MODELS or model.endswith(("_text_model", "_text")):
+        return Found(
+            what=f"{what} of text alone ({model}): it has no image side",
+            advice="give one that encodes images, too",
+        )
+    return Found(what=what, family="sentence", weights=weights)
 
 
 def _transformers(config: Mapping[str, Any], weights: str, where: str) -> Found:
@@ -154,9 +190,16 @@ def _transformers(config: Mapping[str, Any], weights: str, where: str) -> Found:
     if kind in _BLIP:
         return _blip(kind, made_by, weights, where)
     if kind in _OTHERS:
-        return Found(what=_OTHERS[kind], advice=_ADVICE.get(kind, OWN))
-    if kind.startswith(_LATE):
-        return Found(what=f"a late-interaction model ({made_by or kind})", advice=OWN)
+        return Found(what=_OTHERS[kind], advice=OWN)
+    if made_by.endswith("ForRetrieval"):
+        what = f"a late-interaction model of transformers ({made_by})"
+        return Found(what=what, family="sentence", weights=weights)
+    if kind.startswith(_LATE) or made_by.lower().startswith(_LATE):
+        return Found(
+            what=f"a late-interaction model of colpali-engine ({made_by or kind})",
+            advice="use its form for transformers (the name often ends in -hf), or one that "
+            "sentence-transformers saved",
+        )
     for side, other in _ONE_SIDED.items():
         models = _IMAGE_MODELS if side == "vision" else _TEXT_MODELS
         if kind.endswith((f"{side}_model", f"_{side}")) or kind in models:

@@ -50,3 +50,21 @@ class Processor:
     def __call__(self, image: PIL.Image.Image) -> NDArray[np.float32]:
         pixels = self.processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"]
         return np.ascontiguousarray(pixels[0], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class PackedPatches:
+    """(1 + P, D) by the processor of SigLIP 2 NaFlex, in its PIL form.
+
+    The first row begins with the height and the width of the grid of patches; rows of padding are
+    at the end.
+    """
+
+    processor: Any
+
+    def __call__(self, image: PIL.Image.Image) -> NDArray[np.float32]:
+        found = self.processor(images=image.convert("RGB"), return_tensors="np")
+        patches = found["pixel_values"][0]
+        packed = np.zeros((len(patches) + 1, patches.shape[1]), np.float32)
+        packed[0, :2], packed[1:] = found["spatial_shapes"][0], patches
+        return packed

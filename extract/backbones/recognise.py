@@ -17,7 +17,7 @@ from hada.extract.backbones.checkpoint_files import (
     of_other_programs,
     pointer_of,
 )
-from hada.extract.backbones.model_folders import CONFIGS, Found, of_configs
+from hada.extract.backbones.model_folders import CONFIGS, FETCHED, Found, of_configs
 from hada.extract.common.errors import CheckpointError, HadaError, UsageError
 from hada.extract.manifest import Manifest, ModelEntry, is_name
 from hada.extract.remembered import remembered_model
@@ -158,7 +158,7 @@ def _is_tag(text: str) -> bool:
 
 
 def _on_hub(id_: str, folder: Path | None = None) -> Found:
-    folder = hub.fetch(id_, CONFIGS) if folder is None else folder
+    folder = hub.fetch(id_, FETCHED) if folder is None else folder
     found = of_configs(folder, id_, "model")
     if found is None:
         raise CheckpointError(
@@ -207,6 +207,9 @@ def _whole(folder: Path, found: Found) -> Found:
     if found.family is None:
         return found
     files = _weights_in(place)
+    if found.family == "sentence":  # those of its modules lie in folders of their own
+        folders = [sub for sub in sorted(place.iterdir()) if sub.is_dir()]
+        files += [file for sub in folders for file in _weights_in(sub)]
     for file in files:
         if (pointer := pointer_of(file)) is not None:
             return pointer

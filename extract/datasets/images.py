@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +17,10 @@ from hada.extract.datasets.image_files import ImageFile, InParquet, InTar
 # refused here instead, without touching the process-wide warning filters from a worker thread.
 MAX_PIXELS = 89_478_485
 _ORIENTATION = 0x0112
+# Orientations that exchange width and height.
+_TURNED = (5, 6, 7, 8)
+# Formats whose decoder keeps the size and the orientation that the header says.
+_SIZE_IN_HEADER = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
@@ -38,6 +44,28 @@ def open_image(
     threads. Raises `ImageError`.
     """
     label = name or ("<bytes>" if isinstance(source, bytes) else str(source))
+    with _opened(source, label) as image:
+        image.load()
+        return _upright(_to_rgb(image, label), image)
+
+
+def size_of(source: ImageFile) -> tuple[int, int]:
+    """(width, height) of what `open_image` gives; of most formats only the header is read.
+
+    Raises `ImageError` where that tells that the image cannot be used.
+    """
+    with _opened(source, str(source)) as image:
+        if image.format in _SIZE_IN_HEADER:
+            width, height = image.size
+            return (height, width) if _orientation(image) in _TURNED else (width, height)
+    return open_image(source).size
+
+
+@contextmanager
+def _opened(
+    source: str | os.PathLike[str] | bytes | ImageFile, label: str
+) -> Iterator[Image.Image]:
+    """The file, its header read; what goes wrong with it inside is raised as an `ImageError`."""
     stream: io.BytesIO | str
     if isinstance(source, bytes):
         stream = io.BytesIO(source)
@@ -52,8 +80,7 @@ def open_image(
         with Image.open(stream) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(label, _too_large(image.size))
-            image.load()
-            return _upright(_to_rgb(image, label), image)
+            yield image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,15 +110,21 @@ def _too_large(size: tuple[int, int]) -> str:
 
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     """`rgb` turned as the EXIF data of `original` asks; unreadable EXIF turns nothing."""
-    try:
-        orientation = original.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a picture is worth keeping though its metadata is broken
-        return rgb
-    if orientation in (None, 1):
+    orientation = _orientation(original)
+    if orientation is None:
         return rgb
     # A fresh block with this one tag: the other tags may be broken and are not needed.
     rgb.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(rgb)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """What the EXIF data say of an image that has to be turned, None of any other."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a picture is worth keeping though its metadata is broken
+        return None
+    return None if orientation in (None, 1) else orientation
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:

@@ -35,10 +35,13 @@ class PictureReader:
 
     def read(self, path: ImageFile, image_id: str) -> NDArray[np.float32]:
         """(3, H, W); raises `ImageError` with the reason. Safe to call from threads."""
-        picture = images.open_image(path)
-        if max(picture.size) > MAX_ASPECT * min(picture.size):
-            sides = f"{picture.width} x {picture.height}, at most {MAX_ASPECT} to 1"
-            raise images.ImageError(str(path), f"too elongated ({sides})")
+        return self.prepared(images.open_image(path), path, image_id)
+
+    def prepared(
+        self, picture: PIL.Image.Image, path: ImageFile, image_id: str
+    ) -> NDArray[np.float32]:
+        """As `read`, of an image that has been opened."""
+        check_aspect(picture.size, path)
         try:
             if self.view is not None:
                 picture = self.view.render(picture, image_id, self.size)
@@ -46,3 +49,10 @@ class PictureReader:
         except (OSError, ValueError, ArithmeticError, MemoryError) as error:
             reason = f"cannot be preprocessed ({type(error).__name__}: {error})"
             raise images.ImageError(str(path), reason) from error
+
+
+def check_aspect(size: tuple[int, int], path: ImageFile) -> None:
+    """Raise `ImageError` for an image of a (width, height) that no model is given."""
+    if max(size) > MAX_ASPECT * min(size):
+        sides = f"{size[0]} x {size[1]}, at most {MAX_ASPECT} to 1"
+        raise images.ImageError(str(path), f"too elongated ({sides})")

@@ -57,8 +57,14 @@ def store_index(
 ) -> StoreIndex:
     """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
     model = backbone.spec
-    extra = 1 if model.caption and model.caption.global_source == "pooled" else 0
-    caption_lengths = ids.lengths + extra if model.caption else np.zeros_like(ids.lengths)
+    if model.caption is None:
+        caption_lengths = np.zeros_like(ids.lengths)
+    elif backbone.caption_rows is not None:
+        caption_lengths = np.asarray(
+            backbone.caption_rows([ids[row] for row in range(len(ids))]), np.int64
+        )
+    else:
+        caption_lengths = ids.lengths + (model.caption.global_source == "pooled")
     return StoreIndex(
         ids={"image": dataset.image_ids, "caption": dataset.caption_ids},
         caption_to_image=dataset.caption_to_image,

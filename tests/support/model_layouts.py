@@ -48,6 +48,50 @@ def save_processor(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def gemma(folder: Path) -> None:
+    """A small Gemma tokenizer, in the files of the published SigLIP 2 checkpoints."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = [chr(number) for number in range(33, 127)] + ["▁"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces += [f"<0x{number:02X}>" for number in range(256)] + letters
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("d", "o"), ("do", "g"), ("D", "O"), ("▁", "a")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "GemmaTokenizer", "do_lower_case": True, "bos_token": "<bos>",
+                "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
+                "model_max_length": 64, "padding_side": "right", "add_bos_token": False,
+                "add_eos_token": True,
+            }
+        )
+    )  # fmt: skip
+
+
+def naflex(folder: Path) -> Path:
+    """A SigLIP 2 whose images keep their shape, in at most 24 patches."""
+    words = {**WORDS, "vocab_size": 410}
+    dual("Siglip2", words=words, sight={**SIZE, "patch_size": 8, "num_patches": 16})(folder)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    gemma(folder)
+    transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=24).save_pretrained(folder)
+    return folder
+
+
 def vit_bert(folder: Path) -> Path:
     torch.manual_seed(0)
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(

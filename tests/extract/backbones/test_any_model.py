@@ -9,6 +9,7 @@ import makers
 import model_layouts as make
 import numpy as np
 import pytest
+import tiny_sentence as tiny
 import torch
 from click.testing import CliRunner
 from tiny_clip import TEXT, VIT
@@ -33,6 +34,7 @@ TIMM = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_s
 LOADS: dict[str, tuple[make.Maker, str]] = {
     "CLIP": (make.dual("CLIP", projection_dim=12), "dual"),
     "SigLIP 2 of one size": (make.dual("Siglip"), "dual"),
+    "SigLIP 2 NaFlex": (make.naflex, "dual"),
     "AltCLIP": (make.dual("AltCLIP", words={**make.WORDS, "project_dim": 24}), "dual"),
     "Chinese CLIP": (make.dual("ChineseCLIP", projection_dim=12), "dual"),
     "MetaCLIP 2": (make.dual("MetaClip2", projection_dim=12), "dual"),
@@ -55,6 +57,12 @@ LOADS: dict[str, tuple[make.Maker, str]] = {
         "dual",
     ),
     "CLIP of sentence-transformers": (make.sentence("0_CLIPModel", make_clip), "dual"),
+    "CLIP as sentence-transformers saves it by now": (tiny.clip_alone, "dual"),
+    "a CLIP of sentence-transformers with a layer of its own": (tiny.clip_pooled, "sentence"),
+    "a Qwen2-VL embedder of sentence-transformers": (tiny.chat_embedder, "sentence"),
+    "a multi-vector model of sentence-transformers": (tiny.multi_vector, "sentence"),
+    "ColQwen2": (tiny.inside(tiny.colqwen), "sentence"),
+    "ColPali": (tiny.inside(tiny.colpali), "sentence"),
     "BLIP for retrieval": (make.blip("BlipForImageTextRetrieval"), "blip"),
     "open_clip ViT": (make.open_folder(VIT, TEXT), "clip"),
     "open_clip with a tower of timm": (make.open_folder(TIMM, TEXT), "clip"),
@@ -74,7 +82,7 @@ LOADS: dict[str, tuple[make.Maker, str]] = {
 
 BLIP_CAPTIONS = ("visual_encoder.cls_token", "text_decoder.bert.embeddings.word_embeddings.weight")
 QWEN = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}
-COLPALI = {"model_type": "colpali", "architectures": ["ColPaliForRetrieval"]}
+COLPALI = {"model_type": "paligemma", "architectures": ["ColPali"]}
 BLIP2 = {"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}
 CLASSES = {**WORDS, "eos_token_id": 10, "pad_token_id": 0}
 
@@ -92,10 +100,6 @@ REFUSED: dict[str, tuple[make.Maker, str]] = {
     "BLIP-2 for captions": (
         make.only_config(**BLIP2),
         r"a BLIP-2 captioning checkpoint, .*; use blip2:Salesforce/blip2-itm-vit-g",
-    ),
-    "SigLIP 2 NaFlex": (
-        make.dual("Siglip2", sight={**SIZE, "patch_size": 8, "num_patches": 16}),
-        r"SigLIP 2 for images of varying size \(NaFlex\); use a checkpoint of fixed size",
     ),
     "half a CLIP, images": (
         make.alone("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION),
@@ -119,13 +123,32 @@ REFUSED: dict[str, tuple[make.Maker, str]] = {
         make.only_config(**QWEN),
         r"a Qwen2VLForConditionalGeneration of transformers, which no family reads",
     ),
-    "ColPali": (make.only_config(**COLPALI), r"a late-interaction model \(ColPaliForRetrieval\)"),
+    "ColPali of colpali-engine": (
+        make.only_config(**COLPALI),
+        r"a late-interaction model of colpali-engine \(ColPali\); use its form for transformers",
+    ),
     "a config of nothing": (make.only_config(hidden_size=3), r"config.json names no model_type"),
     "timm": (make.timm_folder, r"an image encoder of timm alone \(resnet10t\)"),
     "timm's checkpoint": (make.timm_file, r"an image encoder alone; give a model that has a text"),
     "BERT of sentence-transformers": (
         make.sentence("0_Transformer", make.alone("BertModel", "BertConfig", make.BERT_SIZES)),
-        r"a sentence-transformers folder; a class of your own",
+        r"a sentence-transformers folder of text alone \(bert\): it has no image side; give one",
+    ),
+    "BERT as sentence-transformers saves it": (
+        tiny.text_embedder,
+        r"a sentence-transformers folder of text alone \(bert\): it has no image side; give one",
+    ),
+    "a cross-encoder of sentence-transformers": (
+        tiny.cross_encoder,
+        r"a cross-encoder folder of .*, which scores pairs only; re-rank with it: .*cross-encoder:",
+    ),
+    "a cross-encoder of texts": (
+        tiny.text_cross_encoder,
+        r"a cross-encoder folder of sentence-transformers, which scores pairs only",
+    ),
+    "a sparse encoder": (
+        tiny.sparse_encoder,
+        r"a SparseEncoder folder of sentence-transformers; a class of your own",
     ),
     "an adapter": (
         make.text_file("adapter_config.json", "{}", whole_folder=True),
@@ -231,8 +254,13 @@ def test_what_loads(name: str, manifest: Manifest, tmp_path: Path) -> None:
     entry = described_model(manifest, f"m={place}")
     assert (entry.name, entry.family) == ("m", family)
     backbone = loaded(entry)
-    images = backbone.encode_images(np.stack([backbone.preprocess(p) for p in pictures()[:2]]))
+    inputs = [backbone.preprocess(p) for p in pictures()[:2]]
+    images = backbone.encode_images(inputs if backbone.varying_input else np.stack(inputs))
     captions = backbone.encode_captions(backbone.tokenize(CAPTIONS[:2]))
+    if images.embeddings is None:  # late interaction
+        assert images.values.shape[1] == captions.values.shape[1]
+        assert np.isfinite(images.values).all()
+        return
     assert images.embeddings.shape == captions.embeddings.shape
     assert np.isfinite(images.embeddings).all()
     assert np.isfinite(captions.embeddings).all()

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from tiny_dual import (
-    SIZE,
     TEXT,
     VISION,
     caption_inputs,
@@ -20,7 +19,6 @@ from tiny_dual import (
 )
 
 from hada.extract.backbones import Backbone
-from hada.extract.common.errors import CheckpointError
 from hada.extract.testing.backbone_contract import CAPTIONS, BackboneContract
 
 pytestmark = pytest.mark.slow
@@ -160,13 +158,3 @@ class TestSiglip2(KinContract):
         image, caption = backbone.spec.image, backbone.spec.caption
         assert (image.count, image.global_source) == (17, "pooled")
         assert caption.global_source == "pooled"
-
-
-def test_siglip2_of_varying_size_is_refused(tmp_path: Path) -> None:
-    config = transformers.Siglip2Config(
-        text_config={**TEXT, "pad_token_id": 0},
-        vision_config={**SIZE, "patch_size": 8, "num_patches": 16},
-    )
-    transformers.Siglip2Model(config).save_pretrained(tmp_path / "m")
-    with pytest.raises(CheckpointError, match=r"SigLIP 2 .*NaFlex.* is not supported"):
-        load(tmp_path / "m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import makers
 import pytest
+import tiny_sentence
 from click.testing import CliRunner
 from hub_server import COMMITS, serving
 from tiny_clip import TEXT, VIT, make_folder
@@ -45,9 +47,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path
     module = {"path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
     (root / "sentences" / "modules.json").write_text(json.dumps([module]))
     (root / "late" / "config.json").write_text(
-        '{"model_type": "colqwen2", "architectures": ["ColQwen2ForRetrieval"]}'
+        '{"model_type": "paligemma", "architectures": ["ColPali"]}'
     )
+    vectors = {}
+    if importlib.util.find_spec("sentence_transformers"):
+        vectors = {"org/embedder": {"main": tiny_sentence.chat_embedder(root / "chat", dense=8)}}
     return {
+        **vectors,
         "org/sentences": {"main": root / "sentences"},
         "org/late": {"main": root / "late"},
         "org/tiny-dual": {"main": root / "dual", "v1": root / "dual"},
@@ -159,6 +165,16 @@ def test_pinned_and_unpinned_weights_have_one_digest(server: Any, tmp_path: Path
     ]
 
 
+def test_the_modules_of_sentence_transformers_are_fetched(
+    server: Any, models: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    tiny_sentence.library()
+    from hada.extract.backbones.sentence_load import digest as sentence_digest
+
+    ((name, digest, _),) = loaded(server[0], tmp_path / "cache", "org/embedder")
+    assert (name, digest) == ("embedder", sentence_digest(models["org/embedder"]["main"]))
+
+
 REFUSED = {
     "org/gated": r"'org/gated' is gated: .* agree to its terms. Do so at .*/org/gated , then `hf",
     "org/private": r"knows no such model, or it is private: check the name \(for a private one",
@@ -169,7 +185,7 @@ REFUSED = {
     "m=clip:hf-hub:org/tiny-dual": r"has no open_clip_config.json.* CLIP model: dual:org/tiny-dual",
     "m=dual:org/tiny-clip@v1": r"It is an open_clip model: clip:hf-hub:org/tiny-clip@v1",
     "org/sentences": r"a CLIP in its folder '0_CLIPModel'; fetch it \(hf download org/sentenc",
-    "org/late": r"is a late-interaction model \(ColQwen2ForRetrieval\); a class of your own",
+    "org/late": r"is a late-interaction model of colpali-engine \(ColPali\); use its form for tr",
 }
 
 

@@ -18,6 +18,7 @@ import model_layouts as make
 import numpy as np
 import open_clip
 import pytest
+import tiny_sentence
 import transformers
 from golden_ids import bert_vocabulary
 from PIL import Image
@@ -102,7 +103,7 @@ def clip_siglip(folder: Path, _golden: Path) -> None:
         place = make_folder(folder / cleaning, VIT, text)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (place / file).unlink()
-        gemma(place)
+        make.gemma(place)
         backbone = open_clips(place)
         assert backbone.spec.preprocessing["lower_case"] == how
         theirs = open_clip.get_tokenizer(f"local-dir:{place}")
@@ -124,38 +125,6 @@ def dual(folder: Path, _golden: Path) -> None:
         same_ids(backbone, padded["input_ids"])
 
 
-def gemma(folder: Path) -> None:
-    """A small Gemma tokenizer, in the files of the published SigLIP 2 checkpoints."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    letters = [chr(number) for number in range(33, 127)] + ["▁"]
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    pieces += [f"<0x{number:02X}>" for number in range(256)] + letters
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    merges = [("d", "o"), ("do", "g"), ("D", "O"), ("▁", "a")]
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 1)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "GemmaTokenizer", "do_lower_case": True, "bos_token": "<bos>",
-                "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
-                "model_max_length": 64, "padding_side": "right", "add_bos_token": False,
-                "add_eos_token": True,
-            }
-        )
-    )  # fmt: skip
-
-
 def siglip_folder(folder: Path, **text: Any) -> Path:
     words = {**make.WORDS, "vocab_size": 410, "max_position_embeddings": 64, **text}
     make.dual("Siglip", words=words)(folder)
@@ -165,7 +134,7 @@ def siglip_folder(folder: Path, **text: Any) -> Path:
 
 
 def siglip_2(folder: Path, _golden: Path) -> None:
-    gemma(siglip_folder(folder))
+    make.gemma(siglip_folder(folder))
     backbone = load("dual", folder)
     assert backbone.spec.preprocessing["tokenizer"] == "GemmaTokenizer"
     assert backbone.spec.preprocessing["lower_case"] == ADDED
@@ -185,6 +154,53 @@ def siglip_2(folder: Path, _golden: Path) -> None:
         other = load("dual", folder)
         assert other.spec.preprocessing["lower_case"] == how
         assert (other.tokenize(CAPTIONS) == backbone.tokenize(CAPTIONS)) == (how == BY_TOKENIZER)
+
+
+def naflex(folder: Path, _golden: Path) -> None:
+    make.naflex(folder)
+    backbone = load("dual", folder)
+    processor = transformers.Siglip2ImageProcessorPil.from_pretrained(folder)
+    for image in GALLERY:
+        found = processor(images=image, return_tensors="np")
+        packed = backbone.preprocess(image)
+        np.testing.assert_array_equal(packed[0, :2], found["spatial_shapes"][0])
+        np.testing.assert_array_equal(packed[1:], found["pixel_values"][0])
+    assert backbone.spec.preprocessing["lower_case"] == BY_TOKENIZER
+    theirs = transformers.Siglip2Tokenizer.from_pretrained(folder)
+    padded = theirs(CAPTIONS, padding="max_length", truncation=True, max_length=16)["input_ids"]
+    same_ids(backbone, padded)
+
+
+def sentence(folder: Path, _golden: Path) -> None:
+    library = tiny_sentence.library()
+    place = tiny_sentence.chat_embedder(folder)
+    backbone = load("sentence", place)
+    model = library.SentenceTransformer(str(place), device="cpu")
+    found = backbone.encode_captions(backbone.tokenize(CAPTIONS))
+    np.testing.assert_allclose(found.embeddings, model.encode_query(CAPTIONS), atol=1e-6)
+    images = backbone.encode_images([backbone.preprocess(image) for image in GALLERY])
+    np.testing.assert_allclose(images.embeddings, model.encode_document(GALLERY), atol=1e-6)
+    assert backbone.truncated == 1
+    assert found.lengths.max() == backbone.spec.preprocessing["max_tokens"]
+    prompted = model.encode(CAPTIONS, prompt="Find: ")
+    np.testing.assert_allclose(found.embeddings, prompted, atol=1e-6)
+
+
+def sentence_multi_vector(folder: Path, _golden: Path) -> None:
+    """With ColBERT's query expansion: as many rows of every short caption."""
+    library = tiny_sentence.library()
+    (folder / "base").mkdir()
+    model = library.MultiVectorEncoder(str(tiny_sentence.colpali(folder / "base")), device="cpu")
+    model[0].query_expansion = {"strategy": "min", "attend": True, "length": 60, "token": "<eos>"}
+    backbone = load("sentence", tiny_sentence.save(model, folder / "model"))
+    ids = backbone.tokenize(CAPTIONS)
+    found = backbone.encode_captions(ids)
+    np.testing.assert_array_equal(backbone.caption_rows(ids), found.lengths)
+    assert found.lengths.min() == 61
+    assert found.lengths.max() > 61
+    rows = np.split(found.values, np.cumsum(found.lengths)[:-1])
+    for own, theirs in zip(rows, model.encode_query(CAPTIONS), strict=True):
+        np.testing.assert_allclose(own[1:], theirs, atol=1e-6)
 
 
 def sentencepiece_model(folder: Path) -> None:
@@ -298,6 +314,9 @@ LINES: dict[str, Callable[[Path, Path], None]] = {
     "`dual`": dual,
     "`dual`, SigLIP 1": siglip_1,
     "`dual`, SigLIP 2": siglip_2,
+    "`dual`, SigLIP 2 NaFlex": naflex,
+    "`sentence`": sentence,
+    "`sentence`, multi-vector": sentence_multi_vector,
     "`blip`": blip,
     "`blip2`": blip2,
     "`albef`": albef,
@@ -368,7 +387,7 @@ except UsageError as error:
 
 
 def test_an_empty_caption_keeps_its_end_token(tmp_path: Path) -> None:
-    gemma(siglip_folder(tmp_path))
+    make.gemma(siglip_folder(tmp_path))
     assert load("dual", tmp_path).tokenize([""]) == [[1]]
     with pytest.raises(UsageError):
         load("dual", tmp_path, nothing=1)

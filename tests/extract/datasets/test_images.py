@@ -14,7 +14,7 @@ from PIL import Image
 from hada.extract.common.errors import DatasetError
 from hada.extract.datasets import images
 from hada.extract.datasets.image_files import InParquet
-from hada.extract.datasets.images import ImageError, open_image
+from hada.extract.datasets.images import ImageError, open_image, size_of
 
 
 def ramp(width: int = 40, height: int = 30) -> Image.Image:
@@ -200,3 +200,28 @@ def test_a_parquet_file_that_was_damaged_since_is_an_image_error(tmp_path: Path)
     file.write_bytes(b"PAR1" + b"x" * 64)
     with pytest.raises(ImageError, match="cannot be read"):
         open_image(InParquet(str(file), "image", 0, 0))
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_the_size_in_the_header_is_that_of_the_opened_image(
+    tmp_path: Path, suffix: str, orientation: int | None
+) -> None:
+    options = {}
+    if orientation is not None and suffix in ("jpg", "png", "webp", "tiff"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    path = saved(ramp(), tmp_path / f"a.{suffix}", **options)
+    assert size_of(str(path)) == open_image(path).size
+
+
+def test_the_size_needs_no_pixels(tmp_path: Path) -> None:
+    path = saved(ramp(400, 300), tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:1500])
+    assert size_of(str(path)) == (400, 300)
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="not a picture"):
+        size_of(str(path))
+    with pytest.raises(ImageError, match="no such file"):
+        size_of(str(tmp_path / "none.jpg"))
