@@ -29,6 +29,7 @@ from hada.extract.store.memory import MemoryStore
 from hada.extract.store.pooling import describe
 from hada.extract.variants.reduced import reduced
 from hada.fuse.embedding import Embedded, check_features, embed
+from hada.fuse.network.fuser import Fuser
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
 
@@ -66,6 +67,8 @@ class Encoder:
         self._like = stores
         self._backbones = [_as_stored(load_frozen_model(manifest, s, device), s) for s in stores]
         self._blanks: dict[tuple[int, SideName], Encoded] = {}
+        self.fuser: Fuser | None = None
+        self._first_only = False
         # Whether queries may be encoded together: each as it is alone.
         self._together = True
         self._fuse = None if run is None else self._fusion(run, device)
@@ -87,10 +90,10 @@ class Encoder:
                     f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
                     "no longer gives, and this run takes them as they are; extract again"
                 )
-        first_only = recipe.features.first_tokens_only
+        self.fuser, self._first_only = fuser, recipe.features.first_tokens_only
 
         def fuse(stores: Sequence[StoreReader]) -> Embedded:
-            split = Split(stores, first_tokens_only=first_only)
+            split = Split(stores, first_tokens_only=self._first_only)
             return embed(fuser, mix, split, torch.device(choose_device(device)), heads)
 
         return fuse
@@ -125,12 +128,40 @@ class Encoder:
         if self._fuse is None:
             (vectors,) = own.values()
             return [Query(vector, side=side, plain=vector) for vector in vectors]
-        stores = [self._stored(n, side, part, len(items)) for n, part in enumerate(encoded)]
+        other: SideName = "image" if side == "caption" else "caption"
+        stores = [
+            self._stored(n, side, part, len(items), self._blank(n, other))
+            for n, part in enumerate(encoded)
+        ]
         embedded = self._fuse(stores)
         return [
             _query(embedded, side, k, {name: values[k] for name, values in own.items()})
             for k in range(len(items))
         ]
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The models by name, which can say which tokens a word has."""
+        names = [store.spec.model.name for store in self._like]
+        return dict(zip(names, self._backbones, strict=True))
+
+    def pair(self, side: SideName, item: Any, stores: Sequence[StoreReader], row: int) -> Split:
+        """A query and a stored item of the other side, as a split of one image and one caption.
+
+        Args:
+            side: What the query is.
+            item: A text or a decoded image.
+            stores: One store a model, in the run's order; their split may be any.
+            row: Of the other side's item in them.
+        """
+        other: SideName = "image" if side == "caption" else "caption"
+        memory = [
+            self._stored(
+                number, side, self._encoded(number, side, [item]), 1, _kept(store, other, row)
+            )
+            for number, store in enumerate(stores)
+        ]
+        return Split(memory, first_tokens_only=self._first_only)
 
     def _encoded(self, number: int, side: SideName, items: list[Any]) -> Encoded:
         """What a model makes of texts or images."""
@@ -148,10 +179,13 @@ class Encoder:
             self._blanks[number, side] = self._encoded(number, side, [item])
         return self._blanks[number, side]
 
-    def _stored(self, number: int, side: SideName, part: Encoded, count: int) -> StoreReader:
-        """Queries as a store: texts are captions of one image, images have one caption each."""
-        other: SideName = "image" if side == "caption" else "caption"
-        blank = self._blank(number, other)
+    def _stored(
+        self, number: int, side: SideName, part: Encoded, count: int, blank: Encoded
+    ) -> StoreReader:
+        """Queries as a store: texts are captions of one image, images have one caption each.
+
+        `blank` is the one item of the other side.
+        """
         if side == "caption":
             both: dict[SideName, tuple[Encoded, int]] = {"image": (blank, 1), "caption": (part, 1)}
         else:
@@ -185,6 +219,18 @@ def _as_stored(backbone: Any, store: StoreReader) -> Any:
         raise UsageError(f"model {model.name!r} sees regions, not images: it cannot encode a query")
     kept = describe(model.image)
     return backbone if kept == describe(backbone.spec.image) else reduced(backbone, kept)
+
+
+def _kept(store: StoreReader, side: SideName, row: int) -> Encoded:
+    """An item as its store has it."""
+    reader, rows = store.side(side), np.array([row])
+    values = lengths = None
+    if reader.tokens_spec is not None:
+        values, lengths = np.asarray(reader.tokens(rows), np.float32), reader.lengths[rows]
+    embeddings = reader.embeddings(rows)
+    return Encoded(
+        values, lengths, None if embeddings is None else np.asarray(embeddings, np.float32)
+    )
 
 
 def _items(encoded: Encoded) -> list[NDArray[np.float32]]:
