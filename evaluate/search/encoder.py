@@ -73,13 +73,14 @@ class Encoder:
         self._together = True
         self._fuse = None if run is None else self._fusion(run, device)
 
-    def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
-        """The run's fusion as a function from the stores of queries to their embeddings."""
+    def _fusion(
+        self, run: RunFolder, device: str
+    ) -> Callable[[Sequence[StoreReader], bool], Embedded]:
+        """The run's fusion: from the stores of queries (or of items) to their embeddings."""
         fuser, mix = run.load_best()
         heads, config, recipe = run.load_heads(), run.config(), run.recipe()
-        if heads is not None:
-            # What a query pays for its own nodes changes no order, and takes longer than the rest.
-            heads = replace(heads, node_correction=None)
+        # What a query pays for its own nodes changes no order, and takes longer than the rest.
+        light = None if heads is None else replace(heads, node_correction=None)
         inputs = recipe.network.inputs
         self._together = not fuser.image.config.second_from_first
         for store, backbone in zip(self._like, self._backbones, strict=True):
@@ -92,9 +93,10 @@ class Encoder:
                 )
         self.fuser, self._first_only = fuser, recipe.features.first_tokens_only
 
-        def fuse(stores: Sequence[StoreReader]) -> Embedded:
+        def fuse(stores: Sequence[StoreReader], as_items: bool) -> Embedded:
             split = Split(stores, first_tokens_only=self._first_only)
-            return embed(fuser, mix, split, torch.device(choose_device(device)), heads)
+            used = heads if as_items else light
+            return embed(fuser, mix, split, torch.device(choose_device(device)), used)
 
         return fuse
 
@@ -106,19 +108,22 @@ class Encoder:
         """An image as a query; raises `ImageError` where it cannot be read."""
         return self.images([open_image(source)])[0]
 
-    def texts(self, texts: Sequence[str]) -> list[Query]:
-        """Captions as queries, encoded together; raises `UsageError` where one is empty."""
+    def texts(self, texts: Sequence[str], *, as_items: bool = False) -> list[Query]:
+        """Captions as queries, encoded together; raises `UsageError` where one is empty.
+
+        `as_items`: also with what each pays in the whole score, as one that is searched for.
+        """
         if not all(text.strip() for text in texts):
             raise UsageError("the query is empty: expected a sentence, or --image FILE")
-        return self._encode("caption", list(texts))
+        return self._encode("caption", list(texts), as_items)
 
-    def images(self, images: Sequence[PIL.Image.Image]) -> list[Query]:
-        """Images as queries, encoded together."""
-        return self._encode("image", list(images))
+    def images(self, images: Sequence[PIL.Image.Image], *, as_items: bool = False) -> list[Query]:
+        """Images as queries, encoded together; see `texts`."""
+        return self._encode("image", list(images), as_items)
 
-    def _encode(self, side: SideName, items: list[Any]) -> list[Query]:
+    def _encode(self, side: SideName, items: list[Any], as_items: bool) -> list[Query]:
         if not self._together and len(items) > 1:
-            return [query for item in items for query in self._encode(side, [item])]
+            return [query for item in items for query in self._encode(side, [item], as_items)]
         encoded = [self._encoded(number, side, items) for number in range(len(self._backbones))]
         own = {
             store.spec.model.name: _own(part, store.spec.dtype)
@@ -133,7 +138,7 @@ class Encoder:
             self._stored(n, side, part, len(items), self._blank(n, other))
             for n, part in enumerate(encoded)
         ]
-        embedded = self._fuse(stores)
+        embedded = self._fuse(stores, as_items)
         return [
             _query(embedded, side, k, {name: values[k] for name, values in own.items()})
             for k in range(len(items))
