@@ -138,44 +138,56 @@ def shown(
         spans = attention.word_spans(text, len(own), tokenizers[name])
         if spans is None:
             continue
-        given = None
+        given: list[Any] | None = None
         if weights.answers:
-            best = [a + int(np.argmax(own[a:b])) for _, a, b in spans]
-            answers = [weights.answers[model][token] for token in best]
-            given = [
-                (matched.told(answer, names, grids), matched.patch_of(answer, names, grids))
-                for answer in answers
-            ]
+            given = [_answered(weights.answers[model], own, span, names, grids) for span in spans]
         result.words[name] = words_of(spans, own, given)
     return result
+
+
+def _answered(
+    answers: Sequence[matched.Answer],
+    weights: NDArray[np.float64],
+    span: tuple[str, int, int],
+    names: Sequence[str],
+    grids: Mapping[int, tuple[int, bool]],
+) -> tuple[str, tuple[str, int, int] | None] | None:
+    """What answered the heaviest token of a word; None for a word without tokens."""
+    _, start, stop = span
+    if start == stop:
+        return None
+    answer = answers[start + int(np.argmax(weights[start:stop]))]
+    return matched.told(answer, names, grids), matched.patch_of(answer, names, grids)
 
 
 def words_of(
     spans: Sequence[tuple[str, int, int]],
     weights: NDArray[np.float64],
-    answers: Sequence[tuple[str, tuple[str, int, int] | None]] | None = None,
+    answers: Sequence[tuple[str, tuple[str, int, int] | None] | None] | None = None,
 ) -> list[Word]:
     """The words of a caption, each with the weight of all of its tokens.
 
     Args:
-        spans: Words and the rows of their tokens, as `attention.word_spans` gives them.
+        spans: Words and the rows of their tokens, as `attention.word_spans` gives them. One without
+            tokens, such as a control character, is clear.
         weights: Of all tokens; those outside of words do not count.
         answers: What answered each word, in words and as a patch, where nodes are matched.
     """
+    counts = np.array([stop - start for _, start, stop in spans], np.int64)
+    read = counts > 0
     sums = np.array([weights[start:stop].sum() for _, start, stop in spans])
-    times = times_uniform(sums, np.array([stop - start for _, start, stop in spans]))
-    return [
-        Word(
-            word,
-            round(LEVELS * float(hot)),
-            f"{many:.1f} times uniform"
-            + (f", answered by {answers[number][0]}" if answers else ""),
-            answers[number][1] if answers else None,
-        )
-        for number, ((word, _, _), many, hot) in enumerate(
-            zip(spans, times, heat(times), strict=True)
-        )
-    ]
+    times = np.zeros(len(spans))
+    times[read] = times_uniform(sums[read], counts[read])
+    words = []
+    for number, ((word, _, _), many, hot) in enumerate(zip(spans, times, heat(times), strict=True)):
+        if not read[number]:
+            words.append(Word(word, 0, "the model reads nothing of it"))
+            continue
+        tip, answer = f"{many:.1f} times uniform", answers[number] if answers else None
+        if answer is not None:
+            tip += f", answered by {answer[0]}"
+        words.append(Word(word, round(LEVELS * float(hot)), tip, answer[1] if answer else None))
+    return words
 
 
 def _heat_of(spec: ModelSpec, patches: NDArray[np.float64]) -> Heat:

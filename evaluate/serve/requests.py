@@ -27,6 +27,12 @@ _SAYS = {"pattern": r"\S"}
 Text = Annotated[
     str, msgspec.Meta(min_length=1, max_length=MOST_CHARACTERS, extra_json_schema=_SAYS)
 ]
+Base64 = Annotated[
+    str,
+    msgspec.Meta(
+        extra_json_schema={"contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]+={0,2}$"}
+    ),
+]
 Find = Literal["images", "captions"]
 
 
@@ -50,7 +56,7 @@ class BatchQuery(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     texts: Annotated[list[Text], msgspec.Meta(max_length=MOST_TEXTS)] = []
-    images: Annotated[list[str], msgspec.Meta(max_length=MOST_IMAGES)] = []
+    images: Annotated[list[Base64], msgspec.Meta(max_length=MOST_IMAGES)] = []
     top: Top = 10
     find: Find | None = None
     split: str | None = None
@@ -189,7 +195,12 @@ async def read_body(request: Request, most: int) -> bytes:
 def parsed(body: bytes, kind: Any) -> Any:
     """A JSON body as one of the shapes above; 400 says what is wrong."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        plain = msgspec.json.decode(body)
+        # JSON has one kind of number: 10.0 is a whole one.
+        top = plain.get("top") if isinstance(plain, dict) else None
+        if isinstance(top, float) and top.is_integer():
+            plain["top"] = int(top)
+        return msgspec.convert(plain, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPException(400, f"not the JSON that is expected: {error}") from error
 

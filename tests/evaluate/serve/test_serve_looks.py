@@ -12,7 +12,7 @@ from served_runs import make_served, serving
 
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.build import open_gallery
-from hada.evaluate.pages.look import LEVELS, Shown, looker
+from hada.evaluate.pages.look import LEVELS, Shown, looker, words_of
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import load_manifest
 from hada.fuse.run_folder import RunFolder
@@ -136,3 +136,28 @@ def test_a_single_model_has_nothing_to_look_at(project: Path) -> None:
         answer = client.post("/api/look", json={"text": "red", "id": "val_001.jpg"})
         assert answer.status_code == 400
         assert "a single model is served" in answer.json()["error"]
+
+
+def test_words_that_a_model_reads_nothing_of_are_clear(client: Any, project: Path) -> None:
+    """As control characters are for BPE; a fuzzer found it."""
+    spans = [("red", 1, 2), ("\x08", 2, 2), ("blue", 2, 4)]
+    answers = [("x", ("one", 0, 1)), None, ("y", None)]
+    words = words_of(spans, np.array([0.1, 0.2, 0.3, 0.3, 0.1]), answers)
+    assert [word.text for word in words] == ["red", "\x08", "blue"]
+    assert (words[1].level, words[1].patch) == (0, None)
+    assert "reads nothing" in words[1].tip
+    without = words_of([spans[0], spans[2]], np.array([0.1, 0.2, 0.3, 0.3, 0.1]))
+    assert [w.level for w in without] == [words[0].level, words[2].level]
+    assert words_of([("\x08", 1, 1)], np.array([0.5, 0.5]))[0].level == 0
+    for text in ("\x98\x08", "red \x08 blue", "\U0001f642", "\u200b"):
+        answer = client.post("/api/look", json={"text": text, "id": "val_001.jpg"})
+        assert answer.status_code == 200, (text, answer.text)
+
+
+def test_a_whole_number_may_be_written_as_json_writes_numbers(client: Any) -> None:
+    for top in ("3.0", "3e0", "3"):
+        answer = client.post("/api/text", content=f'{{"text": "red", "top": {top}}}')
+        assert len(answer.json()["results"]) == 3
+    for top in ("3.5", "1e400", "1e30", "true", '"3"'):
+        answer = client.post("/api/text", content=f'{{"text": "red", "top": {top}}}')
+        assert answer.status_code == 400, answer.text
