@@ -28,7 +28,7 @@ from hada.extract.store import StoreReader, dtypes
 from hada.extract.store.memory import MemoryStore
 from hada.extract.store.pooling import describe
 from hada.extract.variants.reduced import reduced
-from hada.fuse.embedding import Embedded, check_features, embed
+from hada.fuse.embedding import Embedded, SideEncoded, check_features, embed, encode_side
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
@@ -67,6 +67,7 @@ class Encoder:
         self._like = stores
         self._backbones = [_as_stored(load_frozen_model(manifest, s, device), s) for s in stores]
         self._blanks: dict[tuple[int, SideName], Encoded] = {}
+        self._blank_image: SideEncoded | None = None
         self.fuser: Fuser | None = None
         self._first_only = False
         # Whether queries may be encoded together: each as it is alone.
@@ -75,7 +76,7 @@ class Encoder:
 
     def _fusion(
         self, run: RunFolder, device: str
-    ) -> Callable[[Sequence[StoreReader], bool], Embedded]:
+    ) -> Callable[[Sequence[StoreReader], SideName, bool], Embedded]:
         """The run's fusion: from the stores of queries (or of items) to their embeddings."""
         fuser, mix = run.load_best()
         heads, config, recipe = run.load_heads(), run.config(), run.recipe()
@@ -93,10 +94,19 @@ class Encoder:
                 )
         self.fuser, self._first_only = fuser, recipe.features.first_tokens_only
 
-        def fuse(stores: Sequence[StoreReader], as_items: bool) -> Embedded:
-            split = Split(stores, first_tokens_only=self._first_only)
-            used = heads if as_items else light
-            return embed(fuser, mix, split, torch.device(choose_device(device)), used)
+        # Once, not with every query: to walk through all modules takes longer than to encode one.
+        fuser.eval()
+        on = torch.device(choose_device(device))
+
+        def fuse(stores: Sequence[StoreReader], side: SideName, as_items: bool) -> Embedded:
+            split = Split(stores, in_memory=False, first_tokens_only=self._first_only)
+            known: dict[SideName, SideEncoded] = {}
+            if side == "caption":
+                # The one blank image beside texts is the same every time.
+                if self._blank_image is None:
+                    self._blank_image = encode_side(fuser, split, "image", on)
+                known["image"] = self._blank_image
+            return embed(fuser, mix, split, on, heads if as_items else light, known=known)
 
         return fuse
 
@@ -138,7 +148,7 @@ class Encoder:
             self._stored(n, side, part, len(items), self._blank(n, other))
             for n, part in enumerate(encoded)
         ]
-        embedded = self._fuse(stores, as_items)
+        embedded = self._fuse(stores, side, as_items)
         return [
             _query(embedded, side, k, {name: values[k] for name, values in own.items()})
             for k in range(len(items))
