@@ -27,6 +27,7 @@ p_values_option = click.option(
 
 @click.command(cls=HadaCommand)
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
 @click.option("--split", "-s", default="test", show_default=True, help="Split to evaluate.")
 @click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
 @click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
@@ -38,12 +39,13 @@ p_values_option = click.option(
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
     help="The page. [default: RUN/report-SPLIT.html; of an exported run "
-    "RUNS/DATASET/NAME-exported/report-SPLIT.html]",
+    "RUNS/DATASET/NAME-exported/report-SPLIT.html; on another dataset report-DATASET-SPLIT.html]",
 )
 @manifest_options
 def report(
     manifest: Manifest,
     run: Path,
+    dataset: str | None,
     split: str,
     quick: bool,
     resamples: int,
@@ -60,15 +62,19 @@ def report(
     Examples:
       hada-evaluate report runs/scenes/blip+clip-fast-s0
       hada-evaluate report runs/flickr8k/mine --split val -o mine.html
+      hada-evaluate report blip-clip --dataset photos
     """
+    from hada.evaluate.pages.report import file_name
     from hada.evaluate.pages.report import report as write_report
     from hada.fuse.run_folder import RunFolder
 
     if output is None:
-        output = RunFolder(run).derived(manifest.runs) / f"report-{split}.html"
+        folder = RunFolder(run)
+        output = folder.derived(manifest.runs) / file_name(folder, dataset, split)
     target = write_report(
         manifest,
         run,
+        dataset=dataset,
         split=split,
         device=device,
         quick=quick,

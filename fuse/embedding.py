@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from hada.fuse.tokens.split import Split
 __all__ = ["Embedded", "embed", "embed_split"]
 
 NODES_PER_BLOCK = 8192
+# What a side is encoded as: its fused embeddings and, where they are matched, its nodes.
+SideEncoded = tuple[NDArray[np.float32], ItemNodes | None]
 
 
 def embed_split(
@@ -67,7 +69,13 @@ def embed_split(
 
 @torch.no_grad()
 def embed(
-    fuser: Fuser, mix: ScoreMix, split: Split, device: torch.device, heads: Heads | None = None
+    fuser: Fuser,
+    mix: ScoreMix,
+    split: Split,
+    device: torch.device,
+    heads: Heads | None = None,
+    *,
+    known: Mapping[SideName, SideEncoded] | None = None,
 ) -> Embedded:
     """Encode all items of a split in eval mode, as training's validation does.
 
@@ -77,12 +85,19 @@ def embed(
         split: What to encode.
         device: Where.
         heads: What was fitted when training was done; None leaves the score as trained.
+        known: What `encode_side` gave of a side already.
     """
     was_training = fuser.training
-    fuser.to(device).eval()
-    images, image_nodes = encode_side(fuser, split, "image", device)
-    captions, caption_nodes = encode_side(fuser, split, "caption", device)
-    fuser.train(was_training)
+    # Both walk through all modules, which takes longer than to encode a query.
+    if any(x.device != device for x in fuser.parameters()):
+        fuser.to(device)
+    if was_training:
+        fuser.eval()
+    known = known or {}
+    images, image_nodes = known.get("image") or encode_side(fuser, split, "image", device)
+    captions, caption_nodes = known.get("caption") or encode_side(fuser, split, "caption", device)
+    if was_training:
+        fuser.train()
     own = tuple((_own(split, "image", m), _own(split, "caption", m)) for m in mixable_models(fuser))
     shares = mix.shares().tolist()
     embedded = Embedded(
@@ -104,9 +119,7 @@ def embed(
     return embedded if heads is None else heads.applied(embedded, split, device)
 
 
-def encode_side(
-    fuser: Fuser, split: Split, side: SideName, device: torch.device
-) -> tuple[NDArray[np.float32], ItemNodes | None]:
+def encode_side(fuser: Fuser, split: Split, side: SideName, device: torch.device) -> SideEncoded:
     """Encode one side of a split.
 
     Args:

@@ -80,9 +80,27 @@ def told(answer: Answer, models: Sequence[str], grids: Mapping[int, tuple[int, b
     name = models[model]
     if token < 0:
         return f"{name}'s embedding ({product:.2f})"
+    patch = patch_of(answer, models, grids)
+    if patch is not None:
+        return f"{name}'s patch in row {patch[1] + 1}, column {patch[2] + 1} ({product:.2f})"
+    if model in grids:
+        return f"{name}'s global token ({product:.2f})"
+    return f"{name}'s token {token + 1}"
+
+
+def patch_of(
+    answer: Answer, models: Sequence[str], grids: Mapping[int, tuple[int, bool]]
+) -> tuple[str, int, int] | None:
+    """Model, row and column (from 0) of the patch that answered; None where it is no patch.
+
+    The arguments are those of `told`.
+
+    >>> patch_of((0, 5, 0.71), ["clip"], {0: (3, False)})
+    ('clip', 1, 1)
+    """
+    model, token, _ = answer
     side, last = grids.get(model, (0, False))
     patch = token if last else token - 1
-    if side and 0 <= patch < side * side:
-        row, column = divmod(patch, side)
-        return f"{name}'s patch in row {row + 1}, column {column + 1} ({product:.2f})"
-    return f"{name}'s global token ({product:.2f})" if side else f"{name}'s token {token + 1}"
+    if token < 0 or not 0 <= patch < side * side:
+        return None
+    return models[model], *divmod(patch, side)

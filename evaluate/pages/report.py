@@ -37,6 +37,7 @@ def report(
     manifest: Manifest,
     run: Path | str,
     *,
+    dataset: str | None = None,
     split: str = "test",
     device: str = "auto",
     quick: bool = False,
@@ -55,13 +56,15 @@ def report(
     Args:
         manifest: Where data sets, stores and runs are (`hada.extract.manifest.load_manifest`).
         run: The folder of a trained run; its configuration names the data set and the models.
+        dataset: The data set to evaluate on; None takes the run's.
         split: The split to evaluate.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         quick: Leave out the methods that sort, or that need the stores of train and val.
         resamples: Resamples of the bootstrap over images.
         seed: Seed of the bootstrap.
         p_values_anyway: Give p-values also where a method's parameters saw images of the split.
-        output: The file to write. None writes `report-SPLIT.html` into the run's folder.
+        output: The file to write. None writes `report-SPLIT.html` into the run's folder, on
+            another data set `report-DATASET-SPLIT.html`.
 
     Returns:
         The path of the page.
@@ -74,8 +77,8 @@ def report(
     An example that runs is in docs/evaluation.md, "In Python".
     """
     folder = RunFolder(run)
-    dataset = folder.config()["dataset"]
-    entry = manifest.dataset(dataset)
+    own = folder.config()["dataset"]
+    entry = manifest.dataset(dataset or own)
     entry.split(split)
     request = Request(
         dataset=entry.name, split=split, runs=(folder.path,), quick=quick, device=device
@@ -89,11 +92,18 @@ def report(
         device=choose_device(device),
         p_values_anyway=p_values_anyway,
     )
-    target = output or folder.path / f"report-{split}.html"
+    target = output or folder.path / file_name(folder, dataset, split)
     words = ["hada-evaluate", "report", str(run), "--split", split, "--seed", str(seed)]
+    words += ["--dataset", entry.name] if entry.name != own else []
     words += ["--resamples", str(resamples), *(["--quick"] if quick else [])]
     words += ["--p-values-anyway"] if p_values_anyway else []
     return write_page(target, manifest, folder, gallery, methods, result, command=shlex.join(words))
+
+
+def file_name(folder: RunFolder, dataset: str | None, split: str) -> str:
+    """Of a run's page on a split; of another data set than the run's it has its name."""
+    other = dataset is not None and dataset != folder.config()["dataset"]
+    return f"report-{dataset}-{split}.html" if other else f"report-{split}.html"
 
 
 def write_page(

@@ -13,6 +13,8 @@ from hada.extract.common.terminal import in_line
 from hada.fuse.ranking.ranks import KS
 
 _FIGURES = [f"{way}_R@{k}" for way in ("i2t", "t2i") for k in KS]
+# What a text begins with that spreadsheets compute; full-width signs count for some.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def as_table(results: Sequence[dict[str, Any]], form: str) -> str:
@@ -73,8 +75,20 @@ def _csv(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         data = [protocol[name] for name in ("dataset", "split", "images", "captions", "folds")]
         figures = (method["metrics"][n] for n in names)
         why = flattered(method, protocol)
-        writer.writerow([*data, method["name"], method["kind"], *figures, why])
+        row = [*data, method["name"], method["kind"], *figures, why]
+        writer.writerow([as_cell(value) if isinstance(value, str) else value for value in row])
     return text.getvalue().rstrip("\n")
+
+
+def as_cell(text: str) -> str:
+    """A text that a spreadsheet takes for a text: one that would be a formula has a mark in front.
+
+    A carriage return, which the writer does not quote, becomes a space.
+
+    >>> as_cell("=1+2"), as_cell("clip"), as_cell("-")
+    ("'=1+2", 'clip', "'-")
+    """
+    return ("'" if text.startswith(_FORMULA) else "") + text.replace("\r", " ")
 
 
 def _latex(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:

@@ -28,7 +28,8 @@ from hada.extract.store import StoreReader, dtypes
 from hada.extract.store.memory import MemoryStore
 from hada.extract.store.pooling import describe
 from hada.extract.variants.reduced import reduced
-from hada.fuse.embedding import Embedded, embed
+from hada.fuse.embedding import Embedded, SideEncoded, embed, encode_side
+from hada.fuse.network.fuser import Fuser
 from hada.fuse.run_files.features import check_features
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
@@ -70,17 +71,21 @@ class Encoder:
         self._like = stores
         self._backbones = [_as_stored(load_frozen_model(manifest, s, device), s) for s in stores]
         self._blanks: dict[tuple[int, SideName], Encoded] = {}
+        self._blank_image: SideEncoded | None = None
+        self.fuser: Fuser | None = None
+        self._first_only = False
         # Whether queries may be encoded together: each as it is alone.
         self._together = True
         self._fuse = None if run is None else self._fusion(run, device)
 
-    def _fusion(self, run: RunFolder, device: str) -> Callable[[Sequence[StoreReader]], Embedded]:
-        """The run's fusion as a function from the stores of queries to their embeddings."""
+    def _fusion(
+        self, run: RunFolder, device: str
+    ) -> Callable[[Sequence[StoreReader], SideName, bool], Embedded]:
+        """The run's fusion: from the stores of queries (or of items) to their embeddings."""
         fuser, mix = run.load_best()
         heads, config, recipe = run.load_heads(), run.config(), run.recipe()
-        if heads is not None:
-            # What a query pays for its own nodes changes no order, and takes longer than the rest.
-            heads = replace(heads, node_correction=None)
+        # What a query pays for its own nodes changes no order, and takes longer than the rest.
+        light = None if heads is None else replace(heads, node_correction=None)
         inputs = recipe.network.inputs
         self._together = not fuser.image.config.second_from_first
         for store, backbone in zip(self._like, self._backbones, strict=True):
@@ -91,11 +96,21 @@ class Encoder:
                     f"{store.path}: holds embeddings of unit length, which model {model.name!r} "
                     "no longer gives, and this run takes them as they are; extract again"
                 )
-        first_only = recipe.features.first_tokens_only
+        self.fuser, self._first_only = fuser, recipe.features.first_tokens_only
 
-        def fuse(stores: Sequence[StoreReader]) -> Embedded:
-            split = Split(stores, first_tokens_only=first_only)
-            return embed(fuser, mix, split, torch.device(choose_device(device)), heads)
+        # Once, not with every query: to walk through all modules takes longer than to encode one.
+        fuser.eval()
+        on = torch.device(choose_device(device))
+
+        def fuse(stores: Sequence[StoreReader], side: SideName, as_items: bool) -> Embedded:
+            split = Split(stores, in_memory=False, first_tokens_only=self._first_only)
+            known: dict[SideName, SideEncoded] = {}
+            if side == "caption":
+                # The one blank image beside texts is the same every time.
+                if self._blank_image is None:
+                    self._blank_image = encode_side(fuser, split, "image", on)
+                known["image"] = self._blank_image
+            return embed(fuser, mix, split, on, heads if as_items else light, known=known)
 
         return fuse
 
@@ -107,19 +122,22 @@ class Encoder:
         """An image as a query; raises `ImageError` where it cannot be read."""
         return self.images([open_image(source)])[0]
 
-    def texts(self, texts: Sequence[str]) -> list[Query]:
-        """Captions as queries, encoded together; raises `UsageError` where one is empty."""
+    def texts(self, texts: Sequence[str], *, as_items: bool = False) -> list[Query]:
+        """Captions as queries, encoded together; raises `UsageError` where one is empty.
+
+        `as_items`: also with what each pays in the whole score, as one that is searched for.
+        """
         if not all(text.strip() for text in texts):
             raise UsageError("the query is empty: expected a sentence, or --image FILE")
-        return self._encode("caption", list(texts))
+        return self._encode("caption", list(texts), as_items)
 
-    def images(self, images: Sequence[PIL.Image.Image]) -> list[Query]:
-        """Images as queries, encoded together."""
-        return self._encode("image", list(images))
+    def images(self, images: Sequence[PIL.Image.Image], *, as_items: bool = False) -> list[Query]:
+        """Images as queries, encoded together; see `texts`."""
+        return self._encode("image", list(images), as_items)
 
-    def _encode(self, side: SideName, items: list[Any]) -> list[Query]:
+    def _encode(self, side: SideName, items: list[Any], as_items: bool) -> list[Query]:
         if not self._together and len(items) > 1:
-            return [query for item in items for query in self._encode(side, [item])]
+            return [query for item in items for query in self._encode(side, [item], as_items)]
         encoded = [self._encoded(number, side, items) for number in range(len(self._backbones))]
         own = {
             store.spec.model.name: _own(part, store.spec.dtype)
@@ -129,12 +147,40 @@ class Encoder:
         if self._fuse is None:
             (vectors,) = own.values()
             return [Query(vector, side=side, plain=vector) for vector in vectors]
-        stores = [self._stored(n, side, part, len(items)) for n, part in enumerate(encoded)]
-        embedded = self._fuse(stores)
+        other: SideName = "image" if side == "caption" else "caption"
+        stores = [
+            self._stored(n, side, part, len(items), self._blank(n, other))
+            for n, part in enumerate(encoded)
+        ]
+        embedded = self._fuse(stores, side, as_items)
         return [
             _query(embedded, side, k, {name: values[k] for name, values in own.items()})
             for k in range(len(items))
         ]
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The models by name, which can say which tokens a word has."""
+        names = [store.spec.model.name for store in self._like]
+        return dict(zip(names, self._backbones, strict=True))
+
+    def pair(self, side: SideName, item: Any, stores: Sequence[StoreReader], row: int) -> Split:
+        """A query and a stored item of the other side, as a split of one image and one caption.
+
+        Args:
+            side: What the query is.
+            item: A text or a decoded image.
+            stores: One store a model, in the run's order; their split may be any.
+            row: Of the other side's item in them.
+        """
+        other: SideName = "image" if side == "caption" else "caption"
+        memory = [
+            self._stored(
+                number, side, self._encoded(number, side, [item]), 1, _kept(store, other, row)
+            )
+            for number, store in enumerate(stores)
+        ]
+        return Split(memory, first_tokens_only=self._first_only)
 
     def _encoded(self, number: int, side: SideName, items: list[Any]) -> Encoded:
         """What a model makes of texts or images."""
@@ -153,10 +199,13 @@ class Encoder:
             self._blanks[number, side] = self._encoded(number, side, [item])
         return self._blanks[number, side]
 
-    def _stored(self, number: int, side: SideName, part: Encoded, count: int) -> StoreReader:
-        """Queries as a store: texts are captions of one image, images have one caption each."""
-        other: SideName = "image" if side == "caption" else "caption"
-        blank = self._blank(number, other)
+    def _stored(
+        self, number: int, side: SideName, part: Encoded, count: int, blank: Encoded
+    ) -> StoreReader:
+        """Queries as a store: texts are captions of one image, images have one caption each.
+
+        `blank` is the one item of the other side.
+        """
         if side == "caption":
             both: dict[SideName, tuple[Encoded, int]] = {"image": (blank, 1), "caption": (part, 1)}
         else:
@@ -199,6 +248,18 @@ def _as_stored(backbone: Any, store: StoreReader) -> Any:
         raise UsageError(f"model {model.name!r} sees regions, not images: it cannot encode a query")
     kept = describe(model.image)
     return backbone if kept == describe(backbone.spec.image) else reduced(backbone, kept)
+
+
+def _kept(store: StoreReader, side: SideName, row: int) -> Encoded:
+    """An item as its store has it."""
+    reader, rows = store.side(side), np.array([row])
+    values = lengths = None
+    if reader.tokens_spec is not None:
+        values, lengths = np.asarray(reader.tokens(rows), np.float32), reader.lengths[rows]
+    embeddings = reader.embeddings(rows)
+    return Encoded(
+        values, lengths, None if embeddings is None else np.asarray(embeddings, np.float32)
+    )
 
 
 def _items(encoded: Encoded) -> list[NDArray[np.float32]]:

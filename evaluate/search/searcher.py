@@ -54,6 +54,7 @@ class Searcher:
     device: str
     data: CaptionDataset | None
     _indexes: dict[SideName, Index] = field(default_factory=dict)
+    _stored_rows: dict[SideName, dict[str, int]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
@@ -143,7 +144,13 @@ class Searcher:
             return self._indexes[side]
 
     def find(
-        self, queries: Sequence[Query], side: SideName, top: int, *, faiss: bool = False
+        self,
+        queries: Sequence[Query],
+        side: SideName,
+        top: int,
+        *,
+        faiss: bool = False,
+        ranks: bool = False,
     ) -> list[list[Hit]]:
         """The best items of a side for each query.
 
@@ -152,10 +159,12 @@ class Searcher:
             side: What to find: `image` or `caption`.
             top: How many for each query.
             faiss: Search approximately, and say how many exact results were found.
+            ranks: Also give each model's own rank of every result.
 
         Returns:
             For each query its results as plain values: `place` from 1, `score`, `id`, `models` with
-            each model's own cosine, and `file` and `captions` where the data set is here.
+            each model's own cosine, `ranks` with its rank where asked for, and `file` and
+            `captions` where the data set is here.
         """
         index = self.index(side)
         ranked = index.tops(queries, top)
@@ -169,10 +178,16 @@ class Searcher:
             )
             total = sum(map(len, exact))
             say(f"faiss found {same} of the {total} that an exact search finds")
-        return [
+        found = [
             [self.hit(index, query, place, *one) for place, one in enumerate(best, start=1)]
             for query, best in zip(queries, ranked, strict=True)
         ]
+        if ranks:
+            for query, best, hits in zip(queries, ranked, found, strict=True):
+                own = index.own_ranks(query, [row for row, _ in best])
+                for k, hit in enumerate(hits):
+                    hit["ranks"] = {name: values[k] for name, values in own.items()}
+        return found
 
     def hit(self, index: Index, query: Query, place: int, row: int, score: float) -> Hit:
         """One result as plain values."""
@@ -213,6 +228,21 @@ class Searcher:
             return None
         image = row if side == "image" else int(self.data.caption_to_image[row])
         return None if image < 0 else self.data.image_ids[image]
+
+    def stored_row(self, side: SideName, id_: str) -> int | None:
+        """The row of an item in the stores by its id; None where it is not searched."""
+        with self._lock:
+            if side not in self._stored_rows:
+                ids = self.stores[0].side(side).ids
+                self._stored_rows[side] = {id_: row for row, id_ in enumerate(ids)}
+        row = self._stored_rows[side].get(id_)
+        failed = row is None or any(store.side(side).failed[row] for store in self.stores)
+        return None if failed else row
+
+    def text_of(self, id_: str) -> str | None:
+        """A caption by its id; None where the data set is not here."""
+        row = self._rows["caption"].get(id_)
+        return None if row is None or self.data is None else self.data.captions[row]
 
     @cached_property
     def _rows(self) -> dict[SideName, dict[str, int]]:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
@@ -21,16 +18,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from hada.evaluate.search.searcher import Searcher
-from hada.evaluate.serve.batches import Ask, Batches, BusyError
+from hada.evaluate.serve import looks
+from hada.evaluate.serve.batches import Ask, Batches
 from hada.evaluate.serve.gate import Outermost, error_response, json_response
 from hada.evaluate.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from hada.evaluate.serve.openapi import as_page, openapi
 from hada.evaluate.serve.page import PAGE, SCRIPT, STYLE, framed
+from hada.evaluate.serve.pictures import picture
 from hada.evaluate.serve.requests import (
     MOST_TOP,
     TEXT_BYTES,
@@ -42,32 +41,10 @@ from hada.evaluate.serve.requests import (
     parsed,
     read_body,
 )
+from hada.evaluate.serve.served import Served, answered, one_of, sent_image, whole_number
 from hada.evaluate.serve.settings import Settings
 from hada.extract import __version__
-from hada.extract.common.errors import UsageError
-from hada.extract.datasets.images import ImageError, open_image
 from hada.extract.spec import SideName
-
-Answer = TypeVar("Answer")
-PICTURE, PICTURES_KEPT = 320, 512  # pixels of the longer side; how many stay in memory
-
-
-@dataclass
-class Served:
-    """What the routes share."""
-
-    searchers: dict[str, Searcher]
-    settings: Settings
-    batches: Batches
-    metrics: Metrics
-
-    def split(self, name: str | None) -> str:
-        """The split that is asked for, by default the first; 404 where it is not served."""
-        if name is None:
-            return next(iter(self.searchers))
-        if name not in self.searchers:
-            raise HTTPException(404, f"no such split here; served: {', '.join(self.searchers)}")
-        return name
 
 
 def build_app(searchers: dict[str, Searcher], settings: Settings) -> Starlette:
@@ -115,6 +92,8 @@ def build_app(searchers: dict[str, Searcher], settings: Settings) -> Starlette:
             route("/api/text", by_text, "POST"),
             route("/api/image", by_image, "POST"),
             route("/api/batch", by_batch, "POST"),
+            route("/api/look", looks.by_text, "POST"),
+            route("/api/look/image", looks.by_image, "POST"),
             route("/api/picture", picture, "GET"),
             route("/api/info", info, "GET"),
             route("/metrics", metrics, "GET"),
@@ -149,22 +128,18 @@ async def by_text(served: Served, request: Request) -> Response:
     """POST /api/text."""
     asked: TextQuery = parsed(await read_body(request, TEXT_BYTES), TextQuery)
     split = served.split(asked.split)
-    ask = Ask("caption", checked_text(asked.text), split, _side(asked.find), asked.top)
+    ask = Ask("caption", checked_text(asked.text), split, _side(asked.find), asked.top, asked.ranks)
     return json_response((await _answered(served, request, [ask]))[0])
 
 
 async def by_image(served: Served, request: Request) -> Response:
     """POST /api/image: the body is the file."""
-    limits, query = served.settings, request.query_params
-    split = served.split(query.get("split"))
-    find, top = query.get("find", "captions"), query.get("top", "10")
-    if find not in ("images", "captions"):
-        raise HTTPException(400, "find: expected images or captions")
-    if not (top.isascii() and top.isdigit() and len(top) < 6 and 1 <= int(top) <= MOST_TOP):
-        raise HTTPException(400, f"top: expected a whole number from 1 to {MOST_TOP}")
-    data = await read_body(request, limits.most_bytes)
-    image = await run_in_threadpool(decoded, data, limits.most_pixels)
-    ask = Ask("image", image, split, _side(find), int(top))
+    split = served.split(request.query_params.get("split"))
+    find = one_of(request, "find", ("captions", "images"))
+    top = whole_number(request, "top", 10)
+    ranks = one_of(request, "ranks", ("false", "true")) == "true"
+    image = await sent_image(served, request)
+    ask = Ask("image", image, split, _side(find), top, ranks)
     return json_response((await _answered(served, request, [ask]))[0])
 
 
@@ -176,34 +151,14 @@ async def by_batch(served: Served, request: Request) -> Response:
     if not asked.texts and not asked.images:
         raise HTTPException(400, "the batch is empty: expected texts or images")
     split = served.split(asked.split)
-    asks = [
-        Ask("caption", checked_text(text), split, _side(asked.find or "images"), asked.top)
-        for text in asked.texts
-    ]
+    side, more = _side(asked.find or "images"), (asked.top, asked.ranks)
+    asks = [Ask("caption", checked_text(text), split, side, *more) for text in asked.texts]
+    side = _side(asked.find or "captions")
     for text in asked.images:
         data = from_base64(text, limits.most_bytes)
         image = await run_in_threadpool(decoded, data, limits.most_pixels)
-        asks.append(Ask("image", image, split, _side(asked.find or "captions"), asked.top))
+        asks.append(Ask("image", image, split, side, *more))
     return json_response({"answers": await _answered(served, request, asks)})
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """What the work gives; it is cancelled, so that nobody waits for it, when the client leaves."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def _left(request: Request) -> None:
-    # After the body nothing else is to come.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _side(find: str) -> SideName:
@@ -214,14 +169,7 @@ async def _answered(served: Served, request: Request, asks: list[Ask]) -> list[d
     """The results as they are sent: without paths, with the address of each picture."""
     for ask in asks:
         served.metrics.queries.labels("text" if ask.kind == "caption" else "image").inc()
-    try:
-        found = await _while_there(request, served.batches.answer(asks))
-    except BusyError as error:
-        raise HTTPException(
-            503, "too many queries wait; try again", {"retry-after": "1"}
-        ) from error
-    except UsageError as error:
-        raise HTTPException(400, str(error)) from error
+    found = await answered(request, served.batches.answer(asks))
     answers = []
     for ask, hits in zip(asks, found, strict=True):
         for hit in hits:
@@ -232,46 +180,6 @@ async def _answered(served: Served, request: Request, asks: list[Ask]) -> list[d
         find = "images" if ask.find == "image" else "captions"
         answers.append({"split": ask.split, "find": find, "results": hits})
     return answers
-
-
-async def picture(served: Served, request: Request) -> Response:
-    """GET /api/picture: an image of the data set by its id."""
-    split = served.split(request.query_params.get("split"))
-    id_ = request.query_params.get("id", "")
-    searcher = served.searchers[split]
-    if searcher.picture(id_) is None:
-        raise HTTPException(404, "no image of that id here")
-    try:
-        data = await run_in_threadpool(_small, _Picture(searcher, id_))
-    except ImageError as error:
-        raise HTTPException(404, "that image cannot be read") from error
-    headers = {"cache-control": "private, max-age=3600"}
-    return Response(data, media_type="image/jpeg", headers=headers)
-
-
-class _Picture:
-    """An image of a split, by which a small copy is kept."""
-
-    def __init__(self, searcher: Searcher, id_: str) -> None:
-        self.searcher, self.id = searcher, id_
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Picture) and (self.searcher is other.searcher, self.id) == (
-            True,
-            other.id,
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self.searcher), self.id))
-
-
-@lru_cache(PICTURES_KEPT)
-def _small(wanted: _Picture) -> bytes:
-    image = open_image(wanted.searcher.picture(wanted.id))
-    image.thumbnail((PICTURE, PICTURE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return data.getvalue()
 
 
 async def info(served: Served, _request: Request) -> Response:
@@ -287,6 +195,7 @@ async def info(served: Served, _request: Request) -> Response:
                 name: {side + "s": len(searcher.index(side).ids) for side in ("image", "caption")}
                 for name, searcher in served.searchers.items()
             },
+            "looks": first.run is not None,
             "limits": {
                 "bytes": served.settings.most_bytes,
                 "pixels": served.settings.most_pixels,

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hada.evaluate.pages.look import Shown
 from hada.evaluate.search.index import Query
+from hada.evaluate.search.look import look_at
 from hada.evaluate.search.searcher import Hit, Searcher
 from hada.extract.spec import SideName
 
@@ -27,12 +29,23 @@ class Ask:
     split: str
     find: SideName
     top: int
+    ranks: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """A query and the id of an item of the other side: what the run looks at in both is wanted."""
+
+    kind: SideName
+    source: Any
+    split: str
+    id: str
 
 
 @dataclass
 class _Waiting:
-    ask: Ask
-    future: asyncio.Future[list[Hit]]
+    ask: Ask | Look
+    future: asyncio.Future[Any]
 
 
 class Batches:
@@ -54,8 +67,17 @@ class Batches:
         """Queries that no batch has taken yet."""
         return self._queue.qsize()
 
+    async def look(self, look: Look) -> Shown:
+        """What the run looks at; raises `BusyError`, or `UsageError` where there is nothing."""
+        shown: Shown
+        (shown,) = await self._answered([look])
+        return shown
+
     async def answer(self, asks: Sequence[Ask]) -> list[list[Hit]]:
         """The results of some queries; raises `BusyError`, or what a query raised."""
+        return await self._answered(asks)
+
+    async def _answered(self, asks: Sequence[Ask | Look]) -> list[Any]:
         if self._queue.qsize() + len(asks) > WAITING:
             raise BusyError
         loop = asyncio.get_running_loop()
@@ -88,7 +110,7 @@ class Batches:
                 else:
                     one.future.set_result(result)
 
-    def _safely(self, asks: Sequence[Ask]) -> list[list[Hit] | Exception]:
+    def _safely(self, asks: Sequence[Ask | Look]) -> list[Any]:
         """Results, or what went wrong: one query does not spoil the others of its batch."""
         try:
             return list(self.compute(asks))
@@ -97,8 +119,20 @@ class Batches:
                 return [error]
             return [self._safely([ask])[0] for ask in asks]
 
-    def compute(self, asks: Sequence[Ask]) -> list[list[Hit]]:
+    def compute(self, asks: Sequence[Ask | Look]) -> list[Any]:
         """The results of a batch: encoded by kind, searched by what is searched."""
+        found: list[Any] = [None] * len(asks)
+        searches: dict[int, Ask] = {}
+        for k, ask in enumerate(asks):
+            if isinstance(ask, Look):
+                found[k] = look_at(self._searchers[ask.split], ask.kind, ask.source, ask.id)
+            else:
+                searches[k] = ask
+        for k, hits in self._searched(searches).items():
+            found[k] = hits
+        return found
+
+    def _searched(self, asks: dict[int, Ask]) -> dict[int, list[Hit]]:
         queries: dict[int, Query] = {}
         encoder = next(iter(self._searchers.values())).encoder
         kinds: tuple[tuple[SideName, Any], ...] = (
@@ -106,17 +140,17 @@ class Batches:
             ("image", encoder.images),
         )
         for kind, encode in kinds:
-            numbers = [k for k, ask in enumerate(asks) if ask.kind == kind]
+            numbers = [k for k, ask in asks.items() if ask.kind == kind]
             if numbers:
                 encoded = encode([asks[k].source for k in numbers])
                 queries |= dict(zip(numbers, encoded, strict=True))
         # The second stage takes as many as are asked for: those who ask for more go apart.
-        groups: dict[tuple[str, SideName, int], list[int]] = {}
-        for k, ask in enumerate(asks):
-            groups.setdefault((ask.split, ask.find, ask.top), []).append(k)
-        found: list[list[Hit]] = [[] for _ in asks]
-        for (split, find, top), numbers in groups.items():
-            hits = self._searchers[split].find([queries[k] for k in numbers], find, top)
-            for k, best in zip(numbers, hits, strict=True):
-                found[k] = best
+        groups: dict[tuple[str, SideName, int, bool], list[int]] = {}
+        for k, ask in asks.items():
+            groups.setdefault((ask.split, ask.find, ask.top, ask.ranks), []).append(k)
+        found: dict[int, list[Hit]] = {}
+        for (split, find, top, ranks), numbers in groups.items():
+            searcher = self._searchers[split]
+            hits = searcher.find([queries[k] for k in numbers], find, top, ranks=ranks)
+            found |= dict(zip(numbers, hits, strict=True))
         return found

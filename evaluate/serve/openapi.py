@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,46 +13,72 @@ from hada.evaluate.serve.requests import (
     MOST_TOP,
     Batch,
     BatchQuery,
+    Health,
+    Info,
+    Looked,
+    LookQuery,
     Problem,
     Results,
     TextQuery,
 )
 
 _REFERENCE = "#/components/schemas/{name}"
-_KINDS = (TextQuery, BatchQuery, Results, Batch, Problem)
-_WRONG = ("400", "401", "413", "503")
+_KINDS = (TextQuery, BatchQuery, LookQuery, Results, Batch, Looked, Info, Health, Problem)
+_WRONG = ("400", "401", "404", "413", "503")
 
 
 def openapi(version: str, *, token: bool) -> dict[str, Any]:
     """The description; `token` says whether clients must send one."""
     (_, schemas) = msgspec.json.schema_components(_KINDS, ref_template=_REFERENCE)
+    # What a type cannot say: a batch that is not empty.
+    schemas["BatchQuery"]["anyOf"] = [
+        {"required": [name], "properties": {name: {"minItems": 1}}} for name in ("texts", "images")
+    ]
+    search = [_top(), _find(), _split(), _ranks()]
     paths = {
         "/api/text": {"post": _post("Search by a sentence", _json("TextQuery"), "Results")},
         "/api/image": {
-            "post": {
-                **_post("Search by an image: the body is its file", _file(), "Results"),
-                "parameters": [_top(), _find(), _split()],
-            }
+            "post": _post("Search by an image: the body is its file", _file(), "Results", search)
         },
         "/api/batch": {
             "post": _post("Search by many sentences and images", _json("BatchQuery"), "Batch")
         },
+        "/api/look": {
+            "post": _post(
+                "What the run looks at in a sentence and an image: which patch answered which word",
+                _json("LookQuery"),
+                "Looked",
+            )
+        },
+        "/api/look/image": {
+            "post": _post(
+                "The same of an image, which is the body, and a caption",
+                _file(),
+                "Looked",
+                [_id(), _split()],
+            )
+        },
         "/api/picture": {
             "get": {
                 "summary": "The image of a result, as a small JPEG",
-                "parameters": [_query("id", {"type": "string"}, required=True), _split()],
+                "parameters": [_id(), _split()],
                 "responses": {
                     "200": {"description": "The image", "content": {"image/jpeg": {}}},
                     **_problems("401", "404"),
                 },
             }
         },
-        "/api/info": {"get": _get("What is searched: run, data set, splits, sizes, limits")},
-        "/health": {"get": _get("Whether the server answers")},
+        "/api/info": {
+            "get": _get("What is searched: run, data set, splits, sizes, limits", "Info")
+        },
+        "/health": {"get": _get("Whether the server answers", "Health")},
         "/metrics": {
             "get": {
                 "summary": "Counters in Prometheus' text format",
-                "responses": {"200": {"description": "Text", "content": {"text/plain": {}}}},
+                "responses": {
+                    "200": {"description": "Text", "content": {"text/plain": {}}},
+                    **_problems("401"),
+                },
             }
         },
     }
@@ -65,6 +92,7 @@ def openapi(version: str, *, token: bool) -> dict[str, Any]:
         scheme = {"type": "http", "scheme": "bearer"}
         described["components"]["securitySchemes"] = {"token": scheme}
         described["security"] = [{"token": []}]
+        paths["/health"]["get"]["security"] = []
     return described
 
 
@@ -81,17 +109,21 @@ def _file() -> dict[str, Any]:
     return {"required": True, "content": {"image/*": binary}}
 
 
-def _post(summary: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
-    done = {"description": "Best first", "content": {"application/json": _reference(answer)}}
-    return {
-        "summary": summary,
-        "requestBody": body,
-        "responses": {"200": done, **_problems(*_WRONG)},
-    }
+def _post(
+    summary: str,
+    body: dict[str, Any],
+    answer: str,
+    parameters: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    done = {"description": "The answer", "content": {"application/json": _reference(answer)}}
+    described: dict[str, Any] = {"summary": summary, "requestBody": body}
+    if parameters:
+        described["parameters"] = [*parameters]
+    return {**described, "responses": {"200": done, **_problems(*_WRONG)}}
 
 
-def _get(summary: str) -> dict[str, Any]:
-    done = {"description": "JSON", "content": {"application/json": {}}}
+def _get(summary: str, answer: str) -> dict[str, Any]:
+    done = {"description": "JSON", "content": {"application/json": _reference(answer)}}
     return {"summary": summary, "responses": {"200": done, **_problems("401")}}
 
 
@@ -102,6 +134,10 @@ def _problems(*statuses: str) -> dict[str, Any]:
 
 def _query(name: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+def _id() -> dict[str, Any]:
+    return _query("id", {"type": "string"}, required=True)
 
 
 def _top() -> dict[str, Any]:
@@ -115,6 +151,10 @@ def _find() -> dict[str, Any]:
 
 def _split() -> dict[str, Any]:
     return _query("split", {"type": "string"})
+
+
+def _ranks() -> dict[str, Any]:
+    return _query("ranks", {"type": "boolean", "default": False})
 
 
 def as_page(described: dict[str, Any]) -> str:

@@ -22,17 +22,31 @@ TEXT_BYTES = 4 << 20
 _DRAINED_BYTES, _DRAINED_SECONDS = 256 << 20, 20.0
 
 Top = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOP)]
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_CHARACTERS)]
+# That a text must say something is checked apart (`checked_text`), with words for people.
+_SAYS = {"pattern": r"\S"}
+Text = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=MOST_CHARACTERS, extra_json_schema=_SAYS)
+]
+Base64 = Annotated[
+    str,
+    msgspec.Meta(
+        extra_json_schema={"contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]+={0,2}$"}
+    ),
+]
 Find = Literal["images", "captions"]
 
 
 class TextQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """A sentence. `find` is `images` unless said; `split` the first that is served."""
+    """A sentence. `find` is `images` unless said; `split` the first that is served.
+
+    `ranks` asks for each model's own rank of every result, which takes longer.
+    """
 
     text: Text
     top: Top = 10
     find: Find = "images"
     split: str | None = None
+    ranks: bool = False
 
 
 class BatchQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,19 +56,33 @@ class BatchQuery(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     texts: Annotated[list[Text], msgspec.Meta(max_length=MOST_TEXTS)] = []
-    images: Annotated[list[str], msgspec.Meta(max_length=MOST_IMAGES)] = []
+    images: Annotated[list[Base64], msgspec.Meta(max_length=MOST_IMAGES)] = []
     top: Top = 10
     find: Find | None = None
+    split: str | None = None
+    ranks: bool = False
+
+
+class LookQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """A sentence and the id of an image: what the run looks at in both is wanted."""
+
+    text: Text
+    id: str
     split: str | None = None
 
 
 class Hit(msgspec.Struct):
-    """One result. `models` are the models' own cosines, `picture` where to get the image."""
+    """One result.
+
+    `models` are the models' own cosines, `ranks` their own ranks from 1 where asked for (equal
+    cosines share one), `picture` where to get the image.
+    """
 
     place: int
     score: float
     id: str
     models: dict[str, float] = {}
+    ranks: dict[str, int] = {}
     captions: list[str] = []
     picture: str | None = None
 
@@ -71,6 +99,70 @@ class Batch(msgspec.Struct):
     """The results of every query of a batch, texts first."""
 
     answers: list[Results]
+
+
+class Heat(msgspec.Struct):
+    """A model's patches: `heat` from 0 to 1, row by row, on a scale that all images share.
+
+    `cut`: the patches cover the square in the image's middle; else all of it. `most` is the largest
+    weight, in times uniform.
+    """
+
+    model: str
+    heat: list[list[float]]
+    cut: bool
+    most: float
+
+
+class Patch(msgspec.Struct):
+    """A patch of a model; rows and columns count from 0."""
+
+    model: str
+    row: int
+    column: int
+
+
+class Word(msgspec.Struct):
+    """A word as a model reads it: its heat, what to say of it, and the patch that answered it."""
+
+    text: str
+    heat: float
+    tip: str
+    patch: Patch | None = None
+
+
+class Looked(msgspec.Struct):
+    """What the run looks at: heat of each model with square patches, and the words per model."""
+
+    heats: list[Heat]
+    words: dict[str, list[Word]]
+
+
+class Limits(msgspec.Struct):
+    """Of a request: bytes and pixels of an image, and the most results of a query."""
+
+    bytes: int
+    pixels: int
+    top: int
+
+
+class Info(msgspec.Struct):
+    """What is searched. `looks` says whether `/api/look` has something to show."""
+
+    name: str
+    kind: Literal["run", "model"]
+    models: list[str]
+    dataset: str
+    splits: dict[str, dict[str, int]]
+    looks: bool
+    limits: Limits
+    version: str
+
+
+class Health(msgspec.Struct):
+    """`ok` where the server answers."""
+
+    status: str
 
 
 class Problem(msgspec.Struct):
@@ -103,7 +195,12 @@ async def read_body(request: Request, most: int) -> bytes:
 def parsed(body: bytes, kind: Any) -> Any:
     """A JSON body as one of the shapes above; 400 says what is wrong."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        plain = msgspec.json.decode(body)
+        # JSON has one kind of number: 10.0 is a whole one.
+        top = plain.get("top") if isinstance(plain, dict) else None
+        if isinstance(top, float) and top.is_integer():
+            plain["top"] = int(top)
+        return msgspec.convert(plain, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPException(400, f"not the JSON that is expected: {error}") from error
 

@@ -30,7 +30,9 @@ def write_lancedb(folder: Path, rows: Rows) -> None:
     """A table `image` or `caption` of the LanceDB in the folder."""
     lancedb = need("lancedb", "lancedb")
     need("pyarrow", "lancedb")
-    lancedb.connect(str(folder)).create_table(rows.side, data=batches(rows), schema=schema(rows))
+    # It takes no iterator that gives nothing, as the empty side of images or texts alone.
+    data = batches(rows) if len(rows) else None
+    lancedb.connect(str(folder)).create_table(rows.side, data=data, schema=schema(rows))
 
 
 def write_qdrant(folder: Path, rows: Rows) -> None:

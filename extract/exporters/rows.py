@@ -27,7 +27,7 @@ class Piece:
         start: The number of the first row in the export.
         ids: Of the items.
         values_nE: (n, E) their embeddings, C-contiguous.
-        image_ids: Of each caption its image; None for images.
+        image_ids: Of each caption its image, None for a text alone; None for images.
         texts: Of each caption its text, of each image its captions; None without the data set.
         files: Of each image, or each caption's image, the file; None without the data set.
     """
@@ -35,9 +35,9 @@ class Piece:
     start: int
     ids: list[str]
     values_nE: NDArray[Any]
-    image_ids: list[str] | None
+    image_ids: list[str | None] | None
     texts: list[str] | list[list[str]] | None
-    files: list[str] | None
+    files: list[str | None] | None
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,16 @@ class Rows:
     ) -> Piece:
         store, data = self.store, self.data
         ids = [store.side(self.side).ids[row] for row in rows]
+        image_ids: list[str | None] | None = None
         if self.side == "image":
-            images, image_ids = rows, None
+            images = rows
         else:
             images = store.caption_to_image[rows]
-            image_ids = [store.image.ids[row] for row in images]
+            # A text alone is of no image, its row is -1.
+            image_ids = [store.image.ids[row] if row >= 0 else None for row in images]
         if data is None:
             return Piece(start, ids, values, image_ids, None, None)
-        files = [str(data.image_paths[row]) for row in images]
+        files = [str(data.image_paths[row]) if row >= 0 else None for row in images]
         if self.side == "caption":
             return Piece(start, ids, values, image_ids, [data.captions[r] for r in rows], files)
         texts = [list(of_image.get(int(row), ())) for row in rows]

@@ -25,12 +25,15 @@ def need(package: str, extra: str) -> Any:
 
 
 def schema(rows: Rows) -> Any:
-    """id, then image_id of captions, captions or text, file, and `embedding` of fixed size."""
+    """id, then image_id of captions, captions or text, file, and `embedding` of fixed size.
+
+    A text that is of no image has null as image_id and file.
+    """
     pa = need("pyarrow", "parquet")
     value = pa.float16() if rows.dtype == "float16" else pa.float32()
     fields = [pa.field("id", pa.string(), nullable=False)]
     if rows.side == "caption":
-        fields.append(pa.field("image_id", pa.string(), nullable=False))
+        fields.append(pa.field("image_id", pa.string()))
     if rows.data is not None:
         text = pa.string() if rows.side == "caption" else pa.list_(pa.string())
         name = "caption" if rows.side == "caption" else "captions"

@@ -201,13 +201,14 @@ def node_popularity(
     bank_images, bank_captions = bank.nodes
     share, mirror = embedded.node_share, embedded.mirror
     by_image = np.empty((len(images), len(bank_captions)), np.float32)
+    # Images and texts alone have an empty side, which no block is made of.
     for some, block in score_blocks(images, bank_captions, mirror, device=device):
         by_image[:, some] = share * block
-    by_caption: list[list[NDArray[np.float32]]] = [[] for _ in ks_caption]
-    for _, block in score_blocks(bank_images, captions, mirror, device=device):
+    by_caption = [np.empty(len(captions), np.float32) for _ in ks_caption]
+    for some, block in score_blocks(bank_images, captions, mirror, device=device):
         for found, mean in zip(by_caption, top_means(share * block.T, ks_caption), strict=True):
-            found.append(mean)
-    return top_means(by_image, ks_image), [np.concatenate(parts) for parts in by_caption]
+            found[some] = mean
+    return top_means(by_image, ks_image), by_caption
 
 
 def top_means(scores_NB: NDArray[np.float32], ks: Sequence[int]) -> list[NDArray[np.float32]]:

@@ -99,8 +99,10 @@ def score_blocks(
         device: Where the products are computed.
 
     Yields:
-        Which captions, and (I, that many) scores.
+        Which captions, and (I, that many) scores; nothing where a side is empty.
     """
+    if not len(image) or not len(caption):
+        return
     step = max(1, min(CAPTIONS_AT_ONCE, BLOCK_NUMBERS // max(1, len(image))))
     images = image.tensors(device)
     for first in range(0, len(caption), step):

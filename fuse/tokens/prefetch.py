@@ -31,7 +31,13 @@ def reading_threads() -> int:
 def ahead(
     make: Callable[[Item], Made], items: Sequence[Item], *, threads: int = 1
 ) -> Iterator[Made]:
-    """`make` of each item, in order, made by threads up to `threads` + 1 items ahead."""
+    """`make` of each item, in order, made by threads up to `threads` + 1 items ahead.
+
+    A single item is made at once: to start threads takes longer than to encode a query.
+    """
+    if len(items) < 2:
+        yield from map(make, items)
+        return
     with ThreadPoolExecutor(threads, thread_name_prefix="hada-batches") as pool:
         waiting: deque[Future[Made]] = deque()
         try:

@@ -60,8 +60,10 @@ for (const button of all('[data-sort]', figures)) {
   });
 }
 
+// A text that a spreadsheet would compute has a mark in front, as in hada.evaluate.results.export.
 function csvCell(value) {
-  const text = String(value ?? '');
+  const formula = typeof value === 'string' && /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(value);
+  const text = (formula ? "'" : '') + String(value ?? '');
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 }
 const CSV = {

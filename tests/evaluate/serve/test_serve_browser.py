@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ pytest.importorskip("starlette", reason="needs starlette: pip install 'hada[serv
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'hada[serve]'")
 pytest.importorskip("prometheus_client", reason="needs its package: pip install 'hada[serve]'")
 
+from browser import SMALL
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 from served_runs import TOKEN, make_served, serving
@@ -78,7 +80,7 @@ def test_a_sentence_and_an_image_find_results_with_pictures(driver: Any, project
             WebDriverWait(driver, 30).until(lambda _, about=about: "val: 5 images" in about.text)
             ask(driver, "red above blue")
             found = results(driver, 5, "5 images of val")
-            assert all("one " in text and "two " in text for text in found)
+            assert all({"one", "two"} <= set(text.split()) for text in found)
             file = driver.find_element("css selector", "#file")
             file.send_keys(str(project / "data/images/val_001.jpg"))
             results(driver, 10, "10 captions of val")
@@ -94,6 +96,86 @@ def test_a_sentence_and_an_image_find_results_with_pictures(driver: Any, project
         line for line in driver.get_log("browser") if "status of 400" not in line["message"]
     ]
     assert complaints == []
+
+
+# How far each heat map lies from the part of its image that it is of, in pixels,
+# and how many of their pixels are not clear.
+LAID = """
+return [...document.querySelectorAll('#look .frame')].map(frame => {
+  const image = frame.querySelector('img'), canvas = frame.querySelector('canvas');
+  const whole = frame.getBoundingClientRect(), laid = canvas.getBoundingClientRect();
+  const most = Math.max(image.naturalWidth, image.naturalHeight);
+  const width = whole.width * image.naturalWidth / most;
+  const height = whole.height * image.naturalHeight / most;
+  const pen = canvas.getContext('2d');
+  const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+  let hot = 0;
+  for (let k = 3; k < pixels.length; k += 4) hot += pixels[k] > 0;
+  return [laid.width - width, laid.height - height,
+    laid.left + laid.width / 2 - whole.left - whole.width / 2,
+    laid.top + laid.height / 2 - whole.top - whole.height / 2, hot];
+});
+"""
+
+
+def test_what_matched_is_shown_over_the_image(driver: Any, project: Path) -> None:
+    with serving(project, "out", "--split", "val") as (address, _):
+        wait = WebDriverWait(driver, 30)
+        driver.get_log("browser")
+        for width, height in ((1280, 900), (390, 844)):
+            metrics = {"width": width, "height": height, "mobile": width < 500}
+            driver.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride", {**metrics, "deviceScaleFactor": 1}
+            )
+            driver.get(address)
+            about = driver.find_element("css selector", "#about")
+            wait.until(lambda _, about=about: "val: 5 images" in about.text)
+            ask(driver, "red above blue")
+            found = results(driver, 5, "5 images of val")
+            for model in ("one", "two"):
+                shown = [re.search(model + r"\s+-?0\.\d+\s+rank (\d)", text) for text in found]
+                # Each place once; equal cosines share one.
+                assert {int(x[1]) for x in shown if x} <= {1, 2, 3, 4, 5}
+                assert all(shown), found
+                assert "1" in {x[1] for x in shown if x}
+            for query in ("text", "image"):
+                if query == "image":
+                    file = driver.find_element("css selector", "#file")
+                    file.send_keys(str(project / "data/images/val_001.jpg"))
+                    results(driver, 10, "10 captions of val")
+                driver.execute_script("document.querySelector('#results .look').click()")
+                wait.until(lambda _: len(driver.execute_script(LAID)) == 2)
+                wait.until(
+                    lambda _: all(
+                        abs(x) < 1 for row in driver.execute_script(LAID) for x in row[:4]
+                    )
+                )
+                assert any(row[4] for row in driver.execute_script(LAID)), "all is clear"
+                words = driver.find_elements("css selector", "#look .words button")
+                assert len(words) >= 4
+                for word in words:
+                    driver.execute_script("arguments[0].click()", word)
+                    assert word.get_attribute("aria-pressed") == "true"
+                said = driver.find_elements("css selector", "#look .said")
+                assert all("times uniform, answered by" in one.text for one in said)
+                wide = driver.execute_script(
+                    "const d = document.getElementById('look'); "
+                    "return Math.max(d.scrollWidth - d.clientWidth, "
+                    "document.documentElement.scrollWidth - window.innerWidth)"
+                )
+                assert wide <= 0
+                assert driver.execute_script(SMALL) == []
+                driver.find_element("css selector", "#look form button").click()
+                assert not driver.find_element("css selector", "#look").is_displayed()
+            driver.find_element("css selector", "#find").send_keys("captions")
+            ask(driver, "red above blue")
+            results(driver, 10, "10 captions of val")
+            # A sentence and a caption have no patches.
+            assert driver.find_elements("css selector", "#results .look") == []
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    # Reading a canvas back, as this test does, is slow.
+    log = driver.get_log("browser")
+    assert [line for line in log if "getImageData" not in line["message"]] == []
 
 
 def test_the_page_asks_for_the_token(driver: Any, project: Path) -> None:

@@ -277,3 +277,25 @@ def test_a_damaged_shard_stops_it(project: StoreReader, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         export_store(open_store(project.path), tmp_path / "out", "npy")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_texts_alone_and_images_alone_are_exported(form: str, tmp_path: Path) -> None:
+    need(form)
+    makers.make_project(tmp_path)
+    (tmp_path / "asked.txt").write_text("red above blue\ngreen\n")
+    for data in ("asked=asked.txt", "alone=data/images"):
+        done = CliRunner().invoke(extract, ["--data", data, "--model", "one"])
+        assert done.exit_code == 0, done.output
+    for name, side, count in (("asked", "caption", 2), ("alone", "image", 17)):
+        source = f"stores/{name}/all/one"
+        done = CliRunner().invoke(store, ["export", source, name, "--format", form])
+        assert done.exit_code == 0, done.output
+        ids, values, columns = rows_of(form, Path(name), side)
+        assert ids == list(open_store(source).side(side).ids)  # type: ignore[arg-type]
+        assert values.shape == (count, open_store(source).spec.model.embedding_width)
+        if side == "caption" and columns:
+            # Of no image, not of the last one.
+            assert {*columns["image_id"]} == {None}
+            assert {*columns["file"]} == {None}
+            assert list(columns["caption"]) == ["red above blue", "green"]

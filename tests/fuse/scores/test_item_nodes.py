@@ -7,22 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stored_nodes import nodes_of
+from item_node_sets import made, nodes_of
 
 from hada.fuse.network.maxsim import NodeSet, node_scores
 from hada.fuse.ranking.blocks import rank_blocks
 from hada.fuse.ranking.ranks import rank_matrix
 from hada.fuse.scores import item_nodes
 from hada.fuse.scores.item_nodes import ItemNodes, pair_node_scores, score_matrix
-
-
-def made(items: int, longest: int = 5, seed: int = 0) -> ItemNodes:
-    draw = np.random.default_rng(seed)
-    lengths = draw.integers(1, longest + 1, items)
-    vectors = draw.normal(size=(lengths.sum(), 8))
-    weights = [part / part.sum() for part in (draw.random(n) + 0.1 for n in lengths)]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return ItemNodes(unit.astype(np.float16), np.concatenate(weights).astype("f4"), lengths)
 
 
 @pytest.mark.parametrize("numbers", [1, 50, 1 << 22])

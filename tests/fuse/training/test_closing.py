@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fuse_fakes import make_store, make_world
+from item_node_sets import nodes_of
 from small_trainings import SMALL, call, without_time
-from stored_nodes import nodes_of
 
 from hada.extract.common.errors import RunError, UsageError
 from hada.extract.store import open_store
