@@ -9,9 +9,10 @@ from hada.evaluate.methods import combinations as make
 from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models, transductive
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
+from hada.evaluate.methods.model_head import model_head
 from hada.evaluate.methods.rank_fusion import RankFusion
 from hada.evaluate.methods.request import Request
-from hada.evaluate.methods.rerank import Reranked, model_head, reranked
+from hada.evaluate.methods.rerank import Reranked, reranked
 from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.manifest import Manifest, StoreRoot

@@ -55,7 +55,7 @@ def _class(method: Method) -> str:
 
 def _stages(method: Method) -> list[str]:
     if isinstance(method, Reranked):
-        return [*_stages(method.first), f"match head on the first {method.depth}"]
+        return [*_stages(method.first), f"{method.head.stage} on the first {method.depth}"]
     if isinstance(method, RankFusion):
         return ["ranks by the inner product of every model"]
     return [EXHAUSTIVE if isinstance(method, NodeMethod) else ONE_PRODUCT]

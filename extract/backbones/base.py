@@ -62,6 +62,8 @@ class OptionalParts(Protocol):
     clock: Seconds spent so far on bringing images to the device, under "transfer".
     origin: What is known of the weights beside their digest, for the record: "weights", the id
         and commit on a hub, and "licence".
+    match_adds_cosine: Of a `MatchingBackbone`, whether the model's own evaluation adds the cosine
+        of the embeddings to the logit of "match", as BLIP's does and ALBEF's does not.
     """
 
     preprocessor: Callable[[PIL.Image.Image], NDArray[np.float32]] | None = None
@@ -69,6 +71,7 @@ class OptionalParts(Protocol):
     device: Any = None
     clock: Mapping[str, float] = MappingProxyType({})
     origin: Mapping[str, str] = MappingProxyType({})
+    match_adds_cosine: bool = True
     spec: ModelSpec
 
     def compile(self) -> None:
@@ -131,15 +134,15 @@ class MatchingBackbone(Backbone, Protocol):
     """A backbone whose matching head works from stored tokens, for re-ranking."""
 
     def match_tokens(
-        self, image_tokens: NDArray[np.float32], ids: Sequence[Sequence[int]]
+        self, tokens_PND: NDArray[np.float32], ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float32]:
-        """(B, N, D) stored tokens of images and a caption for each -> (B,) match logits."""
+        """(P, N, D) stored tokens of images, a caption for each -> (P, 2) logits; 1 is "match"."""
         ...
 
 
 def completed(backbone: Backbone | RegionBackbone) -> Backbone | RegionBackbone:
     """The same object with the parts of `OptionalParts` that its class leaves out."""
-    for name in ("preprocessor", "truncated", "device", "clock", "origin"):
+    for name in ("preprocessor", "truncated", "device", "clock", "origin", "match_adds_cosine"):
         if not hasattr(backbone, name):
             setattr(backbone, name, getattr(OptionalParts, name))
     if not hasattr(backbone, "compile"):
