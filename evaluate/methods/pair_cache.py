@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hada.evaluate.search.mapped import mapped, packed
 from hada.extract.common import atomic
 from hada.extract.common.console import say
+from hada.extract.common.errors import HadaError
 from hada.fuse.run_files.sealed import check_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ class PairCache:
             with atomic.writing(self.path) as file:
                 head = {"holds": HOLDS, "format": FORMAT, "key": self.key}
                 write_sealed(file, packed(arrays), head)
-        except OSError as error:
-            say(f"{self.path}: the scores of pairs are not kept: {error.strerror or error}")
+        except (OSError, HadaError) as error:
+            why = getattr(error, "strerror", None) or error
+            say(f"{self.path}: the scores of pairs are not kept: {why}")
         self._saved, self._clock = len(self.pairs_n), time.monotonic()
 
 
