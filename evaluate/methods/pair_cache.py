@@ -9,6 +9,7 @@ Shape letters: P pairs, n pairs that are kept.
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.evaluate.search.mapped import mapped, packed
 from hada.extract.common import atomic
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError
@@ -62,8 +62,8 @@ class PairCache:
                 raise ValueError("it holds no scores of this version")
             if head.get("key") != key:
                 raise ValueError("its scores are of other weights, stores or settings")
-            arrays = mapped(path)
-            pairs, scores = np.array(arrays["pairs"]), np.array(arrays["scores"])
+            with np.load(path, allow_pickle=False) as arrays:
+                pairs, scores = arrays["pairs"], arrays["scores"]
             fits = pairs.dtype == np.int64 and scores.dtype == np.float32
             if not fits or pairs.ndim != 1 or pairs.shape != scores.shape:
                 raise ValueError("its arrays do not fit each other")
@@ -95,11 +95,12 @@ class PairCache:
         """Write the file where there is something new; a disk that is full costs the file only."""
         if len(self.pairs_n) == self._saved:
             return
-        arrays = {"pairs": self.pairs_n, "scores": self.scores_n}
+        buffer = io.BytesIO()
+        np.savez(buffer, pairs=self.pairs_n, scores=self.scores_n)
         try:
             with atomic.writing(self.path) as file:
                 head = {"holds": HOLDS, "format": FORMAT, "key": self.key}
-                write_sealed(file, packed(arrays), head)
+                write_sealed(file, buffer.getbuffer(), head)
         except (OSError, HadaError) as error:
             why = getattr(error, "strerror", None) or error
             say(f"{self.path}: the scores of pairs are not kept: {why}")

@@ -19,10 +19,18 @@ from hada.fuse.embedding import embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix
 from hada.fuse.scores.embedded import Embedded
-from hada.fuse.scores.heads import Bank, Heads, cca_pair, node_popularity, side_by_side
+from hada.fuse.scores.heads import (
+    Bank,
+    Heads,
+    cca_pair,
+    node_popularity,
+    side_by_side,
+    with_tokens,
+)
 from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
+from hada.fuse.training.late_choice import choose_late
 
 # A part must make right matches this much more likely (nats) on items that did not fit it.
 LEAST_GAIN = 1e-3
@@ -66,7 +74,13 @@ def fit_heads(
     cca = _cca(train, val, found, report) if settings.cca else None
     if cca is not None:
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
-    labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
+    late = None
+    if settings.late != "none" and found.nodes is None:
+        late = choose_late(settings.late, train, val, found, report)
+    if late is not None:
+        found = with_tokens(found, val, late)
+    matched = ["late" if late else "nodes"] if found.nodes else []
+    labels = ["fused", *names, *(["cca"] if cca else []), *matched]
     table = ScoreTable.of(found, MOST_IMAGES)
     shares = chosen_shares(table, labels, report, without=() if trained else (0,))
     if cca is not None and shares[labels.index("cca")] == 0:
@@ -74,7 +88,11 @@ def fit_heads(
         shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
         table = replace(table, scores_KIT=_without(table.scores_KIT, kept))
         found = replace(found, own=found.own[:-1])
-    heads = Heads(shares, cca)
+    if late is not None and shares[-1] == 0:
+        shares, late = shares[:-1], None
+        table = replace(table, scores_KIT=table.scores_KIT[:-1])
+        found = replace(found, nodes=None)
+    heads = Heads(shares, cca, late=late)
     if settings.correct == "none":
         return heads
     cosines = 1 + len(found.own)
