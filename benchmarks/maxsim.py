@@ -4,9 +4,9 @@
     python benchmarks/maxsim.py --images 1000 --captions 5000 --tokens 50 --widths 64 128 --rounds 3
 
 Every way scores the same images and captions, all in one process, in turns: round after round, so
-that a busy machine is busy for all of them. Printed are medians, the median of each round's ratio to
-ours, the largest difference of a score, and the memory above the inputs at its peak (of a process of
-its own, `--memory`). Ways whose package is not installed are named and left out:
+that a busy machine is busy for all of them. Printed are medians, the median of each round's ratio
+to ours, the largest difference of a score, and with `--memory` the peak of a process of its own
+above its inputs. Ways whose package is not installed are named and left out:
 `pip install sentence-transformers maxsim-cpu late-interaction-kernels`.
 """
 
@@ -181,8 +181,8 @@ def main() -> None:
     names = ["this project", *(name for name in asked.ways if name != "this project")]
     for width in asked.widths:
         print(
-            f"{asked.images} images x {asked.captions} captions, {asked.tokens} tokens a side, width "
-            f"{width}, {torch.get_num_threads()} threads"
+            f"{asked.images} images x {asked.captions} captions, {asked.tokens} tokens a side, "
+            f"width {width}, {torch.get_num_threads()} threads"
         )
         sizes = [
             (count, asked.tokens, width, asked.ragged, seed)
