@@ -34,6 +34,8 @@ from hada.fuse.training.late_choice import choose_late
 
 # A part must make right matches this much more likely (nats) on items that did not fit it.
 LEAST_GAIN = 1e-3
+# A second stage that was itself chosen on validation, and that costs a hundred products, must more.
+LEAST_GAIN_OF_LATE = 5e-3
 # Images of validation that choose; in every epoch fewer do.
 MOST_IMAGES = 500
 MOST_IMAGES_OF_CCA = 250
@@ -82,7 +84,13 @@ def fit_heads(
     matched = ["late" if late else "nodes"] if found.nodes else []
     labels = ["fused", *names, *(["cca"] if cca else []), *matched]
     table = ScoreTable.of(found, MOST_IMAGES)
-    shares = chosen_shares(table, labels, report, without=() if trained else (0,))
+    shares = chosen_shares(
+        table,
+        labels,
+        report,
+        without=() if trained else (0,),
+        costly=(len(labels) - 1,) if late is not None else (),
+    )
     if cca is not None and shares[labels.index("cca")] == 0:
         kept = labels.index("cca")
         shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
@@ -110,15 +118,25 @@ def chosen_shares(
     labels: Sequence[str],
     report: Callable[[str], None],
     without: Sequence[int] = (),
+    costly: Sequence[int] = (),
 ) -> tuple[float, ...]:
-    """Shares that sum to 1, 0 for scores that do not help on images that did not fit them."""
+    """Shares that sum to 1, 0 for scores that do not help on images that did not fit them.
+
+    Args:
+        table: The scores.
+        labels: Their names.
+        report: Is called with one line for each.
+        without: Scores that have no share whatever they give.
+        costly: Scores that must give `LEAST_GAIN_OF_LATE`.
+    """
+    least = {k: LEAST_GAIN_OF_LATE if k in costly else LEAST_GAIN for k in range(len(labels))}
     kept = [k for k in range(len(labels)) if k not in without] or [0]
     losses: dict[int, float] = {}
     loss = _held_out(table, kept)
     while len(kept) > 1:
         losses = {k: _held_out(table, [other for other in kept if other != k]) for k in kept}
-        worst = min(losses, key=lambda k: losses[k])
-        if losses[worst] > loss + LEAST_GAIN:
+        worst = min(losses, key=lambda k: losses[k] - least[k])
+        if losses[worst] > loss + least[worst]:
             break
         report(f"{labels[worst]}: left out: right matches are as likely without it")
         kept.remove(worst)
