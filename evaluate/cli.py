@@ -72,8 +72,16 @@ def evaluate() -> None:
 @click.option(
     "--rerank-with",
     metavar="MODEL",
-    help="With --rerank: use this frozen model's match head, and re-rank the model itself too; or "
-    "cross-encoder:PATH-OR-ID of sentence-transformers.",
+    help="With --rerank: use this frozen model's match head, and re-rank the model itself too; "
+    "late:MODEL is late interaction over its stored tokens, cross-encoder:PATH-OR-ID a model of "
+    "sentence-transformers.",
+)
+@click.option(
+    "--late",
+    metavar="MODEL",
+    multiple=True,
+    help="Also late interaction over this model's stored tokens; several times for several. "
+    "[always: multi-vector models]",
 )
 @click.option(
     "--correct",
@@ -121,6 +129,7 @@ def recall(
     folds: int,
     rerank: int,
     rerank_with: str | None,
+    late: tuple[str, ...],
     correct: Literal["auto", "none"],
     transductive: bool,
     eccv: bool,
@@ -158,6 +167,7 @@ def recall(
         "device": device,
         "rerank": rerank,
         "rerank_with": rerank_with,
+        "late": late,
         "correct": correct,
         "transductive": transductive,
     }

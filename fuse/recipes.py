@@ -45,6 +45,11 @@ class Recipe:
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
+        if self.scores.late not in ("none", "auto") and self.nodes.width:
+            raise UsageError(
+                f"late={self.scores.late}: a run has one second stage, and match_width="
+                f"{self.nodes.width} trains another; set match_width=0"
+            )
         if self.training.epochs == 0 and not self.scores.finish:
             raise UsageError("epochs=0 trains nothing: set finish_scores=true, or epochs=1 or more")
 
@@ -214,7 +219,7 @@ RECIPES: dict[str, Recipe] = {
         **_DENSE | {"match_width": 64, "learning_rate": 3e-3, "epochs": 12}
     ),
     "dense": Recipe(name="dense").changed(**_DENSE | {"batch_size": 128}),
-    "closed-form": Recipe(name="closed-form").changed(**_DENSE | {"epochs": 0}),
+    "closed-form": Recipe(name="closed-form").changed(**_DENSE | {"epochs": 0, "late": "auto"}),
     "pooled": Recipe(name="pooled").changed(
         use_embeddings=False,
         use_globals=True,

@@ -243,6 +243,10 @@ class ScoreSettings(Settings):
     `correct` "auto" lets items pay for their popularity (nearest-neighbour normalisation) where
     that helps on the validation split. Popularity is measured against `bank` images of the
     training split with all their captions; node matching is against `node_bank` of them.
+
+    `late` adds late interaction over the stored tokens of one model as a second stage
+    (`hada.fuse.scores.stored_tokens`): "auto" that of the best of the models that were trained for
+    it, "all" of the best of all that have tokens, or of the model that it names; "none" none.
     """
 
     mode: ScoreMode = setting("fused", flat="scores")  # noqa: RUF009 - it is a field
@@ -253,6 +257,7 @@ class ScoreSettings(Settings):
     finish: bool = setting(False, flat="finish_scores")
     cca: bool = False
     correct: Literal["auto", "none"] = "none"
+    late: str = "none"
     bank: int = setting(5000, 1)
     node_bank: int = setting(300, 1)
 
@@ -266,8 +271,8 @@ class ScoreSettings(Settings):
             raise UsageError("tune_scores: needs scores=all and learn_scores=false")
         if self.finish and self.mode != "all":
             raise UsageError("finish_scores: needs scores=all")
-        if (self.cca or self.correct == "auto") and not self.finish:
-            raise UsageError("cca and correct=auto: need finish_scores=true, which fits them")
+        if (self.cca or self.correct == "auto" or self.late != "none") and not self.finish:
+            raise UsageError("cca, correct=auto and late: need finish_scores=true, which fits them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,12 @@ from hada.evaluate.methods.corrected import corrected, mean_with_cca, of_models,
 from hada.evaluate.methods.cross_encoder import PREFIX, cross_encoded
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.linear import concatenation_linear
+from hada.evaluate.methods.model_head import model_head
 from hada.evaluate.methods.rank_fusion import RankFusion
 from hada.evaluate.methods.request import Request
-from hada.evaluate.methods.rerank import Reranked, model_head, reranked
+from hada.evaluate.methods.rerank import Reranked, reranked
+from hada.evaluate.methods.seen import Fitted, of_store
+from hada.evaluate.methods.token_matching import late_method, late_model, late_reranked
 from hada.extract.common.console import say
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.manifest import Manifest, StoreRoot
@@ -20,6 +23,7 @@ from hada.extract.store import StoreReader, open_store
 from hada.fuse.run_files.config import CONFIG
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.scores.stored_tokens import TokenSpace, check_tokens, trained_for_it
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -63,6 +67,8 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
         methods.append(make.mean_of_cosines(singles))
         if not request.quick:
             methods.append(RankFusion(tuple(singles)))
+    late = late_spaces(stores, request, gallery)
+    methods += [late_method(gallery, space, fitted) for space, fitted in late.values()]
     if singles and not request.quick:
         methods += _fitted(stores, request, gallery, singles)
     # Those that look at all queries stand apart, behind everything else.
@@ -70,7 +76,10 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
     methods = [method for method in methods if method.kind != "transductive"]
     for run in request.runs:
         methods += make.fusions(run, gallery, request.device)
-    if request.rerank and request.rerank_with:
+    again = late_model(request.rerank_with, gallery)
+    if request.rerank and again is not None:
+        methods += late_reranked(methods, gallery, request.rerank, again, late[again])
+    elif request.rerank and request.rerank_with:
         if not isinstance(stores, Manifest):
             raise UsageError("rerank_with: needs the manifest that names the model; give build one")
         if request.rerank_with.startswith(PREFIX):
@@ -96,6 +105,40 @@ def build(stores: Manifest | StoreRoot, request: Request) -> tuple[Gallery, list
     if not methods:
         raise StoreError("nothing to evaluate: no model has a joint space and no run is given")
     return gallery, methods
+
+
+def late_spaces(
+    stores: Manifest | StoreRoot, request: Request, gallery: Gallery
+) -> dict[str, tuple[TokenSpace, tuple[Fitted, ...]]]:
+    """How the tokens of models are matched, by model, and what that was fitted on.
+
+    Of the models that were trained for late interaction, and of those that were asked for.
+
+    Raises:
+        UsageError: One that was asked for has no tokens that could be matched, or no store.
+        StoreError: The training split, which fits the map of a model's tokens, has no store.
+    """
+    there = {store.spec.model.name: store for store in gallery.stores}
+    names = [name for name, store in there.items() if trained_for_it(store.spec.model)]
+    again = late_model(request.rerank_with, gallery)
+    for name in (*request.late, *((again,) if again is not None else ())):
+        if name not in there:
+            raise UsageError(
+                f"late interaction of {name!r}: not among the models that are evaluated "
+                f"({', '.join(there)}); add --model {name}"
+            )
+        check_tokens(there[name].spec.model)
+    found: dict[str, tuple[TokenSpace, tuple[Fitted, ...]]] = {}
+    for name in dict.fromkeys([*names, *request.late, *([again] if again else [])]):
+        store = there[name]
+        if trained_for_it(store.spec.model):
+            found[name] = TokenSpace.of(store), of_store(store)
+            continue
+        (train,) = open_stores(stores, request.dataset, request.train_split, [name])
+        say(f"mapping the tokens of {name} to its joint space, on {request.train_split}")
+        fitted = (*of_store(store), Fitted.of([train], "trained on"))
+        found[name] = TokenSpace.of(train), fitted
+    return found
 
 
 def _fitted(

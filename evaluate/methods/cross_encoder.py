@@ -5,10 +5,8 @@ Shape letters: I images, T captions, P pairs.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
-from hada.evaluate.methods.pair_scores import PairScores
+from hada.evaluate.methods.pair_cache import CachedHead, PairCache
 from hada.evaluate.methods.rerank import Reranked
 from hada.evaluate.methods.seen import Fitted
 from hada.extract.common.errors import HadaError, UsageError
-from hada.extract.common.progress import progress
 from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.images import open_image
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
-from hada.fuse.ranking.ranks import Ranks
+from hada.fuse.run_files.sealed import digest_json
 
 # --rerank-with cross-encoder:PATH-OR-ID
 PREFIX = "cross-encoder:"
 PAIRS_OF_A_BATCH = 16
-# Scores are kept as often as this, and after the last pair.
-KEEP_EVERY_S = 20.0
 
 
 @dataclass(frozen=True)
 class CrossEncoderHead:
     """Scores of pairs by a cross-encoder, which reads the image file and the caption each time.
 
-    `images` and `captions` are those of the gallery; `image_rows` and `caption_rows` are their
-    rows in the split, by which scores are kept in `known`.
+    `images` and `captions` are those of the gallery.
     """
 
     model: Any
     images: Sequence[ImageFile]
     captions: Sequence[str]
-    image_rows: NDArray[np.int64]
-    caption_rows: NDArray[np.int64]
-    known: PairScores
     fitted: tuple[Fitted, ...] = ()
+    stage: str = "cross-encoder"
+    seconds_per_pair: float | None = None
 
     @property
     def name(self) -> str:
@@ -64,38 +57,19 @@ class CrossEncoderHead:
         self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """(P,) scores of pairs, by their rows in the gallery."""
-        numbers = (self.image_rows[images_P] << 32) | self.caption_rows[captions_P]
-        wanted, first = np.unique(numbers, return_index=True)
-        missing = first[np.isnan(self.known.find(wanted))]
-        if len(missing):
-            self._score(numbers[missing], images_P[missing], captions_P[missing])
-        return self.known.find(numbers)
-
-    def _score(
-        self,
-        numbers: NDArray[np.int64],
-        images_P: NDArray[np.int64],
-        captions_P: NDArray[np.int64],
-    ) -> None:
-        """Score pairs that are not known, image by image, so that few files are open at once."""
-        begun, done, kept = time.monotonic(), 0, 0
-        scores = np.empty(len(numbers), np.float32)
-        with progress(self.name, len(numbers), "pairs") as advance:
-            while done < len(numbers):
-                part = slice(done, done + PAIRS_OF_A_BATCH)
-                opened = {row: open_image(self.images[row]) for row in set(images_P[part].tolist())}
-                scores[part] = self.model.scores(
-                    [self.captions[row] for row in captions_P[part]],
-                    [opened[row] for row in images_P[part].tolist()],
-                )
-                if not np.isfinite(scores[part]).all():
-                    raise HadaError(f"{self.name} gives NaN or infinity for a pair; not used")
-                done = min(part.stop, len(numbers))
-                advance(done - part.start)
-                if done == len(numbers) or time.monotonic() - begun >= KEEP_EVERY_S:
-                    now = time.monotonic()
-                    self.known.add(numbers[kept:done], scores[kept:done], now - begun)
-                    begun, kept = now, done
+        scores_P = np.empty(len(images_P), np.float32)
+        # Image by image, so that few files are open at once.
+        order = np.argsort(images_P, kind="stable")
+        for start in range(0, len(order), PAIRS_OF_A_BATCH):
+            part = order[start : start + PAIRS_OF_A_BATCH]
+            opened = {row: open_image(self.images[row]) for row in set(images_P[part].tolist())}
+            scores_P[part] = self.model.scores(
+                [self.captions[row] for row in captions_P[part]],
+                [opened[row] for row in images_P[part].tolist()],
+            )
+        if not np.isfinite(scores_P).all():
+            raise HadaError(f"{self.name} gives NaN or infinity for a pair; not used")
+        return scores_P
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> CrossEncoderHead:
         """The same head on a subset: (i,) rows of images and (t,) rows of captions."""
@@ -103,33 +77,6 @@ class CrossEncoderHead:
             self,
             images=[self.images[row] for row in images],
             captions=[self.captions[row] for row in captions],
-            image_rows=self.image_rows[images],
-            caption_rows=self.caption_rows[captions],
-        )
-
-
-@dataclass(frozen=True)
-class CrossEncoded(Reranked):
-    """A method whose first results are reordered by a cross-encoder; it says what a query costs.
-
-    known: The scores that `head` keeps.
-    """
-
-    known: PairScores = field(kw_only=True)
-
-    def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
-        """Where the best positive of every query stands."""
-        found = super().ranks(caption_to_image, device=device)
-        # Known now: the mean over all pairs of this split that were ever scored.
-        self.details["second_stage"]["seconds_per_pair"] = self.known.seconds_per_pair
-        return found
-
-    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> CrossEncoded:
-        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
-        return replace(
-            self,
-            first=self.first.part(images, captions),
-            head=self.head.part(images, captions),
         )
 
 
@@ -163,25 +110,23 @@ def cross_encoded(
             f"--rerank-with {PREFIX}{place}: the captions here are not those of {store.path}"
         )
     model = CrossEncoder(place, device)
-    key = hashlib.sha256(f"{model.digest} {data.digest()} {data.split}".encode()).hexdigest()[:24]
-    known = PairScores(Path(manifest.runs) / data.name / ".pair-scores" / key)
-    head = CrossEncoderHead(
-        model,
-        [data.image_paths[row] for row in gallery.image_rows],
-        [data.captions[row] for row in gallery.caption_rows],
+    key = digest_json([model.digest, data.digest(), data.split])
+    file = f"cross-encoder-{data.split}-{model.digest[:12]}.npz"
+    cache = PairCache.open(Path(manifest.runs) / data.name / file, key)
+    head = CachedHead(
+        CrossEncoderHead(
+            model,
+            [data.image_paths[row] for row in gallery.image_rows],
+            [data.captions[row] for row in gallery.caption_rows],
+        ),
+        cache,
         np.asarray(gallery.image_rows, np.int64),
         np.asarray(gallery.caption_rows, np.int64),
-        known,
+        PAIRS_OF_A_BATCH,
     )
     firsts = [method for method in methods if isinstance(method, EmbeddingMethod)]
     runs = [method for method in firsts if method.kind == "hada"]
-    pairs = {
-        "i2t": min(depth, len(gallery.caption_rows)),
-        "t2i": min(depth, len(gallery.image_rows)),
-    }
     return [
-        CrossEncoded(
-            first, head, depth, details={"second_stage": {"pairs_per_query": pairs}}, known=known
-        )
+        Reranked(first, head, depth)
         for first in runs or [method for method in firsts if method.kind == "model"]
     ]

@@ -24,8 +24,11 @@ class Request:
             the run's match head; 0 adds none.
         correct: `auto` adds the simple methods with their hubs corrected and the closed-form head.
         transductive: Add simple methods whose correction looks at all queries of the split.
-        rerank_with: Use the match head of this frozen model, and re-rank the model itself too; or
-            "cross-encoder:PLACE", and re-rank every run, or every model where there is no run.
+        rerank_with: Use the match head of this frozen model, and re-rank the model itself too;
+            `late:MODEL`, or a multi-vector model, is late interaction over its stored tokens, which
+            re-ranks the mean of cosines, too; "cross-encoder:PLACE" re-ranks every run, or every
+            model where there is no run.
+        late: Models whose late interaction is a method, beside those that were trained for it.
     """
 
     dataset: str
@@ -38,5 +41,6 @@ class Request:
     device: str = "auto"
     rerank: int = 0
     rerank_with: str | None = None
+    late: tuple[str, ...] = ()
     correct: Literal["auto", "none"] = "auto"
     transductive: bool = False

@@ -1,14 +1,14 @@
 """Two stages: rank by cosine, then reorder the first results by a match head.
 
-The head is a run's own, on its fused embeddings, or a frozen model's, on its stored image tokens
-and the captions themselves.
+The head is a run's own, on its fused embeddings; a frozen model's (`model_head`), on its stored
+image tokens and the captions themselves; or late interaction over stored tokens (`token_matching`).
 
 Shape letters: I images, T captions, E embedding width, Q queries, K candidates, P pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,16 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hada.evaluate.frozen_model import load_frozen_model
-from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair
-from hada.evaluate.methods.seen import Fitted, of_run, of_store
-from hada.extract.backbones.base import MatchingBackbone
-from hada.extract.common.errors import RunError, UsageError
-from hada.extract.datasets.read import read_dataset
-from hada.extract.manifest import Manifest
+from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
+from hada.evaluate.methods.seen import Fitted, of_run
+from hada.extract.common.errors import RunError
 from hada.extract.store import StoreReader
 from hada.fuse.embedding import embed_split
-from hada.fuse.ranking.counting import pair_scores
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_files.config import branch_from_json
 from hada.fuse.run_folder import RunFolder
@@ -36,7 +31,6 @@ from hada.fuse.training.objective import Discriminator
 # Of every query: best rank, worst rank and tied positives; see `Ranks`.
 Way = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 PAIRS_AT_ONCE = 1 << 15
-PAIRS_OF_A_MODEL = 256
 BLOCK_NUMBERS = 1 << 21
 # Logits are float32, and the same pair rounds differently in another batch.
 SAME = 1e-6
@@ -52,7 +46,17 @@ class Head(Protocol):
     def description(self) -> str: ...
 
     @property
+    def stage(self) -> str:
+        """What it computes of a pair, in a word or two."""
+        ...
+
+    @property
     def fitted(self) -> tuple[Fitted, ...]: ...
+
+    @property
+    def seconds_per_pair(self) -> float | None:
+        """What scoring one takes, where that is kept beside the scores."""
+        ...
 
     def logits(
         self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
@@ -73,7 +77,9 @@ class RunHead:
     network: Discriminator
     name: str = "match head"
     description: str = "the run's match head"
+    stage: str = "match head"
     fitted: tuple[Fitted, ...] = ()
+    seconds_per_pair: float | None = None
 
     @torch.no_grad()
     def logits(
@@ -94,100 +100,13 @@ class RunHead:
 
 
 @dataclass(frozen=True)
-class ModelHead:
-    """A frozen model's head, which encodes every pair again: slow, so for few results.
-
-    `own` are its embeddings; `image_rows` lead to rows of the store; `ids` are the captions as
-    the model's tokens.
-    """
-
-    backbone: Any
-    store: StoreReader
-    own: Pair
-    image_rows: NDArray[np.int64]
-    ids: Sequence[Sequence[int]]
-
-    @property
-    def name(self) -> str:
-        """How a method is called that ends with it."""
-        return f"{self.store.spec.model.name}'s match head"
-
-    @property
-    def description(self) -> str:
-        """For the note of a method that is re-ranked by it."""
-        return f"{self.name}, from stored image tokens"
-
-    @property
-    def fitted(self) -> tuple[Fitted, ...]:
-        """Of a frozen model, nothing that is known here."""
-        return of_store(self.store)
-
-    def logits(
-        self, images_P: NDArray[np.int64], captions_P: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """(P,) logits of pairs, by their rows in the gallery."""
-        result = np.empty(len(images_P), np.float32)
-        # Captions of like length go together, so little is padded.
-        order = np.argsort([len(self.ids[t]) for t in captions_P], kind="stable")
-        for start in range(0, len(order), PAIRS_OF_A_MODEL):
-            batch = order[start : start + PAIRS_OF_A_MODEL]
-            rows, row_of = np.unique(self.image_rows[images_P[batch]], return_inverse=True)
-            tokens = self.store.image.tokens(rows).reshape(len(rows), -1, self._width)
-            pair = self.backbone.match_tokens(
-                tokens.astype(np.float32)[row_of], [self.ids[t] for t in captions_P[batch]]
-            )
-            result[batch] = pair[:, 1]
-        # The official evaluation adds the cosine to the logit of "match".
-        return result + pair_scores(*self.own, images_P, captions_P).astype(np.float32)
-
-    @property
-    def _width(self) -> int:
-        image = self.store.spec.model.image
-        assert image is not None
-        return image.width
-
-    def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> ModelHead:
-        """The same head on a subset: (i,) rows of images and (t,) rows of captions."""
-        ids = [self.ids[t] for t in captions]
-        own = (self.own[0][images], self.own[1][captions])
-        return replace(self, own=own, image_rows=self.image_rows[images], ids=ids)
-
-
-def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> ModelHead:
-    """The matching head of a model whose store is in the gallery.
-
-    Raises:
-        UsageError: It has no such head, or its store does not hold the tokens as they were.
-        DatasetError: The captions are not on this machine.
-    """
-    stores = [store for store in gallery.stores if store.spec.model.name == name]
-    if not stores:
-        raise UsageError(f"--rerank-with {name}: not among the models that are evaluated")
-    store = stores[0]
-    backbone = load_frozen_model(manifest, store, device)
-    if not isinstance(backbone, MatchingBackbone):
-        raise UsageError(
-            f"--rerank-with {name}: family {store.spec.model.family!r} has no match head that "
-            "works from stored tokens; blip has"
-        )
-    if store.spec.model.image != backbone.spec.image:
-        raise UsageError(
-            f"--rerank-with {name}: {store.path} does not hold all image tokens as the model gave "
-            "them; extract it again without --tokens"
-        )
-    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
-    data = data.as_stored(store.spec.dataset_digest)
-    if data.digest() != store.spec.dataset_digest:
-        raise UsageError(f"--rerank-with {name}: the captions here are not those of {store.path}")
-    ids = backbone.tokenize([data.captions[row] for row in gallery.caption_rows])
-    own = gallery.own(store)
-    assert own is not None, "a model with a match head has a joint space"
-    return ModelHead(backbone, store, own, gallery.image_rows, ids)
-
-
-@dataclass(frozen=True)
 class Reranked:
-    """A method whose first `depth` results are reordered; the rest stays where it was."""
+    """A method whose first `depth` results are reordered; the rest stays where it was.
+
+    details: More keys for its entry in the result; `ranks` adds `second_stage`: the pairs of a
+        query, and the milliseconds that they took, a mean over all queries. Of scores that were
+        kept, what making them took.
+    """
 
     first: EmbeddingMethod
     head: Head
@@ -213,7 +132,11 @@ class Reranked:
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Reranked:
         """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
         return Reranked(
-            self.first.part(images, captions), self.head.part(images, captions), self.depth
+            self.first.part(images, captions),
+            self.head.part(images, captions),
+            self.depth,
+            self.kind,
+            self.details,
         )
 
     def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
@@ -222,8 +145,17 @@ class Reranked:
         image, caption = self.first.pair
         i2t = (before.i2t_lo, before.i2t_hi, before.i2t_tied)
         t2i = (before.t2i_lo, before.t2i_hi, before.t2i_tied)
+        began = time.perf_counter()
         i2t = self._way(image, caption, caption_to_image, i2t, captions_found=True)
         t2i = self._way(caption, image, caption_to_image, t2i, captions_found=False)
+        spent = time.perf_counter() - began
+        pairs = {"i2t": min(self.depth, len(caption)), "t2i": min(self.depth, len(image))}
+        if (each := self.head.seconds_per_pair) is not None:
+            spent = each * (pairs["i2t"] * len(image) + pairs["t2i"] * len(caption))
+        self.details["second_stage"] = {
+            "pairs_per_query": pairs,
+            "milliseconds_per_query": round(1000 * spent / (len(image) + len(caption)), 3),
+        }
         return Ranks(*i2t, *t2i)
 
     def _way(

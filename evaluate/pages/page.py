@@ -49,6 +49,7 @@ GAIN = (
 _KINDS = (
     ("frozen model", "frozen models", ("model",)),
     ("simple combination", "simple combinations", ("mean", "weighted", "rrf", "linear", "cca")),
+    ("late interaction of stored tokens", "late interactions of stored tokens", ("late",)),
     ("corrected score", "corrected scores", ("corrected", "transductive")),
     ("score of fusions", "scores of fusions", ("hada",)),
     ("re-ranked score", "re-ranked scores", ("itm",)),

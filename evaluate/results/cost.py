@@ -33,6 +33,7 @@ from hada.fuse.closed_form.cca import WIDTHS
 from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
 from hada.fuse.ranking.ranks import rank_positives
 from hada.fuse.run_folder import RunFolder
+from hada.fuse.scores.stored_tokens import check_tokens, trained_for_it
 
 # What one item costs beside its embeddings: ids in every store, and ranks, hits and their copies.
 BYTES_ID, BYTES_RANKS = 120, 400
@@ -95,6 +96,10 @@ class CostPlan:
             "embeddings of all methods": items * sum(widths) * 4,
             # Joining or normalising the widest method's captions holds them once more.
             "while they are made": max(self.images, self.captions) * max(widths) * 4,
+            "nodes that are matched": sum(
+                2 * width * (self.images * of_image + self.captions * of_caption)
+                for of_image, of_caption, width in (m.nodes for m in self.methods if m.nodes)
+            ),
             "ids and ranks": items * (self.models * BYTES_ID + len(self.methods) * BYTES_RANKS),
             "one tile of scores, or the draws of the bootstrap": max(work, draws),
         }
@@ -164,6 +169,11 @@ def _methods(request: Request, stores: Sequence[StoreReader]) -> list[PlannedMet
         methods += [
             PlannedMethod(f"{one.name}, {kind}", one.width + 2) for kind in kinds for one in simple
         ]
+    for store in stores:
+        name = store.spec.model.name
+        if name in request.late or trained_for_it(store.spec.model):
+            check_tokens(store.spec.model)
+            methods.append(PlannedMethod(f"{name}, late interaction", 1, nodes=_tokens(store)))
     for run in request.runs:
         methods += _of_run(RunFolder(run), stores, widths)
     return methods
@@ -179,15 +189,27 @@ def _of_run(
     if recipe.scores.cca:
         width += max(WIDTHS) + 2
     name = f"HADA {run.name}"
-    if not recipe.nodes.width:
-        return [PlannedMethod(name, width)]
     heads = run.load_heads()
+    late = heads.late if heads is not None else None
+    if not recipe.nodes.width and late is None:
+        return [PlannedMethod(name, width)]
     if heads is not None and not heads.shares[-1]:
         return [PlannedMethod(name, width)]
     fused = [store for store in stores if store.spec.model.name in config["models"]]
     counts = [sum(_nodes(store, side) for store in fused) for side in SIDES]
     nodes = (math.ceil(counts[0]), math.ceil(counts[1]), recipe.nodes.width)
+    if late is not None:
+        nodes = _tokens(next(s for s in fused if s.spec.model.name == late.model))
     return [PlannedMethod(f"{name}, cosines", width), PlannedMethod(name, width, nodes=nodes)]
+
+
+def _tokens(store: StoreReader) -> tuple[int, int, int]:
+    """Mean tokens of an image and of a caption, and the width that they are matched in."""
+    counts = [math.ceil(float(np.mean(store.side(side).lengths))) for side in SIDES]
+    tokens = store.spec.model.image
+    stored = 0 if tokens is None else tokens.width
+    joint = None if trained_for_it(store.spec.model) else store.spec.model.embedding_width
+    return counts[0], counts[1], joint or stored
 
 
 def _nodes(store: StoreReader, side: SideName) -> float:

@@ -23,7 +23,7 @@ from hada.extract.common.errors import UsageError
 from hada.fuse.ranking.ranks import KS, Ranks, recalls
 
 # Kinds of methods that combine models without a graph.
-SIMPLE = ("mean", "weighted", "rrf", "linear", "cca", "corrected")
+SIMPLE = ("mean", "weighted", "rrf", "linear", "cca", "late", "corrected")
 Part = tuple[NDArray[np.int64], NDArray[np.int64]]
 _CLIP_BENCHMARK = {"i2t": "text_retrieval_recall", "t2i": "image_retrieval_recall"}
 

@@ -28,6 +28,7 @@ def recall(
     folds: int = 1,
     rerank: int = 0,
     rerank_with: str | None = None,
+    late: Sequence[str] = (),
     correct: Literal["auto", "none"] = "auto",
     transductive: bool = False,
     eccv: bool = False,
@@ -53,7 +54,9 @@ def recall(
         quick: Leave out the methods that sort, or that need the other two splits.
         folds: Number of galleries of consecutive images; figures are means over them.
         rerank: Reorder this many first results of every run by its match head; 0 for no re-ranking.
-        rerank_with: Re-rank by the match head of this frozen model instead; needs `rerank`.
+        rerank_with: Re-rank by the match head of this frozen model instead; needs `rerank`. As
+            `late:MODEL`, and for multi-vector models, by late interaction over stored tokens.
+        late: Models whose late interaction is a method of its own; multi-vector models' always is.
         correct: `auto` adds every simple method with its hubs corrected, and the closed-form head;
             they need the stores of the other two splits.
         transductive: Add, set apart and in no verdict, the simple methods whose correction looks at
@@ -95,6 +98,7 @@ def recall(
         device=device,
         rerank=rerank,
         rerank_with=rerank_with,
+        late=tuple(late),
         correct=correct,
         transductive=transductive,
     )

@@ -68,6 +68,8 @@ class OptionalParts(Protocol):
         they are the ids, and a pooled row where the spec has one.
     origin: What is known of the weights beside their digest, for the record: "weights", the id
         and commit on a hub, and "licence".
+    match_adds_cosine: Of a `MatchingBackbone`, whether the model's own evaluation adds the cosine
+        of the embeddings to the logit of "match", as BLIP's does and ALBEF's does not.
     """
 
     preprocessor: Callable[[PIL.Image.Image], NDArray[np.float32]] | None = None
@@ -78,6 +80,7 @@ class OptionalParts(Protocol):
     varying_input: bool = False
     image_rows: Callable[[int, int], int] | None = None
     caption_rows: Callable[[Sequence[Sequence[int]]], NDArray[np.int64]] | None = None
+    match_adds_cosine: bool = True
     spec: ModelSpec
 
     def compile(self) -> None:
@@ -140,16 +143,16 @@ class MatchingBackbone(Backbone, Protocol):
     """A backbone whose matching head works from stored tokens, for re-ranking."""
 
     def match_tokens(
-        self, image_tokens: NDArray[np.float32], ids: Sequence[Sequence[int]]
+        self, tokens_PND: NDArray[np.float32], ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float32]:
-        """(B, N, D) stored tokens of images and a caption for each -> (B,) match logits."""
+        """(P, N, D) stored tokens of images, a caption for each -> (P, 2) logits; 1 is "match"."""
         ...
 
 
 def completed(backbone: Backbone | RegionBackbone) -> Backbone | RegionBackbone:
     """The same object with the parts of `OptionalParts` that its class leaves out."""
     for name in (
-        *("preprocessor", "truncated", "device", "clock", "origin"),
+        *("preprocessor", "truncated", "device", "clock", "origin", "match_adds_cosine"),
         *("varying_input", "image_rows", "caption_rows"),
     ):
         if not hasattr(backbone, name):

@@ -55,6 +55,8 @@ class BlipBackbone(TorchBackbone):
     """BLIP's image encoder and its text encoder without cross-attention."""
 
     model: BlipForImageTextRetrieval
+    # The official evaluation ranks the first results by the logit and the cosine.
+    match_adds_cosine = True
 
     def __init__(
         self,

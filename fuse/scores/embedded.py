@@ -148,4 +148,7 @@ class Embedded:
         fused = self.fused_image if side == 0 else self.fused_caption
         parts = [fused, *(pair[side] for pair in self.own)]
         kept = [math.sqrt(w) * x for w, x in zip(self.shares, parts, strict=True) if w > 0]
+        if not kept:
+            # The nodes are all that counts: one zero an item, so that there is a product.
+            return np.zeros((len(fused), 1), np.float32)
         return np.concatenate(kept, axis=1).astype(np.float32)

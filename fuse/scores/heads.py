@@ -22,6 +22,7 @@ from hada.fuse.closed_form.cca import CCA
 from hada.fuse.closed_form.correction import Correction, popularity
 from hada.fuse.scores.embedded import Embedded, Pair
 from hada.fuse.scores.item_nodes import ItemNodes, score_blocks
+from hada.fuse.scores.stored_tokens import TokenSpace
 from hada.fuse.tokens.split import Split
 
 PREFIX = "heads."
@@ -51,6 +52,7 @@ class Heads:
     correction: of the sum of cosines, which the whole score pays, too; node_correction: of the
         node matching's part of the whole score.
     bank: what popularity is measured against.
+    late: how the stored tokens of a model are matched, in a network that matches no nodes itself.
     """
 
     shares: tuple[float, ...]
@@ -58,12 +60,15 @@ class Heads:
     correction: Correction | None = None
     node_correction: Correction | None = None
     bank: Bank | None = None
+    late: TokenSpace | None = None
 
     def applied(self, embedded: Embedded, split: Split, device: torch.device | str) -> Embedded:
         """The embeddings of a split with the heads' part in the score."""
         if self.cca is not None:
             pair = cca_pair(self.cca, split)
             embedded = replace(embedded, own=(*embedded.own, pair))
+        if self.late is not None:
+            embedded = with_tokens(embedded, split, self.late)
         cosines = 1 + len(embedded.own)
         embedded = replace(
             embedded,
@@ -100,6 +105,8 @@ class Heads:
             if correction is not None:
                 values = [float(getattr(correction, field)) for field in _CORRECTION]
                 found[name] = np.array(values, np.float64)
+        if self.late is not None:
+            found |= {f"late.{name}": value for name, value in self.late.arrays().items()}
         if self.bank is not None:
             for number, side in enumerate(SIDES):
                 # float16 is what stores hold, and a popularity is a mean over many.
@@ -131,7 +138,12 @@ class Heads:
             _correction(found.get("correction")),
             _correction(found.get("node_correction")),
             _bank(found),
+            TokenSpace.from_arrays(_below(found, "late.")) if "late.model" in found else None,
         )
+
+
+def _below(found: Mapping[str, NDArray[np.generic]], start: str) -> dict[str, NDArray[np.generic]]:
+    return {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
 
 
 def _correction(values: NDArray[np.float64] | None) -> Correction | None:
@@ -174,6 +186,13 @@ def cca_pair(cca: CCA, split: Split) -> Pair:
     assert image is not None, "the head was fitted on these models"
     assert caption is not None
     return cca.encode("image", image), cca.encode("caption", caption)
+
+
+def with_tokens(embedded: Embedded, split: Split, space: TokenSpace) -> Embedded:
+    """The embeddings of a split with the stored tokens of a model as what is matched."""
+    (store,) = (store for store in split.stores if store.spec.model.name == space.model)
+    nodes = space.nodes(store, split.rows("image"), split.rows("caption"))
+    return replace(embedded, nodes=nodes, mirror=space.mirror)
 
 
 def cosine_popularity(embedded: Embedded, bank: Bank, k_image: int, k_caption: int) -> Pair:

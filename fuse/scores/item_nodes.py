@@ -18,6 +18,8 @@ from hada.fuse.network.maxsim import NodeSet, node_scores
 CAPTIONS_AT_ONCE = 256
 # Scores of one block, float32: 16 MiB.
 BLOCK_NUMBERS = 1 << 22
+# Numbers of image nodes that are widened to float32 at once: 256 MiB.
+IMAGE_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def _rows(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
 def score_blocks(
     image: ItemNodes, caption: ItemNodes, mirror: float, *, device: str = "cpu"
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """The scores of all images with some captions after the other.
+    """The scores of all images with some captions after the other, in bounded memory.
+
+    Beside the nodes as they are held there is a block of scores, and at most `IMAGE_NUMBERS`
+    numbers of image nodes as float32 with one copy of them; more images come piece by piece.
 
     Args:
         image: Nodes of I images.
@@ -103,12 +108,29 @@ def score_blocks(
     """
     if not len(image) or not len(caption):
         return
-    step = max(1, min(CAPTIONS_AT_ONCE, BLOCK_NUMBERS // max(1, len(image))))
-    images = image.tensors(device)
+    pieces = _pieces(image)
+    most = max(1, BLOCK_NUMBERS // len(image))
+    # Where images come in pieces, each caption block reads them all: larger blocks, fewer times.
+    step = min(CAPTIONS_AT_ONCE, most) if len(pieces) < 2 else most
+    held = image.tensors(device) if len(pieces) < 2 else None
     for first in range(0, len(caption), step):
         some = slice(first, min(first + step, len(caption)))
         captions = caption.take(np.arange(some.start, some.stop)).tensors(device)
-        yield some, node_scores(images, captions, mirror).cpu().numpy()
+        if held is not None:
+            yield some, node_scores(held, captions, mirror).cpu().numpy()
+            continue
+        block = np.empty((len(image), some.stop - some.start), np.float32)
+        for items in pieces:
+            part = image.take(items).tensors(device)
+            block[items] = node_scores(part, captions, mirror).cpu().numpy()
+        yield some, block
+
+
+def _pieces(image: ItemNodes) -> list[NDArray[np.int64]]:
+    """Images in order, in pieces of about `IMAGE_NUMBERS` numbers."""
+    numbers = np.cumsum(image.lengths * image.vectors_SW.shape[1])
+    cuts = np.flatnonzero(np.diff(numbers // IMAGE_NUMBERS)) + 1
+    return np.split(np.arange(len(image)), cuts)
 
 
 def score_matrix(

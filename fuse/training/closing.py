@@ -19,13 +19,23 @@ from hada.fuse.embedding import embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix
 from hada.fuse.scores.embedded import Embedded
-from hada.fuse.scores.heads import Bank, Heads, cca_pair, node_popularity, side_by_side
+from hada.fuse.scores.heads import (
+    Bank,
+    Heads,
+    cca_pair,
+    node_popularity,
+    side_by_side,
+    with_tokens,
+)
 from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
+from hada.fuse.training.late_choice import choose_late
 
 # A part must make right matches this much more likely (nats) on items that did not fit it.
 LEAST_GAIN = 1e-3
+# A second stage that was itself chosen on validation, and that costs a hundred products, must more.
+LEAST_GAIN_OF_LATE = 5e-3
 # Images of validation that choose; in every epoch fewer do.
 MOST_IMAGES = 500
 MOST_IMAGES_OF_CCA = 250
@@ -66,15 +76,31 @@ def fit_heads(
     cca = _cca(train, val, found, report) if settings.cca else None
     if cca is not None:
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
-    labels = ["fused", *names, *(["cca"] if cca else []), *(["nodes"] if found.nodes else [])]
+    late = None
+    if settings.late != "none" and found.nodes is None:
+        late = choose_late(settings.late, train, val, found, report)
+    if late is not None:
+        found = with_tokens(found, val, late)
+    matched = ["late" if late else "nodes"] if found.nodes else []
+    labels = ["fused", *names, *(["cca"] if cca else []), *matched]
     table = ScoreTable.of(found, MOST_IMAGES)
-    shares = chosen_shares(table, labels, report, without=() if trained else (0,))
+    shares = chosen_shares(
+        table,
+        labels,
+        report,
+        without=() if trained else (0,),
+        costly=(len(labels) - 1,) if late is not None else (),
+    )
     if cca is not None and shares[labels.index("cca")] == 0:
         kept = labels.index("cca")
         shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
         table = replace(table, scores_KIT=_without(table.scores_KIT, kept))
         found = replace(found, own=found.own[:-1])
-    heads = Heads(shares, cca)
+    if late is not None and shares[-1] == 0:
+        shares, late = shares[:-1], None
+        table = replace(table, scores_KIT=table.scores_KIT[:-1])
+        found = replace(found, nodes=None)
+    heads = Heads(shares, cca, late=late)
     if settings.correct == "none":
         return heads
     cosines = 1 + len(found.own)
@@ -92,15 +118,25 @@ def chosen_shares(
     labels: Sequence[str],
     report: Callable[[str], None],
     without: Sequence[int] = (),
+    costly: Sequence[int] = (),
 ) -> tuple[float, ...]:
-    """Shares that sum to 1, 0 for scores that do not help on images that did not fit them."""
+    """Shares that sum to 1, 0 for scores that do not help on images that did not fit them.
+
+    Args:
+        table: The scores.
+        labels: Their names.
+        report: Is called with one line for each.
+        without: Scores that have no share whatever they give.
+        costly: Scores that must give `LEAST_GAIN_OF_LATE`.
+    """
+    least = {k: LEAST_GAIN_OF_LATE if k in costly else LEAST_GAIN for k in range(len(labels))}
     kept = [k for k in range(len(labels)) if k not in without] or [0]
     losses: dict[int, float] = {}
     loss = _held_out(table, kept)
     while len(kept) > 1:
         losses = {k: _held_out(table, [other for other in kept if other != k]) for k in kept}
-        worst = min(losses, key=lambda k: losses[k])
-        if losses[worst] > loss + LEAST_GAIN:
+        worst = min(losses, key=lambda k: losses[k] - least[k])
+        if losses[worst] > loss + least[worst]:
             break
         report(f"{labels[worst]}: left out: right matches are as likely without it")
         kept.remove(worst)

@@ -112,7 +112,7 @@ def test_the_command_tells_the_cost_and_scores_no_pair_twice(
         return original(self, captions, images)
 
     monkeypatch.setattr(CrossEncoder, "scores", counted)
-    for file in Path("runs").rglob(".pair-scores/*/*.npz"):
+    for file in Path("runs").rglob("cross-encoder-*.npz"):
         file.unlink()
     for _ in range(2):
         done = CliRunner().invoke(command, words)
@@ -125,22 +125,18 @@ def test_the_command_tells_the_cost_and_scores_no_pair_twice(
     (own,) = [m for m in results[0]["methods"] if "cross-encoder" in m["name"]]
     assert own["stages"][-1] == f"cross-encoder on the first {DEPTH}"
     assert own["second_stage"]["pairs_per_query"] == {"i2t": DEPTH, "t2i": DEPTH}
-    assert own["second_stage"]["seconds_per_pair"] > 0
-    # A damaged part is scored again, a part that was written before an interruption is not.
-    file, *_ = Path("runs/tiny/.pair-scores").glob("*/*.npz")
-    with np.load(file) as part:
-        lost = len(part["pairs"])
+    assert own["second_stage"]["milliseconds_per_query"] > 0
+    (file,) = Path("runs/tiny").glob("cross-encoder-val-*.npz")
     file.write_bytes(file.read_bytes()[:100])
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, done.output
-    assert "its pairs are scored again" in done.stderr
-    assert sum(scored) == pairs + lost
+    assert "Its pairs are scored anew" in done.stderr
+    assert sum(scored) == 2 * pairs
 
 
 def test_an_interrupted_scoring_goes_on(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    monkeypatch.setattr("hada.evaluate.methods.cross_encoder.KEEP_EVERY_S", 0.0)
-    for file in Path("runs").rglob(".pair-scores/*/*.npz"):
+    for file in Path("runs").rglob("cross-encoder-*.npz"):
         file.unlink()
     original, calls = CrossEncoder.scores, []
 
@@ -154,12 +150,12 @@ def test_an_interrupted_scoring_goes_on(made: Path, monkeypatch: pytest.MonkeyPa
     gallery, methods = build(load_manifest(), request(made))
     with pytest.raises(KeyboardInterrupt):
         methods[-1].ranks(gallery.caption_to_image)
-    kept = len(methods[-1].known)
+    kept = len(methods[-1].head.cache.pairs_n)
     assert kept == calls[0] > 0
     again = build(load_manifest(), request(made))[1][-1]
-    assert len(again.known) == kept
+    assert len(again.head.cache.pairs_n) == kept
     again.ranks(gallery.caption_to_image)
-    assert sum(calls[2:]) + kept == len(again.known)
+    assert sum(calls[2:]) + kept == len(again.head.cache.pairs_n)
 
 
 def test_what_is_no_cross_encoder_of_images_is_refused(
