@@ -25,8 +25,8 @@ from hada.extract.common.errors import UsageError
 from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
-from hada.fuse.run_files.features import contents_of
 from hada.fuse.ranking.counting import pair_scores
+from hada.fuse.run_files.features import contents_of
 from hada.fuse.run_files.sealed import digest_json
 
 PAIRS_OF_A_MODEL = 256
