@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.common.arrays import unit_rows
 from hada.fuse.closed_form.correction import as_cosine, folded
 from hada.fuse.scores.item_nodes import (
     CAPTIONS_AT_ONCE,
@@ -75,7 +76,10 @@ class Embedded:
     def unit(self) -> Pair:
         """(I, E) and (T, E) of unit length whose cosine ranks as `image_IE` and `caption_TE` do."""
         pair = self.image_IE, self.caption_TE
-        return pair if self.penalties is None else as_cosine(*pair)
+        if self.penalties is not None:
+            return as_cosine(*pair)
+        # The shares of the cosines sum to 1 only where nodes have none.
+        return (unit_rows(pair[0]), unit_rows(pair[1])) if self.node_share else pair
 
     def cosines(self) -> Pair:
         """(I, E) and (T, E) whose inner product is the sum of cosines alone, uncorrected."""
