@@ -30,6 +30,7 @@ from hada.fuse.run_files.features import contents_of
 from hada.fuse.run_files.sealed import digest_json
 
 PAIRS_OF_A_MODEL = 256
+PAIRS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -131,4 +132,4 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
         [contents_of(store), backbone.spec.weights_digest, backbone.spec.preprocessing]
     )
     cache = PairCache.open(Path(manifest.runs) / store.spec.dataset / file, key)
-    return CachedHead(head, cache, gallery.image_rows, gallery.caption_rows)
+    return CachedHead(head, cache, gallery.image_rows, gallery.caption_rows, PAIRS_AT_ONCE)

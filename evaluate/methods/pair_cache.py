@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HOLDS = "scores of pairs"
-PAIRS_AT_ONCE = 4096
 SAVE_SECONDS = 30.0
 
 
@@ -136,7 +135,7 @@ class CachedHead:
     cache: PairCache
     image_rows: NDArray[np.int64]
     caption_rows: NDArray[np.int64]
-    pairs_at_once: int = PAIRS_AT_ONCE
+    pairs_at_once: int
 
     @property
     def name(self) -> str:

@@ -69,7 +69,7 @@ def test_the_example_of_the_docs_runs(
 ) -> None:
     monkeypatch.chdir(report_project)
     text = (ROOT / "docs/evaluation.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(code.replace("runs/flickr8k/mine", "runs/tiny/mine"), names)
     printed = capsys.readouterr().out

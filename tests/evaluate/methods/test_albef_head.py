@@ -214,7 +214,7 @@ def test_a_stopped_command_goes_on_with_what_it_has_scored(
         return plain(self, images, captions)
 
     monkeypatch.setattr(model_heads.ModelHead, "logits", counted)
-    monkeypatch.setattr("hada.evaluate.methods.pair_cache.PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("hada.evaluate.methods.model_head.PAIRS_AT_ONCE", 3)
     limit = 8
     _, (_, second) = build(manifest, request)
     with pytest.raises(KeyboardInterrupt):

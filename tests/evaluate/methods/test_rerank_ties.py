@@ -20,6 +20,7 @@ class Table:
     logits_IT: NDArray[np.float32]
     name: str = "table"
     owner: str = "a table"
+    seconds_per_pair: float | None = None
 
     def logits(self, images_P: Any, captions_P: Any) -> NDArray[np.float32]:
         return self.logits_IT[images_P, captions_P]

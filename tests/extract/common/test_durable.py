@@ -54,6 +54,7 @@ BESIDE = {
         "extract/exporters/databases.py",
         "write_index",
     ): "whole folder synced, then renamed",
+    ("evaluate/methods/pair_cache.py", "np.savez"): "into memory",
     ("evaluate/search/mapped.py", "open"): "a member of a zip in memory",
     ("fuse/models_cli.py", "save_pretrained"): "beside; each file is then written by `atomic`",
     ("fuse/run_files/checkpoint.py", "torch.save"): "into memory",

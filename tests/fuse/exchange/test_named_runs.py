@@ -111,6 +111,9 @@ def test_recall_and_report_of_an_export_have_the_runs_figures(world: Path) -> No
         assert any("match head" in method["name"] for method in methods), [
             m["name"] for m in methods
         ]
+        for method in methods:
+            # What it took differs from time to time.
+            method.get("second_stage", {}).pop("milliseconds_per_query", None)
         results.append([{**method, "run": ""} for method in methods])
     assert results[0] == results[1]
     words = ["report", "out/mine", "--manifest", "toy.yaml", "--split", "val", "--quick"]

@@ -19,7 +19,8 @@ from hada.evaluate.search.index import SecondStage
 from hada.extract.manifest import StoreRoot
 from hada.extract.store import open_store
 from hada.fuse.cli import fuse
-from hada.fuse.embedding import embed_split, write_nodes
+from hada.fuse.embedding import embed_split
+from hada.fuse.exchange.stores import write_nodes
 from hada.fuse.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
