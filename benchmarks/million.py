@@ -14,7 +14,7 @@ own; a step that was interrupted is repeated, those before it are read from `--j
     correction  the popularity of every image among a bank of captions
     exact       search: one query against all images, from the mapped store
     hnsw        faiss's graph of neighbours: 32 links
-    ivfpq       faiss's inverted lists of product codes of 64 bytes, re-ranked by the exact vectors
+    ivfpq       faiss's inverted lists of product codes (128 of 4 bits), re-ranked exactly
 """
 
 from __future__ import annotations
@@ -119,52 +119,58 @@ def verify(folder: Path, images: int, width: int) -> dict[str, float]:
     return {"verify_s": time.monotonic() - start}
 
 
-def stored(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The embeddings of both sides as float32, images first."""
+def stored(folder: Path, side: str, rows: Any = slice(None)) -> NDArray[np.float32]:
+    """The embeddings of a side, or of some rows of it, as float32."""
     from hada.extract.store import open_store
 
-    reader = open_store(folder / "store")
-    return tuple(  # type: ignore[return-value]
-        np.asarray(reader.side(side).embeddings(), np.float32) for side in ("image", "caption")
-    )
+    store = open_store(folder / "store")
+    reader = store.side(side)
+    chosen = np.arange(len(reader.ids))[rows]
+    result = np.empty((len(chosen), store.spec.model.embedding_width), np.float32)
+    for start in range(0, len(chosen), ROWS):
+        result[start : start + ROWS] = reader.embeddings(chosen[start : start + ROWS])
+    return result
 
 
 def recall(folder: Path, images: int, width: int) -> dict[str, float]:
-    """Evenly spread images against all captions, and as many captions against all images."""
+    """Evenly spread images against all captions, and all captions against these images."""
     from hada.fuse.ranking.counting import Thresholds, count_better, pair_scores
 
-    image_IE, caption_TE = stored(folder)
+    image_IE = stored(folder, "image")
     owner = np.repeat(np.arange(images), PER_IMAGE)
 
     def of(some: NDArray[np.int64], captions: NDArray[np.int64]) -> float:
-        """Processor seconds of ranking `some` images' captions; both directions of the block."""
-        rows = np.searchsorted(some, owner[captions])
-        kept = rows < len(some)
-        kept &= some[np.minimum(rows, len(some) - 1)] == owner[captions]
-        # A caption of no image here is a rival alone: its own threshold is out of reach.
-        positive = np.where(kept, 0.0, np.inf)
-        ours = np.flatnonzero(kept)
-        positive[ours] = pair_scores(image_IE, caption_TE, owner[captions[ours]], captions[ours])
-        best = np.full(len(some), -np.inf)
-        np.maximum.at(best, rows[ours], positive[ours])
-        found = Thresholds(best, positive, np.minimum(rows, len(some) - 1), 1e-6)
-        start = time.process_time()
-        count_better(image_IE[some], caption_TE[captions], found)
-        return time.process_time() - start
+        """Processor seconds of ranking images among captions, which are read block by block."""
+        own = (some[:, None] * PER_IMAGE + np.arange(PER_IMAGE)).ravel()
+        row_of = np.repeat(np.arange(len(some)), PER_IMAGE)
+        part_IE = image_IE[some]
+        own_TE = stored(folder, "caption", own)
+        best = pair_scores(part_IE, own_TE, row_of, np.arange(len(own)))
+        best_I = best.reshape(len(some), PER_IMAGE).max(1)
+        took = 0.0
+        for start in range(0, len(captions), 8 * ROWS):
+            block = captions[start : start + 8 * ROWS]
+            # A caption of another image is a rival alone: its own threshold is out of reach.
+            positive = np.full(len(block), np.inf)
+            here = np.isin(own, block)
+            positive[np.searchsorted(block, own[here])] = best[here]
+            rows = np.minimum(np.searchsorted(some, owner[block]), len(some) - 1)
+            caption_TE = stored(folder, "caption", block)
+            began = time.process_time()
+            count_better(part_IE, caption_TE, Thresholds(best_I, positive, rows, 1e-6))
+            took += time.process_time() - began
+        return took
 
-    everyone = np.arange(len(caption_TE))
+    everyone = np.arange(images * PER_IMAGE)
     small = np.arange(0, images, max(1, images // 1000))[:1000]
-    few = everyone[np.isin(owner, small)]
+    few = (small[:, None] * PER_IMAGE + np.arange(PER_IMAGE)).ravel()
     rate = of(small, few) / (len(small) * len(few))
-    count = max(1000, images // 100) if images <= 100_000 else 1000
-    part = np.arange(0, images, images // count)[:count]
-    took = of(part, everyone)
-    whole = took * images / len(part)
+    took = of(small, everyone)
     return {
-        "slice_images": len(part),
+        "slice_images": len(small),
         "slice_s": took,
-        "foretold_s": rate * len(part) * len(everyone),
-        "whole_hours": whole / 3600,
+        "foretold_s": rate * len(small) * len(everyone),
+        "whole_hours": took * images / len(small) / 3600,
     }
 
 
@@ -172,8 +178,8 @@ def correction(folder: Path, images: int, width: int) -> dict[str, float]:
     """A bank of 10,000 captions, or of all where there are fewer."""
     from hada.fuse.closed_form.correction import popularity
 
-    image_IE, caption_TE = stored(folder)
-    bank = caption_TE[:: max(1, len(caption_TE) // 10_000)][:10_000]
+    image_IE = stored(folder, "image")
+    bank = stored(folder, "caption", slice(None, None, max(1, images * PER_IMAGE // 10_000)))
     start = time.process_time()
     popularity(image_IE, bank, 16)
     return {"bank": len(bank), "correction_s": time.process_time() - start}
@@ -196,7 +202,7 @@ def queries_of(folder: Path, image_IE: NDArray[np.float32]) -> tuple[Any, Any, f
 
 def exact(folder: Path, images: int, width: int) -> dict[str, float]:
     """One product and a choice of ten."""
-    image_IE, _ = stored(folder)
+    image_IE = stored(folder, "image")
     return {"query_ms": queries_of(folder, image_IE)[2]}
 
 
@@ -214,7 +220,7 @@ def hnsw(folder: Path, images: int, width: int) -> dict[str, float]:
     """As `hada-evaluate search --faiss` builds it."""
     import faiss
 
-    image_IE, _ = stored(folder)
+    image_IE = stored(folder, "image")
     start = time.process_time()
     graph = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
     graph.add(image_IE)
@@ -229,11 +235,11 @@ def ivfpq(folder: Path, images: int, width: int) -> dict[str, float]:
     """Trained on at most 40 vectors a list."""
     import faiss
 
-    image_IE, _ = stored(folder)
+    image_IE = stored(folder, "image")
     lists = max(64, 2 ** round(math.log2(4 * math.sqrt(images))))
     start = time.process_time()
-    index = faiss.index_factory(width, f"IVF{lists},PQ64", faiss.METRIC_INNER_PRODUCT)
-    index.pq.cp.niter = 10  # a product code of 4 numbers is found soon
+    index = faiss.index_factory(width, f"IVF{lists},PQ128x4fs", faiss.METRIC_INNER_PRODUCT)
+    index.pq.cp.niter = 10  # a code of two numbers is found soon
     index.train(image_IE[:: max(1, images // (40 * lists))])
     index.add(image_IE)
     took = time.process_time() - start

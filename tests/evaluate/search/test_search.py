@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.search.encoder import Encoder
 from hada.evaluate.search.graph import faiss_top
-from hada.evaluate.search.index import Index, build_index, own_embeddings
+from hada.evaluate.search.index import Index, Query, build_index, own_embeddings
 from hada.extract.cli import extract
 from hada.extract.common.errors import UsageError
 from hada.extract.datasets.read import read_dataset
@@ -232,3 +232,18 @@ def test_a_query_is_kept_in_the_precision_of_the_split(project: Path, tmp_path: 
     own = own_embeddings(store, "caption")
     for row in (0, 3, 5):
         np.testing.assert_array_equal(encoder.text(data.captions[row]).vector, own[row])
+
+
+def test_the_second_stage_puts_the_best_first_and_equal_ones_in_the_order_they_came() -> None:
+    whole = np.array([0.1, 0.9, 0.5, 0.9, 0.2], np.float32)
+
+    class Stage:
+        def scores(self, embedded: Any, rows: Any) -> Any:
+            return whole[rows]
+
+    stage: Any = Stage()
+    index = Index(np.eye(5, dtype=np.float32), list("abcde"), "key", stage)
+    embedded: Any = object()
+    query = Query(np.zeros(5, np.float32), embedded)
+    best = index.again(query, np.array([4, 3, 0, 1]), 3)
+    assert best == [(3, whole[3]), (1, whole[1]), (4, whole[4])]
