@@ -12,7 +12,7 @@ own; a step that was interrupted is repeated, those before it are read from `--j
     recall      exact ranks of a slice of the queries against everything, beside the time that the
                 rate of a smaller product foretells, and what the whole would take
     correction  the popularity of every image among a bank of captions
-    exact       search: one query against all images, from the mapped store
+    exact       search: one query against all images, held in memory
     hnsw        faiss's graph of neighbours: 32 links
     ivfpq       faiss's inverted lists of product codes (128 of 4 bits), re-ranked exactly
 """
@@ -42,7 +42,7 @@ TOP = 10
 
 
 def side_rows(side: str, part: range, width: int) -> NDArray[np.float32]:
-    """Rows of one side: those of a range are the same whatever else is asked for."""
+    """Rows of one side. An image is the same in every range; a caption's noise is the range's."""
     if side == "caption":
         first, last = part.start // PER_IMAGE, -(-part.stop // PER_IMAGE)
         images = side_rows("image", range(first, last), width)
