@@ -11,7 +11,7 @@ from pathlib import Path
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import HadaError, StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName
-from hada.extract.store import commit, seal
+from hada.extract.store import commit, damage, seal
 from hada.extract.store.reader import open_store, shard_status
 from hada.extract.store.record import Record, all_names, read_record, shard_names
 
@@ -163,7 +163,7 @@ def _files(record: Record, counts: dict[SideName, int]) -> tuple[list[Finding], 
 
 
 def _errors(
-    record: Record, status: dict[SideName, dict[int, commit.Fault | None]]
+    record: Record, status: dict[SideName, dict[int, damage.Fault | None]]
 ) -> Iterator[Finding]:
     """`errors.jsonl` names what the markers call failed, where it is there."""
     try:

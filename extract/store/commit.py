@@ -1,46 +1,19 @@
-"""Paths of a store's parts, and the markers of committed shards."""
+"""The markers of committed shards: their paths, what they say, and how they are read."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
-
-import google_crc32c
+from typing import Any
 
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SideName
 from hada.extract.store import digests
-from hada.extract.store.record import Record, shard_names
 
 COMMIT = "commit"
-
-
-class Fault(str):
-    """What is wrong with a part of a store, in words.
-
-    Attributes:
-        kind: "missing", "damaged" or "foreign".
-        unwritten: Whether nothing is wrong but that the shard is still to be written.
-    """
-
-    kind: str
-    unwritten: bool
-
-    def __new__(cls, text: str, kind: str = "damaged", *, unwritten: bool = False) -> Self:
-        """A text with its kind."""
-        fault = super().__new__(cls, text)
-        fault.kind, fault.unwritten = kind, unwritten
-        return fault
-
-
-UNWRITTEN = Fault("not written yet", "missing", unwritten=True)
 
 
 @dataclass(frozen=True)
@@ -64,45 +37,6 @@ class Marker:
     root: str = ""
     crcs: dict[str, str] = field(default_factory=dict)
     digest: str = ""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the markers of a store must fit: its spec, root and files."""
-
-    record: Record
-    spec_digest: str
-
-    @classmethod
-    def of(cls, record: Record) -> Self:
-        """The frame of a store."""
-        return cls(record, record.spec.digest())
-
-    def foreign(self, marker: Marker) -> Fault | None:
-        """Why a marker does not belong to this store or place, or None."""
-        record, side = self.record, marker.side
-        if marker.spec_digest != self.spec_digest:
-            return Fault("it was written for another spec", "foreign")
-        if marker.root != record.root and (marker.digest or not record.upgrading):
-            return Fault("it was written for another store: another root", "foreign")
-        size = record.spec.rows_per_shard[side]
-        if not all(row // size == marker.shard for row in marker.failed):
-            return Fault("its marker calls rows failed that are not its own")
-        arrays = shard_names(record.spec, side)
-        wanted = record.form.shard_files(side, marker.shard, arrays)
-        if marker.files.keys() != wanted:
-            name = min(marker.files.keys() ^ wanted)
-            if name in wanted:
-                return Fault(f"its marker does not name {name}")
-            outside = "a file outside the store" if _is_outside(name) else "a file of others"
-            return Fault(f"its marker names {outside}: {name!r}")
-        if marker.digest and marker.crcs.keys() != arrays.keys():
-            return Fault("its marker has not the checksums of its arrays")
-        return None
-
-
-def _is_outside(name: str) -> bool:
-    return name.startswith("/") or ".." in name.split("/")
 
 
 def marker_path(folder: Path, side: SideName, shard: int) -> Path:
@@ -216,139 +150,3 @@ def remove_leftovers(folder: Path, side: SideName, shard: int) -> None:
     marker = marker_path(folder, side, shard)
     for path in marker.parent.glob(f"{marker.name}{atomic.TEMPORARY}*"):
         path.unlink(missing_ok=True)
-
-
-def damage(
-    marker: Marker,
-    frame: Frame,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
-) -> Fault | None:
-    """Look for what is wrong with a committed shard.
-
-    Compares the marker with the store it lies in, and looks at presence and size of its files.
-
-    Args:
-        marker: Of the shard.
-        frame: The store that it lies in.
-        metadata: Of the store's arrays: with it every byte is read and compared.
-        sizes: Of all files there, where they have been listed (`listed_sizes`).
-
-    Returns:
-        The fault, or None.
-    """
-    fault = frame.foreign(marker)
-    if fault is not None:
-        return fault
-    features = frame.record.features
-    for name, (n_bytes, _) in marker.files.items():
-        try:
-            found = (features / name).stat().st_size if sizes is None else sizes.get(name)
-        except FileNotFoundError:
-            found = None
-        except (OSError, ValueError, RuntimeError) as error:
-            return Fault(f"{name!r} cannot be read ({error})")
-        if found is None:
-            return Fault(f"{name} is missing", "missing")
-        if found != n_bytes:
-            return Fault(f"{name} has {found} bytes, expected {n_bytes}")
-    return None if metadata is None else _difference(marker, frame, metadata)
-
-
-def _difference(marker: Marker, frame: Frame, metadata: Mapping[str, Any]) -> Fault | None:
-    """What of a shard's bytes is not as its marker says."""
-    record = frame.record
-    arrays = shard_names(record.spec, marker.side)
-    mine = {name: metadata[name] for name in arrays}
-    try:
-        for name, (_, check) in marker.files.items():
-            if isinstance(check, int) and checksum(record.features / name) != check:
-                return Fault(f"{name} has another checksum than when it was written")
-        written = record.form.read_shard(
-            record.features,
-            marker.side,
-            marker.shard,
-            mine,
-            {name: n_bytes for name, (n_bytes, _) in marker.files.items()},
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        return Fault(
-            f"it has another checksum than when it was written, or cannot be read: {error}"
-        )
-    for name, (_, check) in marker.files.items():
-        if isinstance(check, str) and written.files[name][1] != check:
-            return Fault(f"{name} has another checksum than when it was written")
-    for name, table in marker.crcs.items():
-        if digests.pack_crcs(written.crcs[name]) != table:
-            return Fault(f"the chunks of {name} are not those that its marker counts")
-    return None
-
-
-def listed_sizes(features: Path) -> dict[str, int] | None:
-    """Name -> bytes of all files, where that is one request and each alone would be one too."""
-    return remote.file_sizes(features) if remote.is_remote(features) else None
-
-
-def checksum(path: Path) -> int:
-    """crc32c of a whole file, as the first schema has it."""
-    crc = 0
-    if remote.is_remote(path):
-        for data in remote.blocks(path, remote.file_size(path)):
-            crc = google_crc32c.extend(crc, data)
-        return crc
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            crc = google_crc32c.extend(crc, block)
-    return crc
-
-
-@contextlib.contextmanager
-def shard_lock(folder: Path, side: SideName, shard: int) -> Iterator[bool]:
-    """Yield whether this process now owns the shard; another writer's shard yields False.
-
-    The kernel drops the lock with its process, so a killed writer leaves none behind. There are
-    no such locks behind a URL: two writers of a shard there both do the work, and the last wins.
-    """
-    if remote.is_remote(folder):
-        yield True
-        return
-    path = folder / COMMIT / f"{side}-{shard:06d}.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        if not _is_same_file(file.fileno(), path):
-            # Its last owner deleted it between our opening and our locking it: a lock on a file
-            # without a name keeps nobody out.
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def remove_stale_locks(folder: Path) -> None:
-    """Delete the lock files of writers that were killed after they had committed their shard.
-
-    Nobody claims a finished shard again, so nobody else would. Locks of unfinished shards stay:
-    another process may be about to take them.
-    """
-    if remote.is_remote(folder):
-        return
-    for path in (folder / COMMIT).glob("*.lock"):
-        if path.with_suffix(".json").exists():
-            with contextlib.suppress(OSError), path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

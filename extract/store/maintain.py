@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UnreachableError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, seal
+from hada.extract.store import commit, locks, seal
 from hada.extract.store.block import Block
 from hada.extract.store.create import ALLOWED
 from hada.extract.store.index import StoreIndex
@@ -109,7 +109,7 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
         for shard, state in shards.items():
             if state is None:
                 continue
-            with commit.shard_lock(folder, side, shard) as mine:
+            with locks.shard_lock(folder, side, shard) as mine:
                 files = form.files(features, side, shard)
                 # A shard that nobody has begun is no damage.
                 if state.unwritten and not files:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, formats, seal
+from hada.extract.store import commit, damage, formats, seal
 from hada.extract.store.record import (
     Contents,
     Record,
@@ -136,7 +136,7 @@ def read_spec(folder: Path) -> StoreSpec:
 
 def shard_status(
     folder: Path, spec: StoreSpec | None = None, *, deep: bool = False
-) -> dict[SideName, dict[int, commit.Fault | None]]:
+) -> dict[SideName, dict[int, damage.Fault | None]]:
     """For every shard of both sides: what is wrong with it, None where nothing is.
 
     Args:
@@ -177,18 +177,18 @@ def _markers(record: Record, contents: Contents) -> Markers:
 
 def _status(
     record: Record, markers: Markers, contents: Contents | None = None
-) -> dict[SideName, dict[int, commit.Fault | None]]:
+) -> dict[SideName, dict[int, damage.Fault | None]]:
     """See `shard_status`; with `contents`, every byte is read."""
-    frame, sizes = commit.Frame.of(record), commit.listed_sizes(record.features)
+    frame, sizes = damage.Frame.of(record), damage.listed_sizes(record.features)
     metadata = contents.metadata if contents is not None else None
     unsealed = seal.faults(record.folder, record.root, markers)[1] if record.root else {}
-    status: dict[SideName, dict[int, commit.Fault | None]] = {side: {} for side in SIDES}
+    status: dict[SideName, dict[int, damage.Fault | None]] = {side: {} for side in SIDES}
     for (side, shard), marker in markers.items():
         if isinstance(marker, StoreError):
-            fault: commit.Fault | None = commit.Fault(str(marker))
+            fault: damage.Fault | None = damage.Fault(str(marker))
         elif marker is None:
-            fault = commit.UNWRITTEN
+            fault = damage.UNWRITTEN
         else:
-            fault = commit.damage(marker, frame, metadata=metadata, sizes=sizes)
+            fault = damage.of_shard(marker, frame, metadata=metadata, sizes=sizes)
         status[side][shard] = fault or unsealed.get((side, shard))
     return status

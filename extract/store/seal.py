@@ -25,7 +25,8 @@ from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName
 from hada.extract.store import digests
-from hada.extract.store.commit import COMMIT, Fault, Marker
+from hada.extract.store.commit import COMMIT, Marker
+from hada.extract.store.damage import Fault
 
 FILE = "seal.json"
 OPEN = ".open"

@@ -15,7 +15,7 @@ import numpy as np
 
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName
-from hada.extract.store import commit, digests, record, seal
+from hada.extract.store import commit, damage, digests, record, seal
 from hada.extract.store.create import plan_arrays
 from hada.extract.store.index import StoreIndex, decode_ids, ragged_spans
 from hada.extract.store.reader import open_store, shard_status
@@ -76,7 +76,7 @@ def _upgrade(folder: Path) -> Iterator[None]:
     record.bind(known.form, known.features, known.spec)
 
 
-def _checked(folder: Path) -> Iterator[tuple[tuple[SideName, int], commit.Fault | None]]:
+def _checked(folder: Path) -> Iterator[tuple[tuple[SideName, int], damage.Fault | None]]:
     for side, states in shard_status(folder, deep=True).items():
         for shard, fault in states.items():
             yield (side, shard), fault

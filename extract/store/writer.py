@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError
 from hada.extract.spec import SIDES, SideName, StoreSpec
-from hada.extract.store import commit, digests, formats, seal
+from hada.extract.store import commit, damage, digests, formats, locks, seal
 from hada.extract.store.block import Block
 from hada.extract.store.create import check_same, create, plan_arrays
 from hada.extract.store.index import StoreIndex, shard_count, shard_rows
@@ -31,7 +31,7 @@ class StoreWriter:
         self.folder, self.spec, self.index = record.folder, record.spec, index
         self.format = record.form.name
         self._form, self._features = record.form, record.features
-        self._frame = commit.Frame.of(record)
+        self._frame = damage.Frame.of(record)
         self._plans = plan_arrays(record.spec, index)
         # A store that was sealed is being mended, where anything of it is written.
         self._sealed = bool(record.root) and seal.read(record.folder) is not None
@@ -88,7 +88,7 @@ class StoreWriter:
 
     def _unfinished(self, shards: list[tuple[SideName, int]], *, listed: bool = False) -> list[int]:
         markers = commit.read_markers(self.folder, shards)
-        sizes = commit.listed_sizes(self._features) if listed else None
+        sizes = damage.listed_sizes(self._features) if listed else None
         strange: Collection[tuple[SideName, int]] = ()
         if self._sealed:
             root = self._frame.record.root
@@ -98,13 +98,13 @@ class StoreWriter:
             for key, marker in markers.items()
             if not isinstance(marker, commit.Marker)
             or key in strange
-            or commit.damage(marker, self._frame, sizes=sizes) is not None
+            or damage.of_shard(marker, self._frame, sizes=sizes) is not None
         ]
 
     @contextlib.contextmanager
     def claim(self, side: SideName, shard: int) -> Iterator[bool]:
         """Yield whether this process may write the shard now: pending, and nobody else does."""
-        with commit.shard_lock(self.folder, side, shard) as mine:
+        with locks.shard_lock(self.folder, side, shard) as mine:
             mine = mine and not self.is_done(side, shard)
             # Behind a URL there are no leftovers: what is there is replaced whole.
             if mine and not remote.is_remote(self.folder):
@@ -183,7 +183,7 @@ class StoreWriter:
         May be called by any number of processes, whenever one has written its last shard.
         Raises `StoreError` where the seal is damaged.
         """
-        commit.remove_stale_locks(self.folder)
+        locks.remove_stale_locks(self.folder)
         shards = [(side, shard) for side in SIDES for shard in range(self.shards(side))]
         seal.write(
             self.folder,

@@ -128,7 +128,7 @@ def _compare(
     state: State, job: ExtractJob, data: CaptionDataset, folder: Path, features: Path
 ) -> None:
     from hada.extract.engine.extraction import ERRORS
-    from hada.extract.store import commit, seal
+    from hada.extract.store import commit, damage, seal
     from hada.extract.store.record import read_record
 
     record = read_record(folder)
@@ -144,13 +144,13 @@ def _compare(
     sizes = {k.removeprefix(inside): v for k, v in listed.items() if k.startswith(inside)}
     marked = {k.rpartition("/")[2] for k in listed if k.startswith(f"{commit.COMMIT}/")}
     there = [key for key in shards if commit.marker_name(*key) in marked]
-    frame, whole = commit.Frame.of(record), set()
+    frame, whole = damage.Frame.of(record), set()
     markers = commit.read_markers(folder, there)
     sealed, strange = seal.faults(folder, record.root, markers) if record.root else (True, {})
     for key, marker in markers.items():
         if marker is None or isinstance(marker, StoreError):
             state.damaged += marker is not None
-        elif key in strange or commit.damage(marker, frame, sizes=sizes) is not None:
+        elif key in strange or damage.of_shard(marker, frame, sizes=sizes) is not None:
             state.damaged += 1
         else:
             whole.add(key)

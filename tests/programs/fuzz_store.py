@@ -23,7 +23,7 @@ import atheris
 with atheris.instrument_imports(include=["hada.extract.store", "hada.extract.spec"]):
     from hada.extract.common.errors import StoreError
     from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
-    from hada.extract.store import commit, formats, zarr_shard
+    from hada.extract.store import commit, damage, formats, zarr_shard
     from hada.extract.store.hdf5_format import _read_plan
     from hada.extract.store.record import Record
 
@@ -54,10 +54,10 @@ def marker(data: bytes) -> None:
     """Parse a marker and look at the files that it names."""
     root = STORE
     found = commit.parse_marker(data, root / "marker.json", "image", 0)
-    frame = commit.Frame(RECORD, found.spec_digest)
+    frame = damage.Frame(RECORD, found.spec_digest)
     _WATCHED.append(root)
     try:
-        commit.damage(found, frame, metadata={"image/embeddings": {}})
+        damage.of_shard(found, frame, metadata={"image/embeddings": {}})
     finally:
         _WATCHED.clear()
 

@@ -29,7 +29,7 @@ from hada.extract.cli import extract
 from hada.extract.common import atomic, remote
 from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.spec import SIDES
-from hada.extract.store import commit, open_store, stores_below, write_store
+from hada.extract.store import commit, locks, open_store, stores_below, write_store
 from hada.extract.store.maintain import convert
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
@@ -47,7 +47,7 @@ BESIDE = {
     ("extract/common/console.py", "open"): "os.devnull, for a reader who has gone",
     ("extract/pretraining/towers_blip.py", "save_pretrained"): "whole folder synced, then renamed",
     ("extract/pretraining/towers_clip.py", "save_pretrained"): "whole folder synced, then renamed",
-    ("extract/store/commit.py", "open"): "a lock, empty",
+    ("extract/store/locks.py", "open"): "a lock, empty",
     ("extract/store/hdf5_format.py", "h5py.File"): "into memory",
     ("extract/store/hdf5_part.py", "h5py.File"): "into a `Sink` or memory",
     (
@@ -355,7 +355,7 @@ def test_what_another_process_writes_is_waited_for_and_taken_over(
     commit.marker_path(folder, "image", 1).unlink()
     ends: list[int] = []
     thread = threading.Thread(target=lambda: ends.append(work()))
-    with commit.shard_lock(folder, "image", 1) as mine:
+    with locks.shard_lock(folder, "image", 1) as mine:
         assert mine
         thread.start()
         time.sleep(0.5)

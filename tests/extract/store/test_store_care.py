@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from hada.extract.cli import extract
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
 from hada.extract.spec import SIDES, TokenSpec
-from hada.extract.store import StoreWriter, commit, open_store
+from hada.extract.store import StoreWriter, commit, locks, open_store
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
@@ -124,7 +124,7 @@ def test_repair_leaves_a_shard_that_is_being_written(tmp_path: Path) -> None:
     make(tmp_path / "s", "zarr")
     commit.marker_path(tmp_path / "s", "image", 1).unlink()
     before = files_of(tmp_path / "s")
-    with commit.shard_lock(tmp_path / "s", "image", 1) as mine:
+    with locks.shard_lock(tmp_path / "s", "image", 1) as mine:
         assert mine
         (entry,) = repair(tmp_path / "s")
     assert entry.busy

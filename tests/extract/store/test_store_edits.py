@@ -14,7 +14,7 @@ import store_edits
 from click.testing import CliRunner
 
 from hada.extract.common.errors import HadaError, StoreError
-from hada.extract.store import commit, open_store, record, seal
+from hada.extract.store import commit, damage, open_store, record, seal
 from hada.extract.store.check import check
 from hada.extract.store.record import read_record
 from hada.extract.store_cli import store
@@ -43,7 +43,7 @@ def unbind(path: Path) -> None:
         for key in ("root", "crcs", "digest"):
             del value[key]
         for name, entry in value["files"].items():
-            entry[1] = commit.checksum(known.features / name)
+            entry[1] = damage.checksum(known.features / name)
         marker.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 

@@ -28,7 +28,7 @@ from hada.extract.common.errors import (
     UsageError,
 )
 from hada.extract.spec import SIDES, TokenSpec
-from hada.extract.store import commit, open_store, remote_row_reader
+from hada.extract.store import commit, damage, open_store, remote_row_reader
 from hada.extract.store.maintain import convert, describe, repair
 from hada.extract.store.reader import shard_status
 from hada.extract.store.record import read_contents, read_record
@@ -437,8 +437,8 @@ def test_a_network_failure_is_no_damage(going: CountingServer) -> None:
     whole = warm.image.tokens(slice(None))
     place = remote.place(url)
     record = read_record(place)
-    frame, metadata = commit.Frame.of(record), read_contents(record).metadata
-    sizes = commit.listed_sizes(record.features)
+    frame, metadata = damage.Frame.of(record), read_contents(record).metadata
+    sizes = damage.listed_sizes(record.features)
     marker = commit.read_marker(place, "image", 0)
     assert marker is not None
     gone(going)
@@ -447,7 +447,7 @@ def test_a_network_failure_is_no_damage(going: CountingServer) -> None:
         lambda: warm.image.tokens(slice(None)),  # the shards' indexes are known already
         lambda: warm.image.embeddings(),
         lambda: commit.read_markers(place, [("image", 0)]),
-        lambda: commit.damage(marker, frame, metadata=metadata, sizes=sizes),
+        lambda: damage.of_shard(marker, frame, metadata=metadata, sizes=sizes),
         lambda: repair(place),
     ):
         with pytest.raises(UnreachableError, match=UNREACHABLE) as told:
