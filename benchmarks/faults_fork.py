@@ -43,6 +43,7 @@ HEAVY = (
     "hada.fuse.exchange.hub",
     "hada.fuse.job",
     "hada.fuse.training.lock",
+    "hada.fuse.training.prepare",
     "hada.fuse.training.trainer",
     "huggingface_hub",
     "rich.table",

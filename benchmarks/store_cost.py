@@ -33,7 +33,8 @@ from hada.extract.spec import STORE_DTYPES
 from hada.extract.store import open_store
 from hada.extract.store.maintain import convert, describe
 from hada.fuse.embedding import embed_split
-from hada.fuse.job import plan_training, train_run
+from hada.fuse.job import train_run
+from hada.fuse.plan import plan_training
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.recipes import DEFAULT_RECIPE, recipe
 

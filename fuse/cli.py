@@ -128,7 +128,9 @@ def train(
       hada-fuse train --recipe hada-lavis-weighted --init runs/flickr30k/blip+clip-hada-lavis-s0
       hada-fuse train --print-config
     """
-    from hada.fuse import commands, job
+    from hada.fuse import commands
+    from hada.fuse.job import train_seeds
+    from hada.fuse.plan import plan_training
 
     changes = parse_assignments(settings, "--set")
     if epochs is not None:
@@ -138,7 +140,7 @@ def train(
     recipe = named_recipe(recipe_name).with_settings(changes)
     several = _seeds(seeds) if seeds is not None else [seed]
     plans = [
-        job.plan_training(
+        plan_training(
             manifest,
             manifest.dataset(dataset).name,
             manifest.chosen_models(models),
@@ -179,7 +181,7 @@ def train(
         )
         tell(str(run.path))
         return
-    _, table = job.train_seeds(plans, **options)
+    _, table = train_seeds(plans, **options)
     for plan in plans:
         tell(str(plan.folder))
     say(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hada.extract.common.console import say
 from hada.extract.manifest import Manifest, load_manifest
-from hada.fuse.job import plan_training, train_run
+from hada.fuse.job import train_run
+from hada.fuse.plan import plan_training
 from hada.fuse.recipes import DEFAULT_RECIPE, Recipe
 from hada.fuse.recipes import recipe as named_recipe
 from hada.fuse.run_folder import RunFolder

@@ -17,7 +17,7 @@ from hada.extract.common.progress import duration
 from hada.extract.manifest import Manifest
 
 if TYPE_CHECKING:
-    from hada.fuse.job import Plan
+    from hada.fuse.plan import Plan
 
 DATASET = "scenes"
 MODELS = ("blip", "clip")
@@ -114,7 +114,7 @@ def train(demo: Demo) -> None:
 
 
 def _plan(demo: Demo) -> Plan:
-    from hada.fuse.job import plan_training
+    from hada.fuse.plan import plan_training
     from hada.fuse.recipes import DEFAULT_RECIPE, recipe
 
     settings = recipe(DEFAULT_RECIPE).with_settings(demo.settings)

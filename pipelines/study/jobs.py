@@ -19,7 +19,7 @@ from hada.extract.common.shapes import conform, converted
 from hada.extract.engine.options import ExtractOptions
 from hada.extract.manifest import DatasetEntry, ModelEntry, StoreRoot
 from hada.extract.spec import SideName
-from hada.fuse.job import Plan
+from hada.fuse.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,13 @@ def _plain(value: Any) -> Any:
 def from_json(values: Mapping[str, Any], where: str = "a job", remedy: str = "") -> Job:
     """Back from `to_json`, also after a journey as JSON text, which knows no tuples.
 
-    Raises `UsageError` where the values are no job of this version; `where` and `remedy` are the
-    message's.
+    Args:
+        values: What `to_json` gave.
+        where: What the values are, for messages.
+        remedy: The end of messages.
+
+    Raises:
+        UsageError: The values are no job of this version.
     """
     stage = str(values.get("key")).partition("/")[0]
     if stage not in _KINDS:

@@ -20,8 +20,13 @@ from hada.pipelines.study.jobs import EvaluateJob, ExtractJob, Job, TrainJob, of
 def build_jobs(pipeline: Pipeline, manifest: Manifest) -> list[Job]:
     """All jobs in an order in which they can be done, those of one model together.
 
-    Raises `ManifestError` where two entries want one store or run to be different things, or a
-    fusion needs a store that nobody makes.
+    Args:
+        pipeline: What is to be made.
+        manifest: Where data sets, stores and runs are.
+
+    Raises:
+        ManifestError: Two entries want one store or run to be different things, or a fusion needs a
+            store that nobody makes.
     """
     # A store's own folder is only known to the worker's file system, so it must be absolute.
     manifest = dataclasses.replace(
@@ -93,7 +98,7 @@ def _extractions(entry: Extract, manifest: Manifest, device: str) -> Iterable[Ex
 def _trainings(
     entry: Fuse, manifest: Manifest, device: str, jobs: Mapping[str, Job]
 ) -> Iterable[TrainJob]:
-    from hada.fuse.job import plan_training
+    from hada.fuse.plan import plan_training
 
     for models in entry.models:
         splits = (entry.train_split, entry.val_split)

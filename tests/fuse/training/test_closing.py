@@ -17,7 +17,8 @@ from hada.fuse.closed_form.correction import Correction
 from hada.fuse.embedding import embed, embed_split
 from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.exchange.stores import write_embedded, write_nodes
-from hada.fuse.job import Plan, train_run
+from hada.fuse.job import train_run
+from hada.fuse.plan import Plan
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
