@@ -15,7 +15,16 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def number_or_auto(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
-    """Callback of an option: a whole number from 1, or `auto`, which becomes None."""
+    """Callback of an option: a whole number from 1, or `auto`, which becomes None.
+
+    Args:
+        _context: Click's; not read.
+        _parameter: Click's; not read.
+        value: What stands on the command line.
+
+    Raises:
+        BadParameter: The value is neither.
+    """
     if value == "auto":
         return None
     if not value.isascii() or not value.isdigit() or not 1 <= len(value) < 10 or int(value) < 1:
@@ -51,10 +60,20 @@ def manifest_options(command: Decorated) -> Decorated:
 
 
 def parse_assignments(values: tuple[str, ...], option: str) -> dict[str, str]:
-    """`("a=1", "b=2")` to a dict; raises `UsageError` for anything else.
+    """`("a=1", "b=2")` to a dict.
 
     >>> parse_assignments(("flickr8k=/data/f8k",), "--root")
     {'flickr8k': '/data/f8k'}
+
+    Args:
+        values: Texts of the form NAME=VALUE; a later one of the same name counts.
+        option: The option that they were given to, for the message.
+
+    Returns:
+        Name -> value; the value is everything behind the first `=`.
+
+    Raises:
+        UsageError: A text has no name or no `=`.
     """
     pairs = {}
     for value in values:

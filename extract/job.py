@@ -146,7 +146,20 @@ def plan_extraction(
     precision: str | None = None,
     options: ExtractOptions | None = None,
 ) -> list[SizePlan]:
-    """What `extract` with the same arguments would write; nothing is written."""
+    """What `extract` with the same arguments would write; nothing is written.
+
+    Args:
+        models: As for `extract`.
+        splits: As for `extract`.
+        dataset: As for `extract`.
+        manifest: As for `extract`.
+        device: Where the models are loaded, to ask them for their shapes.
+        precision: As for `extract`.
+        options: As for `extract`.
+
+    Returns:
+        One plan for each model and split.
+    """
     manifest, entries, data, _ = _resolve(manifest, models, splits, dataset)
     return [
         plan

@@ -71,7 +71,13 @@ class StoreRoot:
     stores: str
 
     def store_path(self, dataset: str, split: str, model: str) -> str:
-        """Where the store of `model` on `split` of `dataset` lies."""
+        """Where the store of a model on a split lies; the store need not be there.
+
+        Args:
+            dataset: Its name.
+            split: Its name.
+            model: Its name, with a view's or crops' suffix if it is one.
+        """
         return f"{self.stores.rstrip('/')}/{dataset}/{split}/{model}"
 
     def chosen_models(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -118,10 +124,17 @@ class Manifest:
         return entry
 
     def model(self, name: str, dataset: str | None = None) -> ModelEntry:
-        """The model called `name`; raises `UnknownNameError`.
+        """A model by its name.
 
         With a dataset, a model that `hada-extract --model NAME=FAMILY:WEIGHTS` has named for it
         stands before the manifest's, because the dataset's store was made with it.
+
+        Args:
+            name: Of the model.
+            dataset: The dataset that it is asked for.
+
+        Raises:
+            UnknownNameError: Nobody knows the model.
         """
         entry = None if dataset is None else remembered_model(self.stores, dataset, name)
         if entry is not None:
@@ -140,7 +153,13 @@ class Manifest:
         return chosen
 
     def store_path(self, dataset: str, split: str, model: str) -> str:
-        """Where the store of `model` on `split` of `dataset` lies."""
+        """As `StoreRoot.store_path`.
+
+        Args:
+            dataset: Its name.
+            split: Its name.
+            model: Its name.
+        """
         return StoreRoot(self.stores).store_path(dataset, split, model)
 
 

@@ -135,7 +135,16 @@ class ModelEntry:
 
 
 def read_dataset_entry(name: str, section: Section) -> DatasetEntry:
-    """One dataset of a manifest; raises `ManifestError` with file, line and what was expected."""
+    """One dataset of a manifest.
+
+    Args:
+        name: Its key in the manifest.
+        section: Its mapping there.
+
+    Raises:
+        ManifestError: Something is missing or wrong; the message has file, line and what was
+            expected.
+    """
     columns = section.take_section("columns", required=False)
     asked = {meaning: columns.take_names(meaning) for meaning in MEANINGS if meaning in columns}
     columns.finish()
@@ -179,7 +188,15 @@ def _split(name: str, section: Section) -> SplitEntry:
 
 
 def read_model_entry(name: str, section: Section) -> ModelEntry:
-    """One model of a manifest; raises `ManifestError` as `read_dataset_entry` does."""
+    """One model of a manifest.
+
+    Args:
+        name: Its key in the manifest.
+        section: Its mapping there.
+
+    Raises:
+        ManifestError: As for `read_dataset_entry`.
+    """
     where = section.where("weights")
     weights = section.take_plain("weights", variables=Rule.WEIGHTS)
     if isinstance(weights, str):
@@ -205,7 +222,18 @@ def read_model_entry(name: str, section: Section) -> ModelEntry:
 
 
 def each(section: Section, build: Callable[[str, Section], T]) -> Mapping[str, T]:
-    """The entries of a section by name; raises `ManifestError` for a name that is none."""
+    """The entries of a section by name.
+
+    Args:
+        section: A mapping of mappings.
+        build: Is called with each name and its mapping.
+
+    Returns:
+        Name -> what `build` gave, read-only.
+
+    Raises:
+        ManifestError: A name cannot be the name of a folder.
+    """
     entries = {}
     for name in section:
         if not is_name(name):
@@ -215,7 +243,17 @@ def each(section: Section, build: Callable[[str, Section], T]) -> Mapping[str, T
 
 
 def choice(section: Section, key: str, choices: tuple[str, ...], default: str | None) -> str:
-    """The value of a key that has few; `default` None where it must be there."""
+    """The value of a key that has few values.
+
+    Args:
+        section: The mapping that has the key.
+        key: The key.
+        choices: The values that it may have.
+        default: What an absent key gives; None where it must be there.
+
+    Raises:
+        ManifestError: The value is none of `choices`.
+    """
     value = section.take(key, str) if default is None else section.take(key, str, default)
     if value not in choices:
         raise ManifestError(

@@ -159,7 +159,19 @@ def plan_model(
     device: str,
     precision: str,
 ) -> list[SizePlan]:
-    """What `extract_model` with the same arguments would write; nothing is written."""
+    """What `extract_model` with the same arguments would write; nothing is written.
+
+    Args:
+        manifest: Says where stores lie.
+        model: The model; it is loaded once.
+        data: Splits of one dataset.
+        options: As for `extract_model`.
+        device: Where the model is loaded.
+        precision: As for `extract_model`.
+
+    Returns:
+        One plan for each split.
+    """
     backbone = load_model(model, data[0].name, device, precision)
     return [
         plan(
@@ -175,7 +187,17 @@ def plan_model(
 def load_model(
     model: ModelEntry, dataset: str, device: str, precision: str
 ) -> Backbone | RegionBackbone:
-    """A model of the manifest with its weights for a dataset, on a device."""
+    """A model of the manifest with its weights for a dataset, on a device.
+
+    Args:
+        model: Its entry.
+        dataset: The name of the dataset, which may have weights of its own.
+        device: Such as "cpu", "cuda" or "auto".
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        HadaError: The family is unknown, or the weights are missing or damaged.
+    """
     return load_backbone(BackboneRequest.of(model, dataset, device=device, precision=precision))
 
 

@@ -44,7 +44,12 @@ def model_file(stores: str, dataset: str, model: str) -> Path:
 def remembered_dataset(stores: str, name: str) -> DatasetEntry | None:
     """The dataset that a command line named, None where none did.
 
-    Raises `ManifestError` where what is kept is damaged.
+    Args:
+        stores: The folder or URL above all stores.
+        name: Of the dataset.
+
+    Raises:
+        ManifestError: What is kept is damaged.
     """
     entries = _read(dataset_file(stores, name), "datasets", name, read_dataset_entry)
     return None if entries is None else entries[name]
@@ -53,7 +58,13 @@ def remembered_dataset(stores: str, name: str) -> DatasetEntry | None:
 def remembered_model(stores: str, dataset: str, name: str) -> ModelEntry | None:
     """The model that a command line named for a dataset, None where none did.
 
-    Raises `ManifestError` where what is kept is damaged.
+    Args:
+        stores: The folder or URL above all stores.
+        dataset: The name of the dataset.
+        name: Of the model.
+
+    Raises:
+        ManifestError: What is kept is damaged.
     """
     entries = _read(model_file(stores, dataset, name), "models", name, read_model_entry)
     return None if entries is None else entries[name]
@@ -68,13 +79,26 @@ def remembered_names(stores: str) -> list[str]:
 
 
 def remember_dataset(stores: str, entry: DatasetEntry, *, anew: bool) -> None:
-    """Keep a dataset's entry; `anew` replaces one that is there."""
+    """Keep a dataset's entry beside its stores.
+
+    Args:
+        stores: The folder or URL above all stores.
+        entry: What the command line said.
+        anew: Whether one that is there is replaced.
+    """
     file = dataset_file(stores, entry.name)
     _write(file, {"datasets": {entry.name: dataset_values(entry)}}, anew=anew)
 
 
 def remember_model(stores: str, dataset: str, entry: ModelEntry, *, anew: bool) -> None:
-    """Keep a model's entry; `anew` replaces one that is there."""
+    """Keep a model's entry beside its stores.
+
+    Args:
+        stores: The folder or URL above all stores.
+        dataset: The name of the dataset.
+        entry: What the command line said; a local path of weights is kept as an absolute one.
+        anew: Whether one that is there is replaced.
+    """
     weights = entry.weights["default"]
     if Path(weights).exists():  # later commands may run in another folder
         weights = str(Path(weights).absolute())

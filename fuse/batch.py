@@ -29,7 +29,15 @@ class Layout:
 
     @classmethod
     def build(cls, lengths: NDArray[np.int64] | Sequence[int], *, global_last: bool) -> Self:
-        """The layout of tokens of these lengths, whose global node is the first or last row."""
+        """The layout of tokens of these lengths, whose global node is the first or last row.
+
+        Args:
+            lengths: (B,) rows of each item's graph, its global node among them.
+            global_last: Whether an item's global node is its last row; else it is the first.
+
+        Raises:
+            ValueError: There are no items, or one has no row.
+        """
         lengths_B = np.asarray(lengths, dtype=np.int64)
         if lengths_B.ndim != 1 or lengths_B.size == 0 or lengths_B.min() < 1:
             raise ValueError(f"lengths: every graph has a global node at least, got {lengths_B}")

@@ -38,10 +38,16 @@ SideEncoded = tuple[NDArray[np.float32], ItemNodes | None]
 def embed_split(
     run: RunFolder | Path | str, stores: Sequence[StoreReader], *, device: str = "auto"
 ) -> Embedded:
-    """Apply a run's best weights to the stores of one split, given in any order.
+    """Apply a run's best weights to the stores of one split.
 
-    Raises `RunError` where a model's store is missing or holds other features than the run
-    was trained on.
+    Args:
+        run: The run, or its folder.
+        stores: Of the run's models, in any order; others are not read.
+        device: Where the network runs.
+
+    Raises:
+        RunError: A model's store is missing or holds other features than the run was trained on.
+        StoreError: A store is incomplete or does not fit the others.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     config, recipe = folder.config(), folder.recipe()

@@ -143,7 +143,13 @@ class RunFolder:
     def claim(self, config: dict[str, Any], *, fresh: bool = False) -> None:
         """Make the folder this run's, or find that it already is.
 
-        Raises `RunError`, naming the first field that differs, where it belongs to another.
+        Args:
+            config: What `hada.fuse.training.prepare.run_config` says of the run.
+            fresh: Whether to throw away what the folder holds.
+
+        Raises:
+            RunError: The folder belongs to another run, and the message names the first field that
+                differs; or it holds an exported fusion, or a checkpoint without a configuration.
         """
         if self.exported:
             raise RunError(
@@ -259,7 +265,12 @@ class RunFolder:
         return next((point for point in points if point is not None), None)
 
     def save_tensors(self, tensors: dict[str, torch.Tensor], epoch: int = -1) -> None:
-        """Write `best.safetensors`: names begin with fuser, mix, discriminator or temperature."""
+        """Write `best.safetensors`.
+
+        Args:
+            tensors: By name; names begin with fuser, mix, discriminator or temperature.
+            epoch: From 0; -1 for weights of no epoch.
+        """
         data, self._best = sealed_tensors(tensors, self.owner()[0], epoch)
         atomic.write_bytes(self.path / BEST, data)
 

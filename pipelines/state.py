@@ -156,6 +156,10 @@ def rate_key(key: str, side: str) -> str:
     'extract/blip/image'
     >>> rate_key("train/coco/blip+clip-fast-s0", "")
     'train'
+
+    Args:
+        key: Of the job.
+        side: "image" or "caption" for shards, "" for other jobs.
     """
     stage, _, rest = key.partition("/")
     if stage != "extract":

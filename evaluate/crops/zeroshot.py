@@ -47,11 +47,28 @@ def zeroshot(
     device: str,
     output: Path | None,
 ) -> None:
-    """Measure and print; the options are the command's.
+    """Measure crops' zero-shot figures, print them and write them to a file.
 
     Raises:
         StoreError: No crops were extracted.
         UsageError: The class files are missing, broken or do not fit the split.
+
+    Args:
+        manifest: Where data sets, stores and results are.
+        model: Whose crops.
+        dataset: Its name; None for the manifest's default.
+        split: Its name.
+        classes: The file of class names; with it, and `labels`, classification is measured, else
+            retrieval.
+        labels: The file of each image's class.
+        prompt: The sentence around a class's name, with `{}` in its place.
+        whole: The share of the whole image beside its crops; None for 0 with classes, 0.5 without.
+        keep: The share of crops that is kept.
+        normalize: How the weights of crops are brought to a sum of one.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        device: Where scores are computed.
+        output: The JSON file; None for RUNS/DATASET/zeroshot-MODEL-SPLIT.json.
     """
     entry = manifest.dataset(dataset)
     entry.split(split)

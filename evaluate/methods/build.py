@@ -198,18 +198,37 @@ def open_gallery(
     *,
     alone: bool = False,
 ) -> Gallery:
-    """The items that several models have on one split; `alone` as `Gallery.of` takes it.
+    """The items that several models have on one split.
 
     Raises:
         UsageError: The split has images or texts alone, and `alone` is False.
         StoreError: A store is missing or damaged.
         StoreMismatchError: It holds another dataset or split than its path says.
+
+    Args:
+        stores: Knows where a model's store lies.
+        dataset: Its name.
+        split: Its name.
+        models: In the order that the gallery has.
+        alone: As `Gallery.of` takes it.
     """
     return Gallery.of(open_stores(stores, dataset, split, models), alone=alone)
 
 
 def model_names(stores: Manifest | StoreRoot, request: Request) -> list[str]:
-    """The models of a request's runs, then those asked for; the manifest's where there are none."""
+    """The models of a request's runs, then those asked for; the manifest's where there are none.
+
+    Args:
+        stores: Knows the models to take where none is named.
+        request: Names runs and models.
+
+    Returns:
+        Each name once.
+
+    Raises:
+        UsageError: No model is named, and there is no manifest with defaults.
+        RunError: A run is missing or damaged.
+    """
     names = [name for run in request.runs for name in RunFolder(run).config()["models"]]
     return list(stores.chosen_models(dict.fromkeys([*names, *request.models])))
 
@@ -217,7 +236,18 @@ def model_names(stores: Manifest | StoreRoot, request: Request) -> list[str]:
 def open_stores(
     stores: Manifest | StoreRoot, dataset: str, split: str, models: Sequence[str]
 ) -> list[StoreReader]:
-    """The stores of `open_gallery`, before their items are compared."""
+    """The stores of `open_gallery`, before their items are compared.
+
+    Args:
+        stores: As for `open_gallery`.
+        dataset: As for `open_gallery`.
+        split: As for `open_gallery`.
+        models: As for `open_gallery`.
+
+    Raises:
+        StoreError: A store is missing or damaged.
+        StoreMismatchError: It holds another dataset or split than its path says.
+    """
     opened = [open_store(stores.store_path(dataset, split, model)) for model in models]
     for store in opened:
         for field, asked in (("dataset", dataset), ("split", split)):

@@ -107,11 +107,21 @@ class Method(Protocol):
     def fitted(self) -> tuple[Fitted, ...]: ...
 
     def ranks(self, caption_to_image: NDArray[np.int64], *, device: str = "cpu") -> Ranks:
-        """Rank of the best positive of every query; `caption_to_image` as in `rank_positives`."""
+        """Rank of the best positive of every query, both ways.
+
+        Args:
+            caption_to_image: Entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`.
+            device: Where scores are computed.
+        """
         ...
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Method:
-        """The same method on a subset: (i,) rows of images and (t,) rows of captions."""
+        """The same method on a subset.
+
+        Args:
+            images: (i,) rows of images, ascending.
+            captions: (t,) rows of captions of these images.
+        """
         ...
 
 

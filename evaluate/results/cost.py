@@ -220,7 +220,15 @@ def _nodes(store: StoreReader, side: SideName) -> float:
 
 
 def seconds(plan: CostPlan, device: str) -> dict[str, float]:
-    """How long each method and the bootstrap will take, from what a small piece takes here."""
+    """How long each method and the bootstrap will take, from what a small piece takes here.
+
+    Args:
+        plan: What will be computed.
+        device: Where the small piece is computed.
+
+    Returns:
+        Name of a method, or "bootstrap" -> seconds.
+    """
     times = {}
     of_width: dict[int, float] = {}
     for method in plan.methods:
@@ -294,7 +302,13 @@ def _fastest(work: Callable[[], Any]) -> float:
 
 
 def as_text(plan: CostPlan, times: dict[str, float], device: str) -> str:
-    """The plan for a terminal."""
+    """The plan for a terminal.
+
+    Args:
+        plan: What will be computed.
+        times: What `seconds` gave.
+        device: Named in the text.
+    """
     lines = [
         f"{plan.images:,} images x {plan.captions:,} captions"
         + (f" in {plan.folds} folds" if plan.folds > 1 else ""),

@@ -121,7 +121,12 @@ def any_flattered(result: dict[str, Any]) -> bool:
 
 
 def marked(method: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """A method's name, with a mark where its figures are flattered."""
+    """A method's name, with a mark where its figures are flattered.
+
+    Args:
+        method: A method of a result.
+        protocol: The result's, which says what flatters.
+    """
     name = in_line(method["name"])
     return f"{name} {MARK}" if flattered(method, protocol) else name
 

@@ -123,16 +123,26 @@ class Encoder:
         return self.images([open_image(source)])[0]
 
     def texts(self, texts: Sequence[str], *, as_items: bool = False) -> list[Query]:
-        """Captions as queries, encoded together; raises `UsageError` where one is empty.
+        """Captions as queries, encoded together.
 
-        `as_items`: also with what each pays in the whole score, as one that is searched for.
+        Args:
+            texts: Sentences.
+            as_items: Also with what each pays in the whole score, as one that is searched for.
+
+        Raises:
+            UsageError: A text is empty.
         """
         if not all(text.strip() for text in texts):
             raise UsageError("the query is empty: expected a sentence, or --image FILE")
         return self._encode("caption", list(texts), as_items)
 
     def images(self, images: Sequence[PIL.Image.Image], *, as_items: bool = False) -> list[Query]:
-        """Images as queries, encoded together; see `texts`."""
+        """Images as queries, encoded together.
+
+        Args:
+            images: Upright RGB pictures.
+            as_items: As for `texts`.
+        """
         return self._encode("image", list(images), as_items)
 
     def _encode(self, side: SideName, items: list[Any], as_items: bool) -> list[Query]:

@@ -88,7 +88,12 @@ class SecondStage:
 
     @classmethod
     def of(cls, embedded: Embedded, side: SideName) -> SecondStage | None:
-        """That of one side of a split; None where the run matches no nodes."""
+        """The second stage of one side of a split; None where the run matches no nodes.
+
+        Args:
+            embedded: The split, as the run embeds it.
+            side: The one that is searched.
+        """
         if embedded.nodes is None or not embedded.node_share:
             return None
         number = SIDES.index(side)
@@ -99,7 +104,12 @@ class SecondStage:
         return cls(side, cosines, nodes, paid)
 
     def scores(self, query: Embedded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(k,) the whole score of some items; the query's own payment changes no order."""
+        """(k,) the whole score of some items; the query's own payment changes no order.
+
+        Args:
+            query: One item of the other side, as the run embeds it.
+            rows: (k,) rows of items.
+        """
         assert query.nodes is not None
         asked = 1 - SIDES.index(self.side)
         items, one = self.nodes.take(rows), query.nodes[asked]
@@ -241,6 +251,10 @@ def best_rows(scores_n: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
     >>> best_rows(np.array([1, 3, 2, 3], np.float32), 3).tolist()
     [1, 3, 2]
+
+    Args:
+        scores_n: Of all items.
+        count: How many rows; fewer where there are fewer items.
     """
     if count >= len(scores_n):
         return np.asarray(np.argsort(-scores_n, kind="stable"))

@@ -190,7 +190,15 @@ class Searcher:
         return found
 
     def hit(self, index: Index, query: Query, place: int, row: int, score: float) -> Hit:
-        """One result as plain values."""
+        """One result as plain values.
+
+        Args:
+            index: The one that was searched.
+            query: What it was searched for.
+            place: Of the result, from 1.
+            row: Of the item in the index.
+            score: Of the item.
+        """
         id_ = index.ids[row]
         hit: Hit = {"place": place, "score": round(score, 6), "id": id_}
         own = index.own_scores(query, row)
@@ -222,7 +230,12 @@ class Searcher:
         return None if row is None or self.data is None else self.data.image_paths[row]
 
     def image_of(self, side: SideName, id_: str) -> str | None:
-        """The id of an item's image, where the data set has its file."""
+        """The id of an item's image, where the data set has its file.
+
+        Args:
+            side: Whose item.
+            id_: The id of an image, or of a caption, whose image is meant.
+        """
         row = self._rows[side].get(id_)
         if row is None or self.data is None:
             return None
@@ -230,7 +243,12 @@ class Searcher:
         return None if image < 0 else self.data.image_ids[image]
 
     def stored_row(self, side: SideName, id_: str) -> int | None:
-        """The row of an item in the stores by its id; None where it is not searched."""
+        """The row of an item in the stores by its id; None where it is not searched.
+
+        Args:
+            side: Whose item.
+            id_: Its id.
+        """
         with self._lock:
             if side not in self._stored_rows:
                 ids = self.stores[0].side(side).ids

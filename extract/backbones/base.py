@@ -145,7 +145,12 @@ class MatchingBackbone(Backbone, Protocol):
     def match_tokens(
         self, tokens_PND: NDArray[np.float32], ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float32]:
-        """(P, N, D) stored tokens of images, a caption for each -> (P, 2) logits; 1 is "match"."""
+        """(P, N, D) stored tokens of images, a caption for each -> (P, 2) logits; 1 is "match".
+
+        Args:
+            tokens_PND: The N stored tokens of P images, D wide, one image a pair.
+            ids: Per pair the token ids of its caption, as `tokenize` gives them.
+        """
         ...
 
 

@@ -64,6 +64,10 @@ class CrossEncoder:
         """(P,) of P captions and the image of each; the higher, the better they match.
 
         They are logits: what the library's `predict` gives without an activation.
+
+        Args:
+            captions: The text of each pair.
+            images: The upright RGB picture of each pair, as many as captions.
         """
         pairs = list(zip(captions, images, strict=True))
         found = self._model.predict(

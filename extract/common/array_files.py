@@ -41,9 +41,17 @@ class PickledError(Exception):
 
 @contextlib.contextmanager
 def opened(source: Path | bytes, where: str, error: type[HadaError]) -> Iterator[ArrayArchive]:
-    """An .npz as an `ArrayArchive`; `where` names it in messages.
+    """An .npz as an `ArrayArchive`.
 
     Everything that goes wrong inside the block, too, is an `error` in one line.
+
+    Args:
+        source: The file, or its bytes.
+        where: The name of the file in messages.
+        error: The kind of error for a file that is missing or damaged.
+
+    Yields:
+        The archive, open until the block ends.
     """
     try:
         with (
@@ -145,7 +153,15 @@ def pickles(where: str, error: type[HadaError]) -> HadaError:
 
 
 def map_npy(path: Path, error: type[HadaError] = DatasetError) -> NDArray[Any]:
-    """One array of a .npy, mapped and not read; raises `error` for any other file."""
+    """One array of a .npy, mapped and not read.
+
+    Args:
+        path: A local file.
+        error: The kind of error for a file that is missing, damaged or no .npy.
+
+    Returns:
+        A read-only map of the file.
+    """
     try:
         with path.open("rb") as stream:
             if stream.read(4).startswith(b"PK"):

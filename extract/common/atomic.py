@@ -74,7 +74,13 @@ def _opened(path: Path, silent: bool) -> Iterator[Sink]:
 
 
 def write_bytes(path: Path, data: bytes, *, tidy: bool = True) -> None:
-    """Write `data` to `path` atomically; `tidy` as for `writing`."""
+    """Write `data` to `path` atomically.
+
+    Args:
+        path: A local path or a URL; missing folders are made.
+        data: All of the new content.
+        tidy: As for `writing`.
+    """
     if remote.is_remote(path):
         remote.put_bytes(path, data)
         return
@@ -83,7 +89,13 @@ def write_bytes(path: Path, data: bytes, *, tidy: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any, *, tidy: bool = True) -> None:
-    """Write `value` as JSON, keys sorted, atomically; `tidy` as for `writing`."""
+    """Write `value` as JSON, keys sorted, atomically.
+
+    Args:
+        path: A local path or a URL; missing folders are made.
+        value: What `json.dumps` takes.
+        tidy: As for `writing`.
+    """
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), tidy=tidy)
 
 
@@ -106,6 +118,13 @@ def append_line(path: Path, line: str) -> None:
 
     The line goes out in one call. Where the system took a part of it, or a killed process left
     half a line, the new one starts afresh: readers skip what is no whole line.
+
+    Args:
+        path: A local file in a folder that is there.
+        line: Without its line break.
+
+    Raises:
+        OSError: The file takes no more bytes, or cannot be opened.
     """
     data = line.encode() + b"\n"
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -138,7 +157,12 @@ def make_folder(path: Path) -> None:
 
 
 def put_folder(made: Path, folder: Path) -> None:
-    """Rename the finished folder `made` to `folder`; what is there goes, or stays if that fails."""
+    """Rename the finished folder `made` to `folder`; what is there goes, or stays if that fails.
+
+    Args:
+        made: The finished folder, on the same file system as `folder`.
+        folder: Its final place.
+    """
     if not folder.exists():
         os.replace(made, folder)
     else:

@@ -34,14 +34,22 @@ _OS_REMEDIES = {
 def say(text: object, *, lines: bool = False) -> None:
     """A line for the person at the terminal, on stderr, so that stdout stays for results.
 
-    Nothing in it steers the terminal (`hada.extract.common.terminal`). `lines`: the newlines are
-    ours.
+    Nothing in it steers the terminal (`hada.extract.common.terminal`).
+
+    Args:
+        text: What is said; escapes and, without `lines`, newlines in it are shown, not obeyed.
+        lines: The newlines are ours and begin new lines.
     """
     click.echo(visible(text) if lines else in_line(text), err=True)
 
 
 def tell(text: object, *, lines: bool = False) -> None:
-    """A result, on stdout; the rest is as in `say`."""
+    """A result, on stdout; the rest is as in `say`.
+
+    Args:
+        text: The result.
+        lines: The newlines are ours and begin new lines.
+    """
     click.echo(visible(text) if lines else in_line(text))
 
 

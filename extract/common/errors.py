@@ -91,6 +91,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "Did you mean 'blip'? Known: blip, clip."
     >>> nearest("anything", [])
     'None are known.'
+
+    Args:
+        name: What was asked for.
+        known: All names there are, in any order.
     """
     names = sorted(known)
     if not names:
@@ -101,5 +105,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a `name` of some `kind` ("model", "split", ...) that is not `known`."""
+    """The error for a name that nobody knows; the caller raises it.
+
+    Args:
+        kind: What the name should be of: "model", "split".
+        name: What was asked for.
+        known: The names there are, for the message.
+    """
     return UnknownNameError(f"unknown {kind} {name!r}. {nearest(name, known)}")

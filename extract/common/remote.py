@@ -122,7 +122,16 @@ def read_bytes(path: Path) -> bytes:
 def read_many(folder: Path, names: Sequence[str]) -> list[bytes | Exception]:
     """Whole files of a folder, or the error of each; remote ones are asked for at once.
 
-    Raises `UnreachableError`.
+    Args:
+        folder: A local folder or a URL.
+        names: Names relative to it.
+
+    Returns:
+        For each name, in order, the file's bytes or why it cannot be read: a `FileNotFoundError`
+        where it is missing.
+
+    Raises:
+        UnreachableError: The host does not answer or refuses the access.
     """
     if is_remote(folder):
         system, root = _of(folder)
@@ -168,7 +177,18 @@ def read_ranges(pieces: Sequence[tuple[Path, int, int]]) -> list[bytes]:
 
 
 def blocks(path: Path, size: int) -> Iterator[bytes]:
-    """The `size` bytes of a remote file, `BLOCK_BYTES` at a time."""
+    """The `size` bytes of a remote file, `BLOCK_BYTES` at a time.
+
+    Args:
+        path: The file's URL.
+        size: Its bytes, as `file_size` gives them.
+
+    Yields:
+        Consecutive bytes; the last block may be shorter.
+
+    Raises:
+        UnreachableError: The host does not answer or refuses the access.
+    """
     system, name = _of(path)
     for start in range(0, size, BLOCK_BYTES):
         with reaching(path):
@@ -195,7 +215,13 @@ def uploading(path: Path) -> Iterator[Path]:
 
 
 def upload_folder(local: Path, target: Path, last: str) -> None:
-    """Put every file below `local`; the one called `last` only when all others are there."""
+    """Put every file below `local`; the one called `last` only when all others are there.
+
+    Args:
+        local: A folder of this machine.
+        target: A URL.
+        last: The file whose presence says that the others are there, relative to `local`.
+    """
     files = sorted(path for path in local.rglob("*") if path.is_file())
     for file in sorted(files, key=lambda path: str(path.relative_to(local)) == last):
         system, name = _of(target / str(file.relative_to(local)))

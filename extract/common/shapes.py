@@ -61,7 +61,16 @@ def converted(
     remedy: str = "",
     at: str = "",
 ) -> T:
-    """The object of type `kind` that plain values describe; see `conform`. Paths may be texts."""
+    """The object of type `kind` that plain values describe.
+
+    Args:
+        value: Plain values; a path may be a text.
+        kind: As for `conform`.
+        where: The name of the document in messages.
+        error: The kind of error that is raised; it names the place by its keys.
+        remedy: What to do, for the end of the message.
+        at: The keys of `value` where it is a part of the document.
+    """
     import msgspec
 
     try:
@@ -83,7 +92,12 @@ def _from_text(kind: type[Any], value: Any) -> Any:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value for a message: its `repr`, on one line, never longer than `most` characters."""
+    """A value for a message: its `repr`, on one line, never longer than `most` characters.
+
+    Args:
+        value: Anything, also what others wrote.
+        most: Characters; what is longer is cut.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**most:
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
     if isinstance(value, str | bytes):
@@ -100,6 +114,10 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
 
     >>> listed(["a", "b\n"]), listed("abc", 2), listed([])
     ("'a', 'b\\n'", "'a', 'b' and 1 more", 'nothing')
+
+    Args:
+        names: In the order in which they are shown.
+        most: How many of them are shown.
     """
     found = list(names)
     more = f" and {len(found) - most:,} more" if len(found) > most else ""

@@ -98,7 +98,15 @@ class Sink(io.RawIOBase):
         return done
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position."""
+        """Move the position.
+
+        Args:
+            offset: Bytes from where `whence` says.
+            whence: One of `os.SEEK_SET`, `SEEK_CUR` and `SEEK_END`.
+
+        Returns:
+            The new position.
+        """
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
         self._position = start + offset
         return self._position

@@ -69,9 +69,16 @@ class Section:
         *,
         variables: Rule = Rule.NONE,
     ) -> Any:
-        """The value of `key`, which must be a `kind` (str, int, float or bool).
+        """The value of a key, which must be of one kind.
 
-        `variables`: what `${VAR}` and `${VAR:-default}` in text may do.
+        Args:
+            key: The key; `finish` then counts it as read.
+            kind: str, int, float or bool. A whole number is a float, a number is a str, too.
+            default: What an absent key gives; without it the key must be there.
+            variables: What `${VAR}` and `${VAR:-default}` in text may do.
+
+        Raises:
+            ManifestError: The key is absent and must be there, or its value is of another kind.
         """
         value = self._value(key, default)
         if not isinstance(value, yaml.Node):
@@ -88,9 +95,15 @@ class Section:
     def take_names(
         self, key: str, default: tuple[str, ...] | None = None, *, shell: bool = False
     ) -> tuple[str, ...]:
-        """The value of `key` as a list of words; a single word counts as a list of one.
+        """The value of a key as a list of words; a single word counts as a list of one.
 
-        `shell`: the words are lines of a shell, which replaces its variables itself.
+        Args:
+            key: The key; `finish` then counts it as read.
+            default: What an absent key gives; without it the key must be there.
+            shell: The words are lines of a shell, which replaces its variables itself.
+
+        Raises:
+            ManifestError: The key is absent and must be there, or its value is no list of words.
         """
         value = self._value(key, _REQUIRED if default is None else default)
         if not isinstance(value, yaml.Node):
@@ -102,7 +115,15 @@ class Section:
         return tuple(words)
 
     def take_section(self, key: str, *, required: bool = True) -> Section:
-        """The mapping under `key`; an empty one where it is absent and not required."""
+        """The mapping under a key; an empty one where it is absent and not required.
+
+        Args:
+            key: The key; `finish` then counts it as read.
+            required: Whether the key must be there.
+
+        Raises:
+            ManifestError: The key is absent and required, or its value is no mapping.
+        """
         value = self._value(key, _REQUIRED if required else None)
         if value is None:
             return Section(yaml.MappingNode("", [], yaml.Mark("", 0, 0, 0, "", 0)), self.file, key)
@@ -128,9 +149,16 @@ class Section:
         variables: Rule = Rule.NONE,
         places: Collection[str] = (),
     ) -> Any:
-        """The value of `key`, whatever plain YAML it is.
+        """The value of a key, whatever plain YAML it is.
 
-        `places`: the keys of a mapping whose texts are places, whatever `variables` says.
+        Args:
+            key: The key; `finish` then counts it as read.
+            default: What an absent key gives; without it the key must be there.
+            variables: What `${VAR}` and `${VAR:-default}` in text may do.
+            places: The keys of a mapping whose texts are places, whatever `variables` says.
+
+        Raises:
+            ManifestError: The key is absent and must be there, or its value is no plain YAML.
         """
         value = self._value(key, default)
         if not isinstance(value, yaml.Node):

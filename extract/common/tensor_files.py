@@ -96,7 +96,15 @@ def read_torch(
 def read_safetensors(
     path: Path, error: type[HadaError] = CheckpointError
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata."""
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Args:
+        path: A local file.
+        error: The kind of error for a file that is missing or damaged.
+
+    Returns:
+        (name -> tensor on the CPU, the file's own metadata).
+    """
     import safetensors
 
     with damage(path, "safetensors", error):
@@ -113,7 +121,12 @@ def read_safetensors(
 def safetensors_shapes(
     path: Path, error: type[HadaError] = CheckpointError
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a safetensors file; the numbers are not read."""
+    """The shape of every tensor in a safetensors file; the numbers are not read.
+
+    Args:
+        path: A local file.
+        error: The kind of error for a file that is missing or damaged.
+    """
     import safetensors
 
     with damage(path, "safetensors", error):

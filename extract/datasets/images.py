@@ -40,8 +40,14 @@ def open_image(
 
     EXIF orientation is applied, the first frame of an animation is taken, 16-bit and float
     brightness is scaled to 8 bits, and transparency is dropped (not blended), as the official
-    pipelines of CLIP, BLIP and ALBEF do. `name` stands for bytes in messages. Safe to call from
-    threads. Raises `ImageError`.
+    pipelines of CLIP, BLIP and ALBEF do. Safe to call from threads.
+
+    Args:
+        source: A path, the bytes of a file, or a member of an archive.
+        name: Stands for bytes in messages.
+
+    Raises:
+        ImageError: The file is missing, damaged, or no picture.
     """
     label = name or ("<bytes>" if isinstance(source, bytes) else str(source))
     with _opened(source, label) as image:

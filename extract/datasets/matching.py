@@ -75,7 +75,19 @@ def match(wanted: Sequence[str], source: Source, *others: Sequence[str]) -> Matc
 
 
 def require_all(matches: Matches, wanted: Sequence[str], source: Source) -> NDArray[np.int64]:
-    """The rows of `matches`; raises `DatasetError` where an id has none."""
+    """The rows of `matches`, which every id must have.
+
+    Args:
+        matches: What was found.
+        wanted: The ids of the dataset that were looked for, for the message.
+        source: Where they were looked for, for the message.
+
+    Returns:
+        (len(wanted),) the row in `source` of each.
+
+    Raises:
+        DatasetError: An id has no row.
+    """
     missing = np.flatnonzero(matches.rows < 0)
     if len(missing):
         raise DatasetError(

@@ -26,12 +26,17 @@ from hada.extract.manifest_entries import DatasetEntry, SplitEntry
 
 
 def read_dataset(entry: DatasetEntry, split: str, *, pictures: bool = True) -> CaptionDataset:
-    """Read one split of a dataset; `pictures` False does not look for the files.
+    """Read one split of a dataset.
 
     Raises:
         UnknownNameError: There is no such split, or no such reader.
         DatasetError: A file is missing or broken, an image is missing or has no caption, an id
             appears twice, or the counts are not the manifest's.
+
+    Args:
+        entry: The dataset, as a manifest or a command line declares it.
+        split: Its name.
+        pictures: Whether the image files must be there; False looks for none.
     """
     return read_splits(entry, (split,), pictures=pictures)[0]
 
@@ -73,7 +78,17 @@ def own_splits(table: Table) -> dict[str, SplitEntry]:
 
 
 def split_of(table: Table, split: str, *, pictures: bool = True) -> CaptionDataset:
-    """One split of a table; raises as `read_dataset` does."""
+    """One split of a table.
+
+    Args:
+        table: A dataset that was read whole.
+        split: The name of the split.
+        pictures: Whether the image files must be there; False looks for none.
+
+    Raises:
+        UnknownNameError: There is no such split.
+        DatasetError: As for `read_dataset`.
+    """
     entry, wanted = table.entry, _wanted(table, split)
     images, texts = split_images(table, split)
     known = _marks(table)

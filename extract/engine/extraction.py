@@ -136,11 +136,17 @@ class Extraction:
         *,
         shown: bool = True,
     ) -> None:
-        """Write shards of a side: those of `shards` that are missing; None means all.
+        """Write the shards of a side that are missing.
 
         Shards that another process is writing are left to it and counted in `report`. Where
         memory is not enough, batches become smaller; what was finished before that stays, and a
         shard has one batch size or another, never two.
+
+        Args:
+            side: Whose shards.
+            report: Counts and timings are added to it.
+            shards: Among which missing ones are written; None for all of the side.
+            shown: Whether progress is shown.
         """
         spec = self.writer.spec
         label = f"{spec.model.name} on {spec.dataset}/{spec.split}"

@@ -81,7 +81,14 @@ def plan(
     path: str | Path,
     options: ExtractOptions | None = None,
 ) -> SizePlan:
-    """What `run` with the same arguments would write; nothing is written."""
+    """What `run` with the same arguments would write; nothing is written.
+
+    Args:
+        backbone: The model; its captions are tokenized, but no image is encoded.
+        dataset: The split.
+        path: The store's folder or URL.
+        options: As for `run`; None for the defaults.
+    """
     options = options or ExtractOptions()
     backbone = reduced(backbone, options.tokens)
     dataset = as_stored(dataset, path)

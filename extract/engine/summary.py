@@ -8,7 +8,12 @@ from hada.extract.engine.report import Report
 
 
 def summary(model: str, report: Report) -> str:
-    """One line on a finished extraction: rates, bytes, and what bound them."""
+    """One line on a finished extraction: rates, bytes, and what bound them.
+
+    Args:
+        model: Its name.
+        report: Of the extraction; seconds, bytes and counts.
+    """
     parts = [f"{report.total_images} images, {report.total_captions} captions"]
     if report.images:
         parts.append(f"{report.images / report.side_seconds['image']:.1f} images/s")

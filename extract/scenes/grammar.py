@@ -60,7 +60,14 @@ PEOPLE = Voice(
 
 
 def write_captions(scene: Scene, voice: Voice, dice: Dice, count: int = 5) -> list[str]:
-    """`count` captions of one picture, no two alike."""
+    """Captions of one picture, no two alike.
+
+    Args:
+        scene: What the picture shows.
+        voice: Which words and forms are used.
+        dice: Where chance comes from; the same dice give the same captions.
+        count: How many.
+    """
     captions: list[str] = []
     # A picture of two things has hundreds of captions, so the draws that repeat one are few.
     while len(captions) < count:

@@ -126,7 +126,14 @@ class Scene:
 
 
 def sample_scene(seed: int, split: str, index: int, family_size: int = FAMILY_SIZE) -> Scene:
-    """The scene with this number in this split; neighbours of one family share a prototype."""
+    """The scene with this number in this split; neighbours of one family share a prototype.
+
+    Args:
+        seed: Of the data set.
+        split: The name of the split.
+        index: The number of the picture in it, from 0.
+        family_size: How many consecutive pictures share a prototype.
+    """
     scene = _prototype(seed, split, index // family_size)
     dice = Dice(seed, split, index)
     for _ in range(dice.pick(CHANGES)):

@@ -54,7 +54,13 @@ class SceneSummary:
 
 
 def captions_of(seed: int, split: str, index: int) -> list[str]:
-    """The five captions of one picture."""
+    """The five captions of one picture.
+
+    Args:
+        seed: Of the data set.
+        split: The name of the split.
+        index: The number of the picture in it, from 0.
+    """
     dice = Dice(seed, split, index, "captions")
     return write_captions(sample_scene(seed, split, index), PEOPLE, dice, CAPTIONS_PER_IMAGE)
 

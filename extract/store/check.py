@@ -73,10 +73,17 @@ class Verdict:
 
 
 def check(folder: Path, *, deep: bool = False) -> Verdict:
-    """Look at all of a store; `deep` reads every byte of it.
+    """Look at all of a store.
 
     What `open_store` or any read refuses is found, and what is not refused but was never written
-    by HADA, too. Raises `UnreachableError` where nothing can be known.
+    by HADA, too.
+
+    Args:
+        folder: The store's folder or URL.
+        deep: Whether every byte is read and compared; else presence and sizes are.
+
+    Raises:
+        UnreachableError: Nothing can be known.
     """
     shards = 0
     try:

@@ -40,12 +40,23 @@ class Marker:
 
 
 def marker_path(folder: Path, side: SideName, shard: int) -> Path:
-    """The marker of one shard."""
+    """Where the marker of one shard lies.
+
+    Args:
+        folder: The store's.
+        side: Whose shard.
+        shard: Its number, from 0.
+    """
     return folder / COMMIT / marker_name(side, shard)
 
 
 def marker_name(side: SideName, shard: int) -> str:
-    """The name of a shard's marker in the folder of markers."""
+    """The name of a shard's marker in the folder of markers.
+
+    Args:
+        side: Whose shard.
+        shard: Its number, from 0.
+    """
     return f"{side}-{shard:06d}.json"
 
 
@@ -74,7 +85,16 @@ def marker_body(marker: Marker) -> dict[str, Any]:
 
 
 def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
-    """The marker of a shard, or None where there is none. A broken one raises `StoreError`."""
+    """The marker of a shard, or None where there is none.
+
+    Args:
+        folder: The store's.
+        side: Whose shard.
+        shard: Its number, from 0.
+
+    Raises:
+        StoreError: The file is no marker, was changed, or is another shard's.
+    """
     path = marker_path(folder, side, shard)
     try:
         return parse_marker(remote.read_bytes(path), path, side, shard)
@@ -85,7 +105,15 @@ def read_marker(folder: Path, side: SideName, shard: int) -> Marker | None:
 def read_markers(
     folder: Path, shards: Sequence[tuple[SideName, int]]
 ) -> dict[tuple[SideName, int], Marker | StoreError | None]:
-    """The markers of many shards at once: broken ones as their error, None where there is none."""
+    """The markers of many shards at once: broken ones as their error, None where there is none.
+
+    Args:
+        folder: The store's.
+        shards: (side, number) of each.
+
+    Raises:
+        UnreachableError: The store's host does not answer.
+    """
     place = folder / COMMIT
     names = [marker_name(side, shard) for side, shard in shards]
     found: dict[tuple[SideName, int], Marker | StoreError | None] = {}

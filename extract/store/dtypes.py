@@ -75,7 +75,16 @@ def quantize(values: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32
 
 
 def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """`values` as they lie on disk, rounded to the nearest, ties to even."""
+    """Numbers as they lie on disk, rounded to the nearest, ties to even.
+
+    Args:
+        values: Of any float type and shape.
+        dtype: A type of NumPy by its name, or "bfloat16".
+
+    Returns:
+        The same shape; bfloat16 as the upper halves of float32, uint16. What is too large becomes
+        infinite.
+    """
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(values, dtype)
@@ -95,6 +104,13 @@ def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
 
     >>> decode(encode(np.array([1.0, -2.5, np.nan]), "bfloat16"), "bfloat16").tolist()
     [1.0, -2.5, nan]
+
+    Args:
+        stored: What `encode` gave.
+        dtype: The one it was given.
+
+    Returns:
+        Floats of the same shape; float32 for "bfloat16".
     """
     if dtype != "bfloat16":
         return stored

@@ -38,7 +38,15 @@ class Removed:
 
 
 def describe(folder: Path, *, deep: bool = False) -> dict[str, Any]:
-    """Spec, format, progress, bytes and provenance of a store, as plain JSON values."""
+    """Spec, format, progress, bytes and provenance of a store, as plain JSON values.
+
+    Args:
+        folder: The store's folder or URL.
+        deep: Whether every byte is read and compared; else presence and sizes are.
+
+    Raises:
+        StoreError: There is no store, or its record is damaged.
+    """
     record = read_record(folder)
     form, features, spec = record.form, record.features, record.spec
     status = shard_status(folder, deep=deep)
@@ -102,6 +110,13 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
     Raises:
         StoreError: What the store knew before its first feature is damaged; only a fresh
             extraction helps.
+
+    Args:
+        folder: The store's folder or URL.
+        deep: Whether shards are read to find damage; else presence and sizes are looked at.
+
+    Returns:
+        What was removed, and what was left because it is being written.
     """
     form, features = locate(folder)
     removed = _remove_bad_seal(folder)
@@ -148,10 +163,10 @@ def convert(
     dtype: str | None = None,
     tokens: str = ALL,
 ) -> Iterator[tuple[SideName, int, int]]:
-    """Write the store at `source` again at `target`, in another format or dtype.
+    """Write a store again elsewhere, in another format or dtype.
 
     Shards that are there already are skipped, so the same call continues after an interruption.
-    Of tokens, `tokens` are kept: averages are of what `source` holds, so they may differ by its
+    Averages of tokens are of what `source` holds, so they may differ by its
     rounding from those that an extraction takes before anything is rounded.
 
     Yields:
@@ -160,6 +175,13 @@ def convert(
     Raises:
         StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
         StoreMismatchError: `target` holds something else.
+
+    Args:
+        source: A whole store: its folder or URL.
+        target: The new store's folder or URL.
+        format: "zarr" or "hdf5"; None for that of `source`.
+        dtype: Of the features on disk; None for that of `source`.
+        tokens: Which tokens are kept, as --tokens says it.
     """
     source, target = remote.place(source), remote.place(target)
     if str(source.resolve()) == str(target.resolve()):

@@ -50,9 +50,14 @@ def describe(spec: TokenSpec | None) -> str:
 
 
 def reduced_spec(model: ModelSpec, tokens: str) -> ModelSpec:
-    """The spec of a model of whose tokens only `tokens` are kept.
+    """The spec of a model of whose tokens only some are kept.
 
-    Raises `UsageError` where nothing would be left, or where they are pooled otherwise already.
+    Args:
+        model: The spec of the whole model.
+        tokens: Which tokens are kept, as --tokens says it: "all", "none" or "pool:K".
+
+    Raises:
+        UsageError: Nothing would be left, or the tokens are pooled otherwise already.
     """
     kept = pool_size(tokens)
     if tokens == NONE:
@@ -78,7 +83,12 @@ def reduced_spec(model: ModelSpec, tokens: str) -> ModelSpec:
 
 
 def pooled_lengths(lengths: NDArray[np.int64], kept: int | None) -> NDArray[np.int64]:
-    """Rows that are left of items of these lengths; None keeps all."""
+    """Rows that are left of each item's tokens.
+
+    Args:
+        lengths: (n,) rows of each item.
+        kept: At most so many are left; None keeps all.
+    """
     return lengths if kept is None else np.minimum(lengths, kept)
 
 

@@ -81,7 +81,16 @@ def faults(
 ) -> tuple[bool, dict[tuple[SideName, int], Fault]]:
     """Whether a store is sealed as it is, and the shards that are not those that were sealed.
 
-    Raises `StoreError` where the seal is damaged, or another store's.
+    Args:
+        folder: The store's.
+        root: Of the store, as its record has it.
+        markers: Of all its shards, as `read_markers` gives them.
+
+    Returns:
+        (sealed as it is, (side, shard) -> what is wrong with its marker).
+
+    Raises:
+        StoreError: The seal is damaged, or another store's.
     """
     seal = read(folder)
     if seal is None:

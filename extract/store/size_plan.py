@@ -71,7 +71,13 @@ class SizePlan:
 
 
 def plan_size(path: str | Path, spec: StoreSpec, index: StoreIndex) -> SizePlan:
-    """What the store of `spec` and `index` at `path` needs; nothing is written."""
+    """What a store will need on disk; nothing is written.
+
+    Args:
+        path: The store's folder or URL, for what is there already and the space that is free.
+        spec: Of the store.
+        index: Its items, and how many tokens each has.
+    """
     folder = remote.place(path)
     arrays = {name: values.nbytes for name, values in index_arrays(spec, index).items()}
     files = len(arrays)

@@ -14,7 +14,15 @@ from hada.extract.variants.changed import ChangedBackbone
 
 
 def reduced(backbone: Backbone | RegionBackbone, tokens: str) -> Any:
-    """The same backbone, of whose tokens only `tokens` are kept; its spec says so."""
+    """The same backbone, of whose tokens only some are kept; its spec says so.
+
+    Args:
+        backbone: A loaded model; itself is given back where all tokens are kept.
+        tokens: Which tokens are kept, as --tokens says it: "all", "none" or "pool:K".
+
+    Raises:
+        UsageError: As for `reduced_spec`.
+    """
     spec = reduced_spec(backbone.spec, tokens)
     return backbone if spec is backbone.spec else _Reduced(backbone, spec)
 

@@ -44,7 +44,13 @@ class View:
     def render(
         self, picture: PIL.Image.Image, image_id: str, size: tuple[int, int]
     ) -> PIL.Image.Image:
-        """The view of an upright RGB picture, at the model's input size (height, width)."""
+        """The view of a picture; the same for the same seed, number and id.
+
+        Args:
+            picture: Upright and RGB.
+            image_id: Decides the view, with the view's seed and number.
+            size: The model's input size, (height, width) in pixels.
+        """
         name = f"{self.seed}\0{self.number}\0{image_id}".encode()
         seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
         augment = transforms.Compose(
@@ -67,7 +73,12 @@ class View:
 
 
 def viewed(backbone: Backbone, view: View) -> Backbone:
-    """The same backbone under the spec of a view's store: no captions, the view recorded."""
+    """The same backbone under the spec of a view's store: no captions, the view recorded.
+
+    Args:
+        backbone: A loaded model.
+        view: What its images are changed to.
+    """
     spec = replace(
         backbone.spec,
         caption=None,

@@ -47,7 +47,15 @@ class CCA:
         return int(self.image_map.shape[1])
 
     def encode(self, side: SideName, values_ND: NDArray[Any]) -> Floats:
-        """(N, D) embeddings side by side -> (N, K) of unit length."""
+        """Embeddings in the head's space.
+
+        Args:
+            side: Whose.
+            values_ND: The models' stored embeddings side by side, in the order of the fit.
+
+        Returns:
+            (N, K) of unit length, K dimensions of the head.
+        """
         mean, map_ = (
             (self.image_mean, self.image_map)
             if side == "image"

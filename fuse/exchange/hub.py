@@ -135,9 +135,14 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
     def from_run(
         cls, run: RunFolder | Path | str, licences: Mapping[str, str] | None = None
     ) -> Self:
-        """A run's best weights; `licences` names those of frozen models that differ from usual.
+        """A run's best weights, with what is needed to use them.
 
-        Raises `RunError` where no epoch is finished, or for a licence of a model it has not.
+        Args:
+            run: The run, or its folder.
+            licences: Model -> licence, for frozen models whose licence is not the usual one.
+
+        Raises:
+            RunError: No epoch is finished, or a licence is of a model that the run does not fuse.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder(run)
         config, recipe = folder.config(), folder.recipe()
@@ -177,9 +182,15 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """A saved fusion, from a folder or the Hub; `options` are those of `huggingface_hub`.
+        """A saved fusion, from a folder or the Hub.
 
-        Raises `RunError` where there is none, or its files are damaged or not of each other.
+        Args:
+            pretrained_model_name_or_path: A folder, or OWNER/NAME of the Hub, also with hf-hub:
+                before it.
+            **options: Those of `huggingface_hub`: `revision`, `token`, `cache_dir`.
+
+        Raises:
+            RunError: There is none, or its files are damaged or not of each other.
         """
         place = str(pretrained_model_name_or_path).removeprefix(HUB)
         download = {key: options[key] for key in DOWNLOADING if key in options}
@@ -209,13 +220,23 @@ class HadaModel(nn.Module, PyTorchModelHubMixin, library_name="hada", license="a
         return model.to(map_location).eval()
 
     def forward(self, side: SideName, features: Features) -> Tensor:
-        """(B, E) fused embeddings of unit length."""
+        """(B, E) fused embeddings of unit length.
+
+        Args:
+            side: Whose encoder.
+            features: B items' stored features of every model, in the order of `self.features`.
+        """
         return self.fuser.encode(side, features)
 
     def embed(self, stores: Sequence[StoreReader], *, device: str = "auto") -> Embedded:
-        """Embeddings of one split, given its stores in any order; unpacks into both sides.
+        """Embeddings of one split; they unpack into both sides.
 
-        Raises `RunError` where a store is missing or holds other features.
+        Args:
+            stores: Of the fused models, in any order; others are not read.
+            device: Where the network runs.
+
+        Raises:
+            RunError: A model's store is missing or holds features of another kind.
         """
         by_name = {store.spec.model.name: store for store in stores}
         missing = [name for name in self.features if name not in by_name]

@@ -67,11 +67,19 @@ def write_nodes(
 
     Every row is a node's vector times its weight: its length is the weight, and the sum over a
     caption's rows of the largest product with an image's rows, brought to unit length, is the first
-    part of the score (`hada.fuse.network.maxsim`). The arguments are those of `write_embedded`.
+    part of the score (`hada.fuse.network.maxsim`).
 
     Raises:
         StoreMismatchError: Another store is there.
         RunError: The run matches no nodes.
+
+    Args:
+        path: As for `write_embedded`.
+        name: As for `write_embedded`.
+        run: As for `write_embedded`.
+        embedded: As for `write_embedded`.
+        stores: As for `write_embedded`.
+        anew: As for `write_embedded`.
     """
     if embedded.nodes is None:
         raise RunError(f"{run.path}: matches no nodes; train one that does: --recipe fast")

@@ -161,6 +161,14 @@ def recalls(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
 
     >>> sorted(recalls(rank_matrix([[0.5, 0.5], [0.5, 0.5]], [0, 1]), ks=(1,)).items())[:2]
     [('i2t_R@1', 50.0), ('i2t_meanr', 1.5)]
+
+    Args:
+        ranks: Of both ways, as `rank_positives` gives them.
+        ks: For which a recall is wanted; `rsum` is the sum over them.
+
+    Returns:
+        Name -> value: `i2t_R@K` in percent, `i2t_medr` and `i2t_meanr`, the same for `t2i`, and
+        `rsum`.
     """
     result: dict[str, float] = {}
     total = 0.0

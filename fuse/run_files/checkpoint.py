@@ -67,7 +67,13 @@ class Point:
 
 
 def write_last(folder: Path, state: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-    """Write `last.pt`; the one that was there stays as `previous.pt`."""
+    """Write `last.pt`; the one that was there stays as `previous.pt`.
+
+    Args:
+        folder: The run's.
+        state: What `torch.save` takes.
+        head: What `head_of` says of it.
+    """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     seal_last(folder / LAST, buffer.getbuffer(), head, keep=folder / PREVIOUS)
@@ -76,7 +82,14 @@ def write_last(folder: Path, state: Mapping[str, Any], head: Mapping[str, Any]) 
 def seal_last(
     path: Path, data: bytes | memoryview, head: Mapping[str, Any], *, keep: Path | None = None
 ) -> None:
-    """Write what `torch.save` gave, with its head; the file that was there becomes `keep`."""
+    """Write what `torch.save` gave, with its head, in one step.
+
+    Args:
+        path: The checkpoint's file.
+        data: The bytes that `torch.save` gave.
+        head: What `head_of` says of them.
+        keep: What the file that was there becomes; None replaces it.
+    """
     with atomic.writing(path) as file:
         write_sealed(file, data, {**head, "holds": HOLDS, "format": FORMAT})
         file.sync()
@@ -101,7 +114,14 @@ def _keep(path: Path, keep: Path) -> None:
 
 
 def head_of(position: Position, owner: str, metrics: bytes, best: str | None) -> dict[str, Any]:
-    """What a checkpoint's head says. `owner` is the run's `identity`."""
+    """What a checkpoint's head says.
+
+    Args:
+        position: Where the training is.
+        owner: The run's `identity`.
+        metrics: All of metrics.jsonl so far.
+        best: The digest of the best weights, None where there are none yet.
+    """
     return {
         "config": owner,
         "position": asdict(position),
@@ -135,7 +155,12 @@ def read_point(path: Path, owner: str, *, bound: bool) -> Point:
 
 
 def peek(path: Path, owner: str) -> Point | None:
-    """A checkpoint by its head alone; None where there is no good one."""
+    """A checkpoint by its head alone; None where there is no good one.
+
+    Args:
+        path: The checkpoint's file; it may be missing.
+        owner: The run's `identity`.
+    """
     try:
         head = read_head(path)
         return None if head is None else _of_head(path, head, owner)
@@ -171,7 +196,16 @@ def _unsealed(path: Path) -> Point:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `write_last` was given; raises `FaultError` where it is something else."""
+    """What `write_last` was given.
+
+    Args:
+        path: The checkpoint's file.
+        device: Where its tensors are put.
+
+    Raises:
+        FaultError: The file is damaged, or no checkpoint of a training.
+        RunError: Its position is of another shape than this version's.
+    """
     try:
         state = read_torch(path, RunError, device=device)
     except RunError as error:
@@ -190,7 +224,18 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_metrics(file: Path, point: Point) -> bytes:
-    """The lines that a checkpoint remembers; raises `FaultError` where they are not the same."""
+    """The lines that a checkpoint remembers.
+
+    Args:
+        file: metrics.jsonl of the run; it may have grown since.
+        point: The checkpoint.
+
+    Returns:
+        Its first bytes, up to where the checkpoint was written.
+
+    Raises:
+        FaultError: The file is missing, too short, or its first bytes are others.
+    """
     remedy = "the weights are not concerned; " + START_OVER
     data = file.read_bytes() if file.exists() else b""
     if len(data) < point.metrics_bytes:
@@ -219,10 +264,18 @@ class _Line(TypedDict):
 
 
 def read_lines(file: Path, *, checked: bool) -> list[dict[str, Any]]:
-    """All whole lines of metrics; raises `RunError`, naming the line, where one is not ours.
+    """All whole lines of metrics.
 
-    Where a checkpoint has `checked` the file, what is no JSON is half a line, which a full disk
-    or a killed process left, and is left out.
+    Args:
+        file: metrics.jsonl of a run.
+        checked: Whether a checkpoint has checked the file: then what is no JSON is half a line,
+            which a full disk or a killed process left, and is left out.
+
+    Returns:
+        A table for each epoch, in the order of the file.
+
+    Raises:
+        RunError: A line is not ours; the message has its number.
     """
     lines = []
     for number, text in enumerate(file.read_bytes().rpartition(b"\n")[0].splitlines(), start=1):

@@ -171,8 +171,10 @@ def identity(values: Mapping[str, Any]) -> str:
 def completed(values: Mapping[str, Any], today: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A checked configuration as today's version would write it: new settings at their defaults.
 
-    Whether embeddings were of unit length is taken from `today`, what stores hold now by model,
-    where the run does not say.
+    Args:
+        values: What `read_config` gave.
+        today: Model -> what `features_of` says of its store now. Whether embeddings were of unit
+            length is taken from it where the run does not say.
     """
     features = {
         name: {"normalized": (today or {}).get(name, {}).get("normalized"), **held}
@@ -189,7 +191,12 @@ def completed(values: Mapping[str, Any], today: Mapping[str, Any] | None = None)
 
 
 def differences(own: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields that differ, as (dotted name, own value, other value), free ones left out."""
+    """The fields that differ, as (dotted name, own value, other value), free ones left out.
+
+    Args:
+        own: A run's configuration.
+        other: Another one.
+    """
 
     def bound(config: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in config.items() if key not in FREE_FIELDS}

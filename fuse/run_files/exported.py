@@ -72,7 +72,12 @@ class _Config(TypedDict):
 
 
 def seal_weights(file: Path, config: Mapping[str, Any]) -> None:
-    """Give a safetensors file its checksum and that of the `config` beside it."""
+    """Give a safetensors file its checksum and that of the configuration beside it.
+
+    Args:
+        file: The weights; they are written anew.
+        config: What config.json beside them says.
+    """
     plain = json.loads(json.dumps(config))
     data, _ = seal_safetensors(file.read_bytes(), {"config": digest_json(plain)})
     atomic.write_bytes(file, data)
@@ -130,9 +135,16 @@ def _recipe(held: Mapping[str, Any]) -> Recipe:
 
 
 def check_export(config_file: Path, weights: Path) -> dict[str, Any]:
-    """The configuration; raise `RunError` where it and the weights are not whole or of each other.
+    """The configuration of an export, checked together with the weights.
 
     Exports of before there were checksums are looked at as far as their shapes go.
+
+    Args:
+        config_file: config.json.
+        weights: model.safetensors.
+
+    Raises:
+        RunError: The two are not whole, not ours, or not of each other.
     """
     config: dict[str, Any] = read_json(
         config_file, RunError, remedy=f"{REMEDY[:1].upper()}{REMEDY[1:]}"
@@ -166,7 +178,15 @@ def _read(file: Path, config: Any, config_file: Path) -> bytes:
 
 
 def exported_tensors(file: Path, device: str) -> dict[str, Tensor]:
-    """The weights of an exported folder, from bytes that were checked."""
+    """The weights of an exported folder, from bytes that were checked.
+
+    Args:
+        file: model.safetensors of an export.
+        device: Where the tensors are put.
+
+    Raises:
+        FaultError: The file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

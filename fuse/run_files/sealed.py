@@ -60,7 +60,15 @@ def seal_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seal_safetensors(data: bytes, metadata: Mapping[str, str]) -> tuple[bytes, str]:
-    """A safetensors file with more metadata and a checksum; the file, and its tensors' digest."""
+    """A safetensors file with more metadata and a checksum.
+
+    Args:
+        data: The file's bytes.
+        metadata: Is added to its own; a text that it has already is replaced.
+
+    Returns:
+        (the new file's bytes, the digest of its tensors).
+    """
     header, body = _split(data)
     rest = {key: value for key, value in header.items() if key != METADATA}
     kept = {k: v for k, v in header.get(METADATA, {}).items() if k != CHECKSUM}
@@ -110,7 +118,13 @@ def _tensors_digest(entries: Mapping[str, Any], body: memoryview) -> str:
 
 
 def write_sealed(file: Sink, data: bytes | memoryview, head: Mapping[str, Any]) -> None:
-    """Write `data` and a head behind it; in a zip it becomes the comment, which has 64 KiB."""
+    """Write bytes and a head behind them; in a zip it becomes the comment, which has 64 KiB.
+
+    Args:
+        file: Where to; its position moves to the end.
+        data: The bytes; a zip stays one.
+        head: Plain JSON values.
+    """
     view = memoryview(data)
     is_zip = _is_zip(view)
     foot = _foot({**head, "zip": is_zip, CHECKSUM: digest(view)})

@@ -42,7 +42,13 @@ class Best:
 
 
 def sealed_tensors(tensors: dict[str, Tensor], owner: str, epoch: int) -> tuple[bytes, str]:
-    """The file of these weights, and the digest of its tensors."""
+    """The file of these weights, and the digest of its tensors.
+
+    Args:
+        tensors: By name, on any device.
+        owner: The run's `identity`.
+        epoch: From 0; -1 for weights of no epoch.
+    """
     from safetensors.torch import save
 
     data = save({k: v.cpu().contiguous() for k, v in tensors.items()})

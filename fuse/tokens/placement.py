@@ -48,7 +48,12 @@ class Reading:
     device: torch.device | None = None
 
     def apply(self, train: Split, val: Split) -> None:
-        """Bring the tokens of both splits to where they are read from."""
+        """Bring the tokens of both splits to where they are read from.
+
+        Args:
+            train: The split to learn from.
+            val: The split to validate with.
+        """
         if self.device is not None:
             train.reside(self.device)
             val.reside(self.device)

@@ -34,6 +34,14 @@ def ahead(
     """`make` of each item, in order, made by threads up to `threads` + 1 items ahead.
 
     A single item is made at once: to start threads takes longer than to encode a query.
+
+    Args:
+        make: Is called from threads, once for each item.
+        items: In the order in which their results are wanted.
+        threads: How many.
+
+    Yields:
+        What `make` gave. What it raises is raised here, in its turn.
     """
     if len(items) < 2:
         yield from map(make, items)

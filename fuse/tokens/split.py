@@ -180,7 +180,11 @@ class Split:
     ) -> Batch:
         """Images with all their captions, or (order "pairs") captions with their images.
 
-        Where `windows` are given, the first of `items` are in the first one, and so on.
+        Args:
+            order: Of the recipe: what an item is.
+            items: (B,) rows of images, or of captions for "pairs".
+            windows: Tokens that are in memory: the first of `items` are in the first one, and so
+                on; without any, tokens are read from the stores.
         """
         if order == "pairs":
             images, captions, owner = self.owner[items], items, np.arange(len(items))

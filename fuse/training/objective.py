@@ -31,7 +31,12 @@ class Discriminator(nn.Module):
         self.head = Dense(4 * width, 1, norm, dropout)
 
     def forward(self, image_QE: Tensor, caption_QE: Tensor) -> Tensor:
-        """(Q,) logits."""
+        """(Q,) logits.
+
+        Args:
+            image_QE: Fused embeddings of Q images.
+            caption_QE: Fused embeddings of as many captions, row by row.
+        """
         logit: Tensor = self.head(losses.pair_features(image_QE, caption_QE))
         return logit[:, 0]
 

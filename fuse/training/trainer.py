@@ -299,7 +299,12 @@ def deterministic() -> Iterator[None]:
 
 
 def summary(run: RunFolder, position: Position) -> str:
-    """What a finished run has to say."""
+    """What a finished run has to say.
+
+    Args:
+        run: The run.
+        position: Where its training ended.
+    """
     if position.best_epoch < 0:
         return f"{run.path}: {position.finished}; weights in {BEST}"
     return (

@@ -55,6 +55,11 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
     Raises:
         BusyError: Another process drives this pipeline.
         HadaError: No worker came, or the scheduler went away.
+
+    Args:
+        pipeline: What is to be there at the end.
+        manifest: Where data sets, stores and runs are.
+        request: What the command line asked for: where to run, for how long, what to try again.
     """
     began = time.monotonic()
     jobs = build_jobs(pipeline, manifest)

@@ -66,7 +66,14 @@ def scripts(
 ) -> list[Script]:
     """The batch jobs of everything that is not done, in an order in which needs come first.
 
-    Raises `HadaError` where something else lies in a job's place.
+    Args:
+        pipeline: With its cluster's settings.
+        states: Key -> how far the job is, needs before what needs them.
+        folder: The pipeline's.
+        at_once: Elements of one array that may run at the same time; None for all.
+
+    Raises:
+        HadaError: Something else lies in a job's place.
     """
     made = []
     waiting = {key for key, state in states.items() if state.condition != "done"}
@@ -138,6 +145,12 @@ def submit(
     Raises:
         BusyError: Jobs of an earlier submission are still in the queue.
         HadaError: Slurm refuses one; those before it are cancelled again.
+
+    Args:
+        pipeline: With its cluster's settings.
+        states: Key -> how far the job is.
+        folder: The pipeline's; scripts and logs are kept there.
+        found: What `scripts` gave.
     """
     if running := [key for key, counts in queue(folder).items() if counts]:
         raise BusyError(

@@ -99,7 +99,15 @@ class Pipeline:
 
 
 def load_pipeline(path: Path, manifest: Manifest) -> Pipeline:
-    """Read and check a pipeline's YAML; raises `ManifestError`."""
+    """Read and check a pipeline's YAML.
+
+    Args:
+        path: The YAML file; its stem is the pipeline's name where it has none.
+        manifest: Checks names of data sets, splits and models.
+
+    Raises:
+        ManifestError: The file is missing or something in it is wrong; the message has the line.
+    """
     if not path.exists():
         raise ManifestError(f"{path}: no such pipeline. docs/pipelines.md shows one.")
     top = read_yaml(path)

@@ -60,7 +60,12 @@ def _kin(job: ExtractJob) -> tuple[str, str, str]:
 
 
 def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str, Any]:
-    """The plan as plain values."""
+    """The plan as plain values.
+
+    Args:
+        states: Key -> how far the job is.
+        rates: `rate_key` -> seconds of one task, as they were measured.
+    """
     needed, seconds = pending_bytes(states), estimate(states, rates)
     return {
         "jobs": [
@@ -83,7 +88,12 @@ def to_json(states: Mapping[str, State], rates: Mapping[str, float]) -> dict[str
 
 
 def table(states: Mapping[str, State], rates: Mapping[str, float]) -> str:
-    """The plan as a table."""
+    """The plan as a table.
+
+    Args:
+        states: Key -> how far the job is.
+        rates: `rate_key` -> seconds of one task, as they were measured.
+    """
     needed, seconds = pending_bytes(states), estimate(states, rates)
     rows = [("stage", "job", "state", "shards", "damaged", "there", "to write", "time")]
     for key, state in states.items():
