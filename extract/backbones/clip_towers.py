@@ -125,10 +125,6 @@ class TextReader:
         self.vocab_size = int(self.text.vocab_size)
         self.length = None if self.causal or self.is_hf else self.context_length
 
-    def text_tower(self) -> Any:
-        """What the library calls on full-length ids; for comparison, not used to encode."""
-        return self.model.encode_text if self.text is self.model else self.text
-
     @property
     def pools_at_end_token(self) -> bool:
         """Whether the pooled vector is the row of the end token."""

@@ -298,6 +298,5 @@ def pointer(folder: Path) -> Path:
     return folder
 
 
-VISION_SIZES = dict(VISION)
 BERT_SIZES = {**SIZE, "vocab_size": 20, "max_position_embeddings": 16}
 BERT_NAMES = ("embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight")

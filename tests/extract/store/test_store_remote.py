@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of, signed
 
 pytestmark = pytest.mark.slow
-
-Url = Callable[[], str]
 
 
 class CountingServer:
