@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
@@ -21,14 +20,15 @@ from hada.extract.backbones import weights
 from hada.extract.backbones.albef_official import CONFIG_FILES, AlbefModel, load_official
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
-from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
     bert_tokenizer,
     check_vocabulary,
     clean_albef,
     clean_caption,
+    files_of,
 )
-from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
+from hada.extract.backbones.salesforce_base import SalesforceBackbone
+from hada.extract.backbones.torch_base import encoded, library_versions
 from hada.extract.common.errors import CheckpointError
 from hada.extract.spec import ModelSpec, TokenSpec
 
@@ -42,7 +42,7 @@ OPTIONS: dict[str, type] = {
 }
 
 
-class AlbefBackbone(TorchBackbone):
+class AlbefBackbone(SalesforceBackbone):
     """ALBEF's encoders; `match_logits` runs the fusion layers on what they gave."""
 
     model: AlbefModel
@@ -58,17 +58,14 @@ class AlbefBackbone(TorchBackbone):
         *,
         lavis: bool,
     ) -> None:
-        super().__init__(request, model)
-        options = read_options(request, OPTIONS)
         text, vision = model.text_encoder.config, model.visual_encoder
-        self.tokenizer, self.lavis = tokenizer, lavis
-        self.image_size = int(vision.patch_embed.img_size[0])
-        self.preprocessor = Squash(self.image_size)
+        super().__init__(request, model, tokenizer, int(vision.patch_embed.img_size[0]))
+        options = read_options(request, OPTIONS)
+        self.lavis = lavis
         self.max_words = options["max_words"] or (50 if lavis else 30)
         self.max_tokens = min(
             options["max_tokens"] or (35 if lavis else 30), text.max_position_embeddings
         )
-        self.pad_id = int(tokenizer.pad_token_id)
         check_vocabulary(request.name, tokenizer, text.vocab_size)
         self.spec = ModelSpec(
             name=request.name,
@@ -79,10 +76,7 @@ class AlbefBackbone(TorchBackbone):
             image=TokenSpec(width=vision.embed_dim, count=vision.pos_embed.shape[1]),
             caption=TokenSpec(width=text.hidden_size, count=None),
             preprocessing={
-                "class": "PIL bicubic squash",
-                "size": self.image_size,
-                "mean": list(MEAN),
-                "std": list(STD),
+                **self.picture_settings(),
                 "caption_cleaning": "blip" if lavis else "albef",
                 "end_token": lavis,
                 "max_words": self.max_words,
@@ -108,10 +102,6 @@ class AlbefBackbone(TorchBackbone):
         )
         return [[self.tokenizer.cls_token_id, *row[:limit], *end] for row in rows]
 
-    def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
-        """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return self.preprocessor(image)
-
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the projection."""
         with self.running():
@@ -121,10 +111,7 @@ class AlbefBackbone(TorchBackbone):
     def encode_captions(self, ids: Sequence[Sequence[int]]) -> Encoded:
         """Tokens of the text encoder's last layer, CLS first, and the projection."""
         with self.running():
-            input_ids, real = self.pad(ids, self.pad_id)
-            tokens = self.model.text_encoder(
-                input_ids=input_ids, attention_mask=real.long()
-            ).last_hidden_state
+            tokens, real = self._texts(ids)
             return encoded(tokens, real, self.model.text_proj(tokens[:, 0]))
 
     def match_logits(
@@ -191,6 +178,5 @@ def load(request: BackboneRequest) -> AlbefBackbone:
         path, options["heads"], options["vision_heads"], options["image_size"]
     )
     tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "albef")
-    beside = [path.with_name(name) for name in (*CONFIG_FILES, "vocab.txt")]
-    files = [path, *(file for file in beside if file.is_file())]
-    return AlbefBackbone(request, model, tokenizer, weights.digest(files), lavis=lavis)
+    digest = weights.digest(files_of(path, CONFIG_FILES))
+    return AlbefBackbone(request, model, tokenizer, digest, lavis=lavis)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from transformers import BlipForImageTextRetrieval
@@ -20,15 +19,14 @@ from transformers import BlipForImageTextRetrieval
 from hada.extract.backbones import blip_official, hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
-from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    bert_rows,
     bert_tokenizer,
     check_vocabulary,
-    clean_caption,
+    files_of,
     load_folder,
 )
-from hada.extract.backbones.torch_base import TorchBackbone, encoded, library_versions
+from hada.extract.backbones.salesforce_base import SalesforceBackbone
+from hada.extract.backbones.torch_base import encoded, library_versions
 from hada.extract.common.errors import CheckpointError, unknown
 from hada.extract.spec import ModelSpec, TokenSpec
 
@@ -51,7 +49,7 @@ CAPTIONS: dict[str, tuple[int, int | None]] = {
 }
 
 
-class BlipBackbone(TorchBackbone):
+class BlipBackbone(SalesforceBackbone):
     """BLIP's image encoder and its text encoder without cross-attention."""
 
     model: BlipForImageTextRetrieval
@@ -65,17 +63,13 @@ class BlipBackbone(TorchBackbone):
         tokenizer: Any,
         weights_digest: str,
     ) -> None:
-        super().__init__(request, model)
         vision, text = model.config.vision_config, model.config.text_config
+        super().__init__(request, model, tokenizer, int(vision.image_size))
         options = read_options(request, OPTIONS)
-        self.image_size = int(vision.image_size)
-        self.preprocessor = Squash(self.image_size)
         words, most = CAPTIONS[_captions(options["captions"])]
         positions = text.max_position_embeddings
         self.max_words = options["max_words"] or words
         self.max_tokens = min(options["max_tokens"] or most or positions, positions)
-        self.tokenizer = tokenizer
-        self.pad_id = int(tokenizer.pad_token_id)
         check_vocabulary(request.name, tokenizer, text.vocab_size)
         self.match_start = match_start(tokenizer, text.vocab_size)
         patches = (self.image_size // int(vision.patch_size)) ** 2
@@ -88,10 +82,7 @@ class BlipBackbone(TorchBackbone):
             image=TokenSpec(width=vision.hidden_size, count=patches + 1),
             caption=TokenSpec(width=text.hidden_size, count=None),
             preprocessing={
-                "class": "PIL bicubic squash",
-                "size": self.image_size,
-                "mean": list(MEAN),
-                "std": list(STD),
+                **self.picture_settings(),
                 "caption_cleaning": "blip",
                 "max_words": self.max_words,
                 "max_tokens": self.max_tokens,
@@ -102,17 +93,6 @@ class BlipBackbone(TorchBackbone):
             precision=request.precision,
             libraries=library_versions("torch", "transformers", "tokenizers", "pillow"),
         )
-
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """[CLS] words [SEP], after BLIP's cleaning; long captions keep their [SEP]."""
-        cleaned = [clean_caption(caption, self.max_words) for caption in captions]
-        rows, cut = bert_rows(self.tokenizer, cleaned, self.max_tokens)
-        self.count_truncated(cut)
-        return rows
-
-    def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
-        """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> 1 + patches tokens, CLS first, and the projection."""
@@ -201,8 +181,7 @@ def load(request: BackboneRequest) -> BlipBackbone:
         if options["vision_layer_norm_eps"] is not None:
             raise CheckpointError(f"{path}: official BLIP has vision_layer_norm_eps 1e-6, always")
         model = blip_official.load_official(path, options["heads"], options["vision_heads"])
-        beside = [path.with_name(name) for name in (*blip_official.CONFIG_FILES, "vocab.txt")]
-        files = [path, *(file for file in beside if file.is_file())]
+        files = files_of(path, blip_official.CONFIG_FILES)
         tokenizer = bert_tokenizer(options["tokenizer"], path.parent, "blip")
     else:
         folder = hub.resolve_folder(request.weights, options["revision"])

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,20 +25,13 @@ from transformers import Blip2ForImageTextRetrieval
 from hada.extract.backbones import hub, weights
 from hada.extract.backbones.base import BackboneRequest, Encoded
 from hada.extract.backbones.options import read_options
-from hada.extract.backbones.preprocessing import MEAN, STD, Squash
 from hada.extract.backbones.salesforce import (
-    bert_rows,
     bert_tokenizer,
     check_vocabulary,
-    clean_caption,
     load_folder,
 )
-from hada.extract.backbones.torch_base import (
-    TorchBackbone,
-    encoded,
-    library_versions,
-    with_pooled,
-)
+from hada.extract.backbones.salesforce_base import SalesforceBackbone
+from hada.extract.backbones.torch_base import encoded, library_versions, with_pooled
 from hada.extract.common.errors import unknown
 from hada.extract.spec import ModelSpec, TokenSpec
 
@@ -57,7 +49,7 @@ IMAGE_TOKENS = ("queries", "embeddings")
 VISION_HEADS = {1408: 16}
 
 
-class Blip2Backbone(TorchBackbone):
+class Blip2Backbone(SalesforceBackbone):
     """BLIP-2's image encoder with its Q-Former, and the Q-Former alone on captions."""
 
     model: Blip2ForImageTextRetrieval
@@ -69,17 +61,13 @@ class Blip2Backbone(TorchBackbone):
         tokenizer: Any,
         weights_digest: str,
     ) -> None:
-        super().__init__(request, model)
-        options = read_options(request, OPTIONS)
         config = model.config
         vision, text = config.vision_config, config.qformer_config
+        super().__init__(request, model, tokenizer, int(vision.image_size))
+        options = read_options(request, OPTIONS)
         self.projected = options["image_tokens"] == "embeddings"
-        self.image_size = int(vision.image_size)
-        self.preprocessor = Squash(self.image_size)
         self.max_words = options["max_words"] or 50
         self.max_tokens = min(options["max_tokens"] or 32, text.max_position_embeddings)
-        self.tokenizer = tokenizer
-        self.pad_id = int(tokenizer.pad_token_id)
         check_vocabulary(request.name, tokenizer, text.vocab_size)
         width = int(config.image_text_hidden_size)
         self.spec = ModelSpec(
@@ -95,10 +83,7 @@ class Blip2Backbone(TorchBackbone):
             ),
             caption=TokenSpec(width=text.hidden_size, count=None),
             preprocessing={
-                "class": "PIL bicubic squash",
-                "size": self.image_size,
-                "mean": list(MEAN),
-                "std": list(STD),
+                **self.picture_settings(),
                 "image_tokens": IMAGE_TOKENS[self.projected],
                 "image_global": "mean of the query outputs",
                 "image_embedding": "mean of the unit query embeddings, of unit length",
@@ -112,17 +97,6 @@ class Blip2Backbone(TorchBackbone):
             precision=request.precision,
             libraries=library_versions("torch", "transformers", "tokenizers", "pillow"),
         )
-
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """[CLS] words [SEP], after BLIP's cleaning; long captions keep their [SEP]."""
-        cleaned = [clean_caption(caption, self.max_words) for caption in captions]
-        rows, cut = bert_rows(self.tokenizer, cleaned, self.max_tokens)
-        self.count_truncated(cut)
-        return rows
-
-    def preprocess(self, image: PIL.Image.Image) -> NDArray[np.float32]:
-        """(3, S, S): squashed to a square, not cropped, as the official evaluation transform."""
-        return self.preprocessor(image)
 
     def encode_images(self, pixels: NDArray[np.float32]) -> Encoded:
         """(B, 3, S, S) -> the mean row and the queries' rows, and the unit embedding."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hada.extract.backbones.base import BackboneRequest
@@ -99,9 +98,3 @@ def region_rules(request: BackboneRequest) -> RegionRules:
             f"regions_at_most {rules.most}"
         )
     return rules
-
-
-def files_of(path: Path, names: Sequence[str]) -> list[Path]:
-    """A checkpoint and those of its companions that lie beside it."""
-    beside = [path.with_name(name) for name in (*names, "vocab.txt")]
-    return [path, *(file for file in beside if file.is_file() and file != path)]

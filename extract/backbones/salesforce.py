@@ -1,4 +1,4 @@
-"""Code that ALBEF, BLIP and BLIP-2 share: caption cleaning, BERT files, heads and folders.
+"""Code that backbones with a BERT share: caption cleaning, BERT files, heads and folders.
 
 Numbers of attention heads cannot be read off tensors. They come from an option, from the configs
 beside a checkpoint, or from the published sizes; they are never guessed, because a wrong number
@@ -31,10 +31,7 @@ def clean_caption(caption: str, max_words: int) -> tuple[str, bool]:
     >>> clean_caption('Two "dogs" -- one BLACK; they run!', 30)
     ('two dogs -- one black they run', False)
     """
-    text = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    words = text.split(" ")
-    return " ".join(words[:max_words]), len(words) > max_words
+    return _first_words(re.sub(r"[.!\"()*#:;~]", " ", caption.lower()), max_words)
 
 
 def clean_albef(caption: str, max_words: int) -> tuple[str, bool]:
@@ -47,6 +44,10 @@ def clean_albef(caption: str, max_words: int) -> tuple[str, bool]:
     """
     text = re.sub(r"([,.'!?\"()*#:;~])", "", caption.lower())
     text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return _first_words(text, max_words)
+
+
+def _first_words(text: str, max_words: int) -> tuple[str, bool]:
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     words = text.split(" ")
     return " ".join(words[:max_words]), len(words) > max_words
@@ -123,6 +124,12 @@ def configs_beside(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]
         if "num_attention_heads" in value:
             found["text"].update(value)
     return found
+
+
+def files_of(path: Path, names: Sequence[str]) -> list[Path]:
+    """A checkpoint and those of its companions that lie beside it."""
+    beside = [path.with_name(name) for name in (*names, "vocab.txt")]
+    return [path, *(file for file in beside if file.is_file() and file != path)]
 
 
 def check_width(path: Path, text: Mapping[str, Any], width: int) -> None:

@@ -25,10 +25,9 @@ from hada.extract.backbones.region_base import (
     CASED,
     OPTIONS,
     RegionTextBackbone,
-    files_of,
     region_rules,
 )
-from hada.extract.backbones.salesforce import bert_tokenizer
+from hada.extract.backbones.salesforce import bert_tokenizer, files_of
 from hada.extract.backbones.torch_base import encoded, library_versions, with_pooled
 from hada.extract.backbones.uniter_model import (
     UniterModel,
