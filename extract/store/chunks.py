@@ -7,7 +7,6 @@ computed right after its chunk has been read, while that still lies in the proce
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.store.open_file import OpenFile, read_pieces
+
 MISSING = -1
-_NUMBERS = tuple(f"{kind}{8 * size}" for size in (1, 2, 4, 8) for kind in ("int", "uint"))
-_NUMBERS += ("float16", "float32", "float64")
 # Bytes between two chunks: a crc32c, or HDF5's fletcher32.
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
@@ -35,37 +34,6 @@ RowArray = NDArray[np.int64]
 Part = tuple[int, int, int, int, int]
 # From a row on, chunk by chunk: (row, start, stop).
 Slow = tuple[int, int, int]
-
-
-class OpenFile:
-    """A read-only descriptor that closes with its last user, so that threads may share it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.identity = identity(os.fstat(self.descriptor))
-        self._pages: memoryview | None = None
-
-    def pages(self) -> memoryview:
-        """The file as memory. Raises `OSError` where it has been cut since it was opened.
-
-        Reading what is cut off would end the process, so this is asked before every batch.
-        """
-        size = os.fstat(self.descriptor).st_size
-        if size < self.identity[1]:
-            raise OSError(f"the file was cut to {size} bytes")
-        if self._pages is None:
-            self._pages = memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
-        return self._pages
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def identity(status: os.stat_result) -> tuple[int, int, int]:
-    """What tells a replaced file from the one that was there: inode, size, time of change."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass
@@ -213,7 +181,7 @@ class RawShard:
                 # Nobody asks for rows that were never written.
                 raise ValueError(f"chunk {chunk} is missing")
             if self.verified[chunk]:
-                _read_pieces(file, [part], offsets[chunk] + inside)
+                read_pieces(file, [part], offsets[chunk] + inside)
             elif take == size:
                 self._verify(file, chunk, part)
             else:
@@ -247,7 +215,7 @@ class RawShard:
         if self.crcs is None:
             stored = np.empty(_BETWEEN, np.uint8)
             pieces.append(stored)
-        _read_pieces(file, pieces, self._offsets[chunk])
+        read_pieces(file, pieces, self._offsets[chunk])
         self._compare(chunk, google_crc32c.value(out), stored)
 
     def _compare(self, chunk: int, found: int, stored: NDArray[np.uint8] | None) -> None:
@@ -298,37 +266,4 @@ def _read_parts(file: OpenFile, size: int, parts: list[Part], out: memoryview) -
         for k in range(cut, stop, size):
             pieces += [checksum, out[k : min(k + size, stop)]]
         if preadv(descriptor, pieces, offset) != stop - start + _BETWEEN * count:
-            _read_pieces(file, pieces, offset)
-
-
-def _read_pieces(file: OpenFile, pieces: list[Any], offset: int) -> None:
-    """Fill `pieces` one after the other from `offset` on; a read may return less than asked."""
-    wanted = sum(map(len, pieces))
-    got = os.preadv(file.descriptor, pieces, offset)
-    while got < wanted:
-        skip = got
-        rest: list[Any] = []
-        for piece in pieces:
-            if skip < len(piece):
-                rest.append(piece[skip:])
-            skip = max(0, skip - len(piece))
-        more = os.preadv(file.descriptor, rest, offset + got)
-        if more == 0:
-            raise OSError(f"the file ends {wanted - got} bytes early")
-        got += more
-
-
-def number_type(name: Any) -> np.dtype[Any]:
-    """The type of a plain number by NumPy's and Zarr's name; raises ValueError for other texts.
-
-    `np.dtype` itself takes much more: it runs a parser of Python over what it does not know.
-    """
-    if name not in _NUMBERS:
-        raise ValueError(f"dtype {name!r}")
-    found: np.dtype[Any] = np.dtype(name)
-    return found
-
-
-def fill_bytes(fill: float, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
-    """One fill value as it lies on disk."""
-    return np.frombuffer(np.array(fill).astype(dtype).tobytes(), np.uint8)
+            read_pieces(file, pieces, offset)

@@ -27,6 +27,8 @@ _ROWS = 1 << 12
 _SMALLEST_STEP = np.finfo(np.float32).tiny
 # The upper half of float32's NaN.
 _BFLOAT16_NAN = 0x7FC0
+_NUMBERS = tuple(f"{kind}{8 * size}" for size in (1, 2, 4, 8) for kind in ("int", "uint"))
+_NUMBERS += ("float16", "float32", "float64")
 
 
 def on_disk(dtype: str) -> str:
@@ -130,3 +132,36 @@ def all_finite(stored: NDArray[Any], dtype: str) -> bool:
     return all(
         int((bits[k : k + _BLOCK] & sign).max()) < limit for k in range(0, len(bits), _BLOCK)
     )
+
+
+def number_type(name: Any) -> np.dtype[Any]:
+    """The type of a plain number by NumPy's and Zarr's name; raises ValueError for other texts.
+
+    `np.dtype` itself takes much more: it runs a parser of Python over what it does not know.
+    """
+    if name not in _NUMBERS:
+        raise ValueError(f"dtype {name!r}")
+    found: np.dtype[Any] = np.dtype(name)
+    return found
+
+
+def fill_bytes(fill: float, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
+    """One fill value as it lies on disk."""
+    return np.frombuffer(np.array(fill).astype(dtype).tobytes(), np.uint8)
+
+
+def filled_up(
+    part: NDArray[np.uint8], n_bytes: int, fill: float, dtype: np.dtype[Any]
+) -> NDArray[np.uint8]:
+    """The bytes of a chunk as they lie on disk, where rows reach its end or not.
+
+    Args:
+        part: Its rows, flat.
+        n_bytes: Of a whole chunk.
+        fill: The value that stands where no row is.
+        dtype: Of the values on disk.
+    """
+    if len(part) == n_bytes:
+        return part
+    one = fill_bytes(fill, dtype)
+    return np.concatenate([part, np.tile(one, (n_bytes - len(part)) // len(one))])

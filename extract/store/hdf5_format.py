@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from hada.extract.common import atomic
 from hada.extract.common.errors import StoreError
 from hada.extract.store import digests
-from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
+from hada.extract.store.chunks import MISSING, RawShard
+from hada.extract.store.dtypes import fill_bytes, number_type
 from hada.extract.store.formats import SHARDED, ArrayPlan, Written
 from hada.extract.store.hdf5_part import (
     CRC,
@@ -40,6 +41,7 @@ from hada.extract.store.hdf5_part import (
     create_file,
     fill_part,
 )
+from hada.extract.store.open_file import identity
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"

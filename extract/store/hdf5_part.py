@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
-from hada.extract.store.chunks import MISSING, fill_bytes
+from hada.extract.store.chunks import MISSING
+from hada.extract.store.dtypes import filled_up
 from hada.extract.store.formats import ArrayPlan
 
 CRC = "crc32c"
@@ -154,11 +155,9 @@ def _chunk_crcs(values: NDArray[Any], plan: ArrayPlan) -> NDArray[np.uint32]:
     """crc32c of each chunk as it lies on disk, the last one filled up."""
     rows = min(plan.chunk_rows, max(1, len(values)))
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    size, fill = rows * plan.row_bytes, fill_bytes(plan.fill, np.dtype(plan.dtype))
+    size, dtype = rows * plan.row_bytes, np.dtype(plan.dtype)
     crcs = []
     for start in range(0, len(flat), size):
-        part = flat[start : start + size]
-        if len(part) < size:
-            part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
+        part = filled_up(flat[start : start + size], size, plan.fill, dtype)
         crcs.append(google_crc32c.value(part))
     return np.array(crcs, np.uint32)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
 from hada.extract.store import digests
-from hada.extract.store.chunks import OpenFile, RawShard
+from hada.extract.store.chunks import RawShard
 from hada.extract.store.formats import ArraySource
+from hada.extract.store.open_file import OpenFile
 
 RowArray = NDArray[np.int64]
 # Files kept open for each array; systems allow a process about a thousand.

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from hada.extract.common import remote
 from hada.extract.common.sink import Sink
-from hada.extract.store.chunks import MISSING, RawShard, fill_bytes, identity, number_type
+from hada.extract.store.chunks import MISSING, RawShard
+from hada.extract.store.dtypes import fill_bytes, filled_up, number_type
+from hada.extract.store.open_file import identity
 
 CRC_BYTES = 4
 _NO_CHUNK = 2**64 - 1
@@ -205,10 +207,7 @@ def write_file(
     table = np.full((layout.shard_rows // layout.chunk_rows, 2), _NO_CHUNK, "<u8")
     offset, crcs, digest = 0, [], xxhash.xxh3_128()
     for chunk, start in enumerate(range(0, len(flat), size)):
-        part = flat[start : start + size]
-        if len(part) < size:
-            fill = fill_bytes(layout.fill, layout.dtype)
-            part = np.concatenate([part, np.tile(fill, (size - len(part)) // len(fill))])
+        part = filled_up(flat[start : start + size], size, layout.fill, layout.dtype)
         crcs.append(google_crc32c.value(part))
         check = crcs[-1].to_bytes(CRC_BYTES, "little")
         # While the chunk lies in the processor's cache.
