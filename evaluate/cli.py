@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from hada.evaluate.inspect_cli import p_values_option, report, search, zeroshot
+from hada.evaluate.cli_options import bootstrap_options, p_values_option
+from hada.evaluate.inspect_cli import report, search, zeroshot
 from hada.evaluate.serve.cli import serve
 from hada.extract.cli_options import device_option, manifest_options
 from hada.extract.common.console import HadaGroup, say, tell
@@ -98,8 +99,7 @@ def evaluate() -> None:
 @click.option(
     "--eccv", is_flag=True, help="COCO's test: also ECCV Caption's mAP@R and R-Precision, and CxC."
 )
-@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@bootstrap_options
 @p_values_option
 @device_option
 @click.option(
@@ -172,12 +172,12 @@ def recall(
         "transductive": transductive,
     }
     if plan is not None:
-        from hada.evaluate.results import cost
+        from hada.evaluate.results import cost, cost_rates
 
         request = make_request(manifest, **asked)
         planned = cost.make_plan(manifest, request, plan, folds=folds, resamples=resamples)
         ranked_on = choose_device(device)
-        tell(cost.as_text(planned, cost.seconds(planned, ranked_on), ranked_on), lines=True)
+        tell(cost.as_text(planned, cost_rates.seconds(planned, ranked_on), ranked_on), lines=True)
         return
     result = measure_recall(
         manifest,
@@ -203,8 +203,7 @@ def recall(
     "--method", metavar="NAME", help="Method of FIRST. [default: its last fusion, else its best]"
 )
 @click.option("--with-method", metavar="NAME", help="Method of SECOND. [default: as for FIRST]")
-@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@bootstrap_options
 @p_values_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hada.evaluate.cli_options import bootstrap_options, p_values_option
 from hada.extract.cli_options import device_option, manifest_options
 from hada.extract.common.console import HadaCommand, tell
 
@@ -17,21 +18,12 @@ if TYPE_CHECKING:
     from hada.extract.manifest import Manifest
 
 
-p_values_option = click.option(
-    "--p-values-anyway",
-    is_flag=True,
-    help="Give p-values also where a method's parameters saw images of the split; those are too "
-    "small.",
-)
-
-
 @click.command(cls=HadaCommand)
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--dataset", "-d", help="Dataset of the manifest. [default: the run's]")
 @click.option("--split", "-s", default="test", show_default=True, help="Split to evaluate.")
 @click.option("--quick", is_flag=True, help="Only the models, their mean, and the run.")
-@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@bootstrap_options
 @p_values_option
 @device_option
 @click.option(
@@ -173,8 +165,7 @@ def search(manifest: Manifest, **request: Any) -> int:
     type=click.Choice(["official", "none"]),
     help="official: as WCA's code; none: the plain double sum of its formula.",
 )
-@click.option("--resamples", default=10_000, show_default=True, type=click.IntRange(min=100))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@bootstrap_options
 @device_option
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False))
 @manifest_options

@@ -1,6 +1,6 @@
 """The cost of a recall before it runs: multiply-adds, seconds and memory.
 
-Sizes come from the stores' own descriptions, rates from short measurements on this machine.
+Sizes come from the stores' own descriptions, seconds from `cost_rates`.
 
 Shape letters: I images, T captions, E embedding width, Q queries of a block, G gallery items.
 """
@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hada.evaluate.methods.build import model_names, open_stores
 from hada.evaluate.methods.linear import LinearConfig
-from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS, ranks_of_scores
+from hada.evaluate.methods.rank_fusion import BLOCK_NUMBERS
 from hada.evaluate.methods.request import Request
 from hada.evaluate.results.significance import BLOCK_COUNTS
-from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import UsageError
 from hada.extract.common.progress import duration, size
@@ -31,7 +28,6 @@ from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
 from hada.fuse.closed_form.cca import WIDTHS
 from hada.fuse.ranking.counting import PAIRS_AT_ONCE, TILE_NUMBERS, TILE_NUMBERS_ELSEWHERE
-from hada.fuse.ranking.ranks import rank_positives
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.stored_tokens import check_tokens, trained_for_it
 
@@ -41,10 +37,6 @@ BYTES_ID, BYTES_RANKS = 120, 400
 BYTES_TILE_SCORE, BYTES_PAIR_NUMBER, BYTES_SORTED_SCORE = 12, 16, 48
 # A draw: as drawn, counted, and as float64.
 BYTES_DRAW = 32
-# What is measured: images and captions of a ranking, scores of a sort, draws of a bootstrap.
-SAMPLE = (1000, 10_000)
-SAMPLE_SORTED = 1 << 19
-SAMPLE_DRAWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -219,94 +211,12 @@ def _nodes(store: StoreReader, side: SideName) -> float:
     return 1 + tokens
 
 
-def seconds(plan: CostPlan, device: str) -> dict[str, float]:
-    """How long each method and the bootstrap will take, from what a small piece takes here.
-
-    Args:
-        plan: What will be computed.
-        device: Where the small piece is computed.
-
-    Returns:
-        Name of a method, or "bootstrap" -> seconds.
-    """
-    times = {}
-    of_width: dict[int, float] = {}
-    for method in plan.methods:
-        if method.sorts:
-            gallery = max(1, min(plan.captions // plan.folds, SAMPLE_SORTED))
-            rows = max(1, SAMPLE_SORTED // gallery)
-            scores = np.random.default_rng(0).random((rows, gallery), np.float32)
-            one = _fastest(lambda scores=scores: ranks_of_scores(scores)) / scores.size  # type: ignore[misc]
-            product = of_width.get(method.width) or _per_pair(method.width, device)
-            times[method.name] = 2 * plan.pairs * (method.sorts * one + product)
-            continue
-        if method.width not in of_width:
-            of_width[method.width] = _per_pair(method.width, device)
-        times[method.name] = plan.pairs * of_width[method.width]
-        if method.nodes is not None:
-            times[method.name] += plan.pairs * _per_match(method.nodes, device)
-    times["bootstrap"] = plan.images * plan.resamples * _per_draw(len(plan.methods))
-    return times
-
-
-def _per_pair(width: int, device: str) -> float:
-    """Seconds of ranking for each pair of an image and a caption."""
-    images, captions = SAMPLE
-    random = np.random.default_rng(0)
-    caption_to_image = np.arange(captions) % images
-    image = unit_rows(random.standard_normal((images, width), np.float32))
-    # Captions near their images, as in a real set: few scores lie close to a threshold.
-    caption = random.standard_normal((captions, width), np.float32)
-    caption = unit_rows(caption / np.float32(width**0.5) + 0.5 * image[caption_to_image])
-    return _fastest(lambda: rank_positives(image, caption, caption_to_image, device=device)) / (
-        images * captions
-    )
-
-
-def _per_match(nodes: tuple[int, int, int], device: str) -> float:
-    """Seconds of node matching for each pair of an image and a caption."""
-    import torch
-
-    from hada.fuse.network.maxsim import NodeSet, node_scores
-
-    of_image, of_caption, width = nodes
-    images, captions = 64, 64
-
-    def made(items: int, count: int) -> NodeSet:
-        vectors = torch.randn(items * count, width, device=device)
-        weights = torch.full((items * count,), 1 / count, device=device)
-        return NodeSet(torch.nn.functional.normalize(vectors), weights, (count,) * items)
-
-    pair = made(images, of_image), made(captions, of_caption)
-    return _fastest(lambda: node_scores(*pair).cpu()) / (images * captions)
-
-
-def _per_draw(methods: int) -> float:
-    """Seconds of the bootstrap for each image drawn."""
-    from hada.evaluate.results.significance import Hits, bootstrap_rsums
-
-    images, resamples = SAMPLE_DRAWS // 256, 256
-    values = np.random.default_rng(0).random((images, 3))
-    hits = [Hits(values, values, np.ones(images))] * methods
-    return _fastest(lambda: bootstrap_rsums(hits, resamples=resamples)) / SAMPLE_DRAWS
-
-
-def _fastest(work: Callable[[], Any]) -> float:
-    """The shorter of two runs; the first also warms the machine up."""
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def as_text(plan: CostPlan, times: dict[str, float], device: str) -> str:
     """The plan for a terminal.
 
     Args:
         plan: What will be computed.
-        times: What `seconds` gave.
+        times: What `hada.evaluate.results.cost_rates.seconds` gave.
         device: Named in the text.
     """
     lines = [

@@ -18,6 +18,7 @@ from hada.evaluate.methods.gallery import EmbeddingMethod
 from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.methods.request import Request
 from hada.evaluate.results import cost as planning
+from hada.evaluate.results import cost_rates
 from hada.evaluate.results.measure import measure
 from hada.extract.manifest import load_manifest
 from hada.extract.store import write_store
@@ -97,7 +98,7 @@ def test_the_plan_has_the_widths_of_a_run(
     assert isinstance(product, EmbeddingMethod)
     # A share of 0 makes it narrower.
     assert product.pair[0].shape[1] <= found.methods[len(methods) - 1].width
-    assert "each run's network" in planning.as_text(found, planning.seconds(found, "cpu"), "cpu")
+    assert "each run's network" in planning.as_text(found, cost_rates.seconds(found, "cpu"), "cpu")
 
 
 def test_the_memory_is_enough_and_not_far_more(tmp_path: Path) -> None:
