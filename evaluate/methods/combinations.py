@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from hada.evaluate.methods.late import NodeMethod
 from hada.evaluate.methods.seen import Fitted, of_run, of_store
 from hada.fuse.ranking.ranks import rank_positives, recalls
 from hada.fuse.scores.embedded import Embedded
+
+if TYPE_CHECKING:
+    from hada.extract.store import StoreReader
+    from hada.fuse.run_folder import RunFolder
 
 # Shares tried by the tuned sum: multiples of 1/20 for two models, coarser for more.
 STEPS = {1: 1, 2: 20, 3: 10, 4: 6}
@@ -93,18 +97,11 @@ def fusions(run: Path, gallery: Gallery, device: str) -> list[EmbeddingMethod | 
     Raises:
         RunError: The run does not fit the stores.
     """
-    from hada.fuse.embedding import embed_split
     from hada.fuse.run_folder import RunFolder
 
     folder = RunFolder(run)
     config = folder.config()
-    names = config["models"]
-    stores = [store for store in gallery.stores if store.spec.model.name in names]
-    embedded = embed_split(folder, stores, device=device)
-    # Another gallery model may have failed on more items than the run's own models did.
-    images = np.searchsorted(embedded.image_rows, gallery.image_rows)
-    captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
-    embedded = embedded.part(images, captions)
+    stores, embedded = embed_gallery(folder, gallery, device)
     fitted = (*of_run(config), *(entry for store in stores for entry in of_store(store)))
     name = f"HADA {folder.name}"
     details: dict[str, Any] = {"run": str(run), "shares": list(embedded.shares)}
@@ -125,6 +122,33 @@ def fusions(run: Path, gallery: Gallery, device: str) -> list[EmbeddingMethod | 
     details = {**details, "node_share": embedded.node_share, "corrected": paid[1]}
     whole = NodeMethod(name, embedded, _note(embedded, matched=True), details, fitted)
     return [cosines, whole]
+
+
+def embed_gallery(
+    run: RunFolder, gallery: Gallery, device: str
+) -> tuple[list[StoreReader], Embedded]:
+    """A trained run applied to a gallery.
+
+    Args:
+        run: The run.
+        gallery: Has a store of every model of the run.
+        device: Where the network runs: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        (the stores of the run's models, the embeddings of the gallery's items).
+
+    Raises:
+        RunError: The run does not fit the stores.
+    """
+    from hada.fuse.embedding import embed_split
+
+    names = run.config()["models"]
+    stores = [store for store in gallery.stores if store.spec.model.name in names]
+    embedded = embed_split(run, stores, device=device)
+    # Another gallery model may have failed on more items than the run's own models did.
+    images = np.searchsorted(embedded.image_rows, gallery.image_rows)
+    captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
+    return stores, embedded.part(images, captions)
 
 
 def _note(embedded: Embedded, *, matched: bool) -> str:

@@ -96,20 +96,7 @@ def corrected(
     of_train = scored(part_of(train, bank))
     chosen_by = part_of(val, CHOSEN_BY)
     choice = _chosen(scored(chosen_by), of_train, chosen_by)
-    return replace(
-        method,
-        name=f"{method.name}, corrected",
-        kind="corrected",
-        pair=_paying(method.pair, of_train, choice),
-        note=f"items pay for their popularity in a bank of train: {_told(choice)}",
-        details={**method.details, "correction": vars(choice)},
-        fitted=(
-            *method.fitted,
-            Fitted.of(train.stores, "bank from"),
-            Fitted.of(val.stores, "tuned on"),
-        ),
-        uncorrected=method.pair,
-    )
+    return _paid(method, "corrected", of_train, choice, "in a bank of train", train, val)
 
 
 def transductive(
@@ -129,16 +116,30 @@ def transductive(
     chosen_by = part_of(val, CHOSEN_BY)
     of_val = scored(chosen_by)
     choice = _chosen(of_val, of_val, chosen_by)
+    among = "among all queries of the split"
+    return _paid(method, "transductive", method.pair, choice, among, gallery, val)
+
+
+def _paid(
+    method: EmbeddingMethod,
+    kind: str,
+    of_bank: Pair,
+    choice: Correction,
+    among: str,
+    bank: Gallery,
+    val: Gallery,
+) -> EmbeddingMethod:
+    """A method whose items pay what was chosen on `val` for their popularity in a bank."""
     return replace(
         method,
-        name=f"{method.name}, transductive",
-        kind="transductive",
-        pair=_paying(method.pair, method.pair, choice),
-        note=f"items pay for their popularity among all queries of the split: {_told(choice)}",
+        name=f"{method.name}, {kind}",
+        kind=kind,
+        pair=_paying(method.pair, of_bank, choice),
+        note=f"items pay for their popularity {among}: {_told(choice)}",
         details={**method.details, "correction": vars(choice)},
         fitted=(
             *method.fitted,
-            Fitted.of(gallery.stores, "bank from"),
+            Fitted.of(bank.stores, "bank from"),
             Fitted.of(val.stores, "tuned on"),
         ),
         uncorrected=method.pair,

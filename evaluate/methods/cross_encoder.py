@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Method
 from hada.evaluate.methods.pair_cache import CachedHead, PairCache
-from hada.evaluate.methods.rerank import Reranked
+from hada.evaluate.methods.rerank import Reranked, read_data
 from hada.evaluate.methods.seen import Fitted
-from hada.extract.common.errors import HadaError, UsageError
+from hada.extract.common.errors import HadaError
 from hada.extract.datasets.image_files import ImageFile
 from hada.extract.datasets.images import open_image
-from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
 from hada.fuse.run_files.sealed import digest_json
 
@@ -103,12 +102,7 @@ def cross_encoded(
     from hada.extract.backbones.cross_encoder import CrossEncoder
 
     store = gallery.stores[0]
-    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
-    data = data.as_stored(store.spec.dataset_digest)
-    if data.digest() != store.spec.dataset_digest:
-        raise UsageError(
-            f"--rerank-with {PREFIX}{place}: the captions here are not those of {store.path}"
-        )
+    data = read_data(manifest, store, f"{PREFIX}{place}")
     model = CrossEncoder(place, device)
     key = digest_json([model.digest, data.digest(), data.split])
     file = f"cross-encoder-{data.split}-{model.digest[:12]}.npz"

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.gallery import Gallery, Pair
 from hada.evaluate.methods.pair_cache import CachedHead, PairCache
+from hada.evaluate.methods.rerank import read_data
 from hada.evaluate.methods.seen import Fitted, of_store
 from hada.extract.backbones.base import MatchingBackbone
 from hada.extract.common.errors import UsageError
-from hada.extract.datasets.read import read_dataset
 from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
 from hada.fuse.ranking.counting import pair_scores
@@ -119,10 +119,7 @@ def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> 
             f"--rerank-with {name}: {store.path} does not hold all image tokens as the model gave "
             "them; extract it again without --tokens"
         )
-    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
-    data = data.as_stored(store.spec.dataset_digest)
-    if data.digest() != store.spec.dataset_digest:
-        raise UsageError(f"--rerank-with {name}: the captions here are not those of {store.path}")
+    data = read_data(manifest, store, name)
     ids = backbone.tokenize([data.captions[row] for row in gallery.caption_rows])
     own = gallery.own(store)
     assert own is not None, "a model with a match head has a joint space"

@@ -18,11 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hada.evaluate.methods.combinations import embed_gallery
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery
 from hada.evaluate.methods.seen import Fitted, of_run
-from hada.extract.common.errors import RunError
+from hada.extract.common.errors import RunError, UsageError
+from hada.extract.datasets.caption_dataset import CaptionDataset
+from hada.extract.datasets.read import read_dataset
+from hada.extract.manifest import Manifest
 from hada.extract.store import StoreReader
-from hada.fuse.embedding import embed_split
 from hada.fuse.ranking.ranks import Ranks
 from hada.fuse.run_files.config import branch_from_json
 from hada.fuse.run_folder import RunFolder
@@ -194,6 +197,27 @@ class Reranked:
         return lo, hi, tied
 
 
+def read_data(manifest: Manifest, store: StoreReader, rerank_with: str) -> CaptionDataset:
+    """The images and captions that a second stage reads, as a store has them.
+
+    Args:
+        manifest: Names the data set.
+        store: What was extracted from it.
+        rerank_with: What stands behind --rerank-with, for messages.
+
+    Raises:
+        UsageError: The captions on this machine are not those of the store.
+        DatasetError: The captions or images are not on this machine.
+    """
+    data = read_dataset(manifest.dataset(store.spec.dataset), store.spec.split)
+    data = data.as_stored(store.spec.dataset_digest)
+    if data.digest() != store.spec.dataset_digest:
+        raise UsageError(
+            f"--rerank-with {rerank_with}: the captions here are not those of {store.path}"
+        )
+    return data
+
+
 def reranked(
     run: Path, first: EmbeddingMethod, gallery: Gallery, depth: int, device: str
 ) -> Reranked:
@@ -218,14 +242,6 @@ def reranked(
         raise RunError(
             f"{folder.path}: its match head does not fit config.json; train again with --fresh"
         ) from error
-    stores: list[StoreReader] = [
-        store for store in gallery.stores if store.spec.model.name in config["models"]
-    ]
-    embedded = embed_split(folder, stores, device=device)
-    images = np.searchsorted(embedded.image_rows, gallery.image_rows)
-    captions = np.searchsorted(embedded.caption_rows, gallery.caption_rows)
-    fused = (
-        torch.from_numpy(embedded.fused_image[images]),
-        torch.from_numpy(embedded.fused_caption[captions]),
-    )
+    _, embedded = embed_gallery(folder, gallery, device)
+    fused = torch.from_numpy(embedded.fused_image), torch.from_numpy(embedded.fused_caption)
     return Reranked(first, RunHead(fused, head.eval(), fitted=of_run(config)), depth)
