@@ -31,7 +31,7 @@ from golden_graphs import (
     golden_input,
     golden_two_layers,
 )
-from golden_steps import FILES, build, gradients, state
+from golden_steps import FILES, gradients, state, up_to_the_step
 
 from hada.fuse.network.graph import edge_list
 from hada.fuse.network.inputs import prepare
@@ -111,16 +111,8 @@ def attention(side: str) -> Errors:
 def iteration(name: str) -> Errors:
     """One whole training iteration: losses, gradients, and everything after the AdamW step."""
     tensors = load_safetensors(f"{name}.safetensors")
-    objective, batch, config = build(name, tensors)
+    objective, optimizer, result = up_to_the_step(name, tensors)
     parameters = objective.trainable()
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config["learning_rate"], weight_decay=config["weight_decay"]
-    )
-    negatives = (tensors["itm.neg_img_for_each_text"], tensors["itm.neg_text_for_each_img"])
-    distill = config["alpha"] if config["distill"] else 0.0
-    result = objective(batch, distill=distill, negatives=negatives)
-    result["total"].backward()
-    objective.remember()
     pairs = (("nce", "loss_nll"), ("itm", "loss_itm"), ("total", "loss_all"))
     losses = max(gap(result[a].detach(), tensors[f"out.{b}"]) for a, b in pairs)
     wanted = gradients(tensors)

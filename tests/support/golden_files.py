@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT
@@ -48,6 +49,12 @@ def golden_root() -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).symlink_to(source.resolve())
     return root
+
+
+def ids_of(expected: Any, mask: str = "attention_mask") -> tuple[list[list[int]], Any]:
+    """Golden captions as their own ids, without padding, and which of (T, L) ids these are."""
+    real = expected[mask] > 0
+    return [row[keep].tolist() for row, keep in zip(expected["input_ids"], real, strict=True)], real
 
 
 def at_hand(path: Path) -> Path:

@@ -131,3 +131,19 @@ def gradients(tensors):
     names = ["weight_albef", "weight_0", "weight_1", "weight_2"]
     kept = [n for n in names if f"grad.{n}" in tensors]
     return found | {f"mix.values.{k}": tensors[f"grad.{n}"] for k, n in enumerate(kept)}
+
+
+def up_to_the_step(name, tensors):
+    """One iteration up to the optimiser's step: the objective, the optimiser and the losses."""
+    objective, batch, config = build(name, tensors)
+    optimizer = torch.optim.AdamW(
+        objective.trainable().values(),
+        lr=config["learning_rate"],
+        weight_decay=config["weight_decay"],
+    )
+    negatives = (tensors["itm.neg_img_for_each_text"], tensors["itm.neg_text_for_each_img"])
+    distill = config["alpha"] if config["distill"] else 0.0
+    result = objective(batch, distill=distill, negatives=negatives)
+    result["total"].backward()
+    objective.remember()
+    return objective, optimizer, result

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hada.extract.testing.store_contract import make_spec
+from hada.extract.store import Block, StoreWriter
+from hada.extract.testing.store_contract import Content, make_spec
 
-__all__ = ["COLOURS", "MANIFEST", "make_dataset", "make_project", "make_spec"]
+__all__ = ["COLOURS", "MANIFEST", "failed_block", "make_dataset", "make_project", "make_spec"]
 
 MANIFEST = """\
 schema: 1
@@ -79,3 +80,12 @@ def make_project(folder: Path, **options: Any) -> Path:
     path = folder / "data_manifest.yaml"
     path.write_text(MANIFEST)
     return path
+
+
+def failed_block(content: Content, writer: StoreWriter) -> Block:
+    """The second shard of images, images 2 and 3, of which the last could not be read."""
+    block = content.block(writer, "image", 1, failed={3: "broken"})
+    assert block.values is not None
+    assert block.embeddings is not None
+    block.values[3:], block.embeddings[1] = np.nan, np.nan
+    return block

@@ -16,7 +16,15 @@ import torch
 import transformers
 from tiny_clip import TEXT as OPEN_TEXT
 from tiny_clip import VIT, make_folder
-from tiny_dual import SIZE, TEXT, VISION, make_clip, save_model, save_tokenizer
+from tiny_dual import (
+    SIZE,
+    TEXT,
+    VISION,
+    make_clip,
+    make_vit_bert,
+    save_model,
+    save_tokenizer,
+)
 from torch import nn
 
 from hada.extract.backbones import weights
@@ -93,12 +101,7 @@ def naflex(folder: Path) -> Path:
 
 
 def vit_bert(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
-        transformers.ViTConfig(**VISION), transformers.BertConfig(**TEXT), projection_dim=12
-    )
-    save_model(transformers.VisionTextDualEncoderModel(config), folder)
-    save_tokenizer(folder, "<s> $A </s>", cls_token="<s>", sep_token="</s>")
+    make_vit_bert(folder)
     save_processor(folder)
     return folder
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import makers
 import pytest
@@ -48,6 +49,15 @@ def serving(folder: Path, *words: str, **variables: str) -> Iterator[tuple[str, 
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+
+
+def asking(address: str, log: Path) -> Iterator[Any]:
+    """A client of the server; whatever it did, the server is then well and has no traceback."""
+    httpx = pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
+        assert client.get("/health").json() == {"status": "ok"}
+    assert "Traceback" not in log.read_text()
 
 
 def make_served(folder: Path) -> Path:

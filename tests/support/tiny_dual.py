@@ -55,6 +55,18 @@ def make_clip(folder: Path) -> Path:
     return folder
 
 
+def make_vit_bert(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**VISION), transformers.BertConfig(**TEXT), projection_dim=12
+    )
+    save_model(transformers.VisionTextDualEncoderModel(config), folder)
+    save_tokenizer(folder, "<s> $A </s>", cls_token="<s>", sep_token="</s>")
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
+    return folder
+
+
 def load(path: Path | str, **options: Any) -> Any:
     return load_backbone(
         BackboneRequest(name="m", family="dual", weights=str(path), options=options)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from golden_files import ids_of
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -109,14 +110,18 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+def two_stages(depth: int) -> Request:
+    """ALBEF's cosine, whose first results its match head reorders."""
+    return Request(
+        dataset="tiny", split="val", models=("albef",), quick=True, rerank=depth,
+        rerank_with="albef", device="cpu",
+    )  # fmt: skip
+
+
 def slow_scores(folder: Path, golden_root: Path) -> tuple[Any, Any, Any]:
     """(I, T) logits, (I, T) cosines, and the image of each caption."""
     manifest = load_manifest(None)
-    request = Request(
-        dataset="tiny", split="val", models=("albef",), quick=True, rerank=DEPTH,
-        rerank_with="albef", device="cpu",
-    )  # fmt: skip
-    gallery, (first, _) = build(manifest, request)
+    gallery, (first, _) = build(manifest, two_stages(DEPTH))
     store = gallery.stores[0]
     data = read_dataset(manifest.dataset("tiny"), "val")
     ids = load_frozen_model(manifest, store, "cpu").tokenize(data.captions)
@@ -154,11 +159,7 @@ def test_the_score_is_the_logit_alone(here: Path, golden_root: Path) -> None:
     """Unlike BLIP's, ALBEF's evaluation adds no cosine."""
     logits, _, _ = slow_scores(here, golden_root)
     manifest = load_manifest(None)
-    request = Request(
-        dataset="tiny", split="val", models=("albef",), quick=True, rerank=1,
-        rerank_with="albef", device="cpu",
-    )  # fmt: skip
-    second = build(manifest, request)[1][-1]
+    second = build(manifest, two_stages(1))[1][-1]
     assert isinstance(second, Reranked)
     images, captions = np.divmod(np.arange(logits.size), logits.shape[1])
     found = second.head.logits(images, captions).reshape(logits.shape)
@@ -180,10 +181,7 @@ def test_golden_logits_from_stored_tokens(golden_root: Path) -> None:
         request = BackboneRequest(name="m", family="albef", weights=str(folder / file), options={})
         backbone: Any = load_backbone(request)
         with np.load(folder / golden) as expected:
-            mask = expected["attention_mask"] > 0
-            ids = [
-                row[keep].tolist() for row, keep in zip(expected["input_ids"], mask, strict=True)
-            ]
+            ids, _ = ids_of(expected)
             wanted = expected["itm_logits"]
             images, captions = np.divmod(np.arange(wanted.shape[0] * wanted.shape[1]), len(ids))
             found = backbone.match_tokens(
@@ -196,10 +194,7 @@ def test_a_stopped_command_goes_on_with_what_it_has_scored(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = load_manifest(None)
-    request = Request(
-        dataset="tiny", split="val", models=("albef",), quick=True, rerank=DEPTH,
-        rerank_with="albef", device="cpu",
-    )  # fmt: skip
+    request = two_stages(DEPTH)
     gallery, (_, whole) = build(manifest, request)
     expected = whole.ranks(gallery.caption_to_image)
     file = here / "runs/tiny/match-val-albef.npz"

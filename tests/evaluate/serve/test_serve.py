@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from served_runs import TOKEN, make_served, serving
+from served_runs import TOKEN, asking, make_served, serving
 
 from hada.evaluate.cli import evaluate
 from hada.evaluate.serve.settings import Settings
@@ -44,10 +44,7 @@ def served(project: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.fixture
 def client(served: tuple[str, Path]) -> Iterator[Any]:
-    with httpx.Client(base_url=served[0], timeout=60) as client:
-        yield client
-        assert client.get("/health").json() == {"status": "ok"}  # whatever was done to it
-    assert "Traceback" not in served[1].read_text()
+    yield from asking(*served)
 
 
 def picture(project: Path, number: int = 1) -> bytes:

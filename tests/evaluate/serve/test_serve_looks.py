@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served_runs import make_served, serving
+from served_runs import asking, make_served, serving
 
 from hada.evaluate.frozen_model import load_frozen_model
 from hada.evaluate.methods.build import open_gallery
@@ -36,10 +36,7 @@ def served(project: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.fixture
 def client(served: tuple[str, Path]) -> Iterator[Any]:
-    with httpx.Client(base_url=served[0], timeout=60) as client:
-        yield client
-        assert client.get("/health").json() == {"status": "ok"}
-    assert "Traceback" not in served[1].read_text()
+    yield from asking(*served)
 
 
 def of_the_report(project: Path, split: str, image: int, caption: int) -> Shown:

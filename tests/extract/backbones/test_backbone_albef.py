@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_files import ids_of
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
@@ -75,9 +76,8 @@ def test_golden_features_and_tokens(golden: Path, file: str) -> None:
     texts = json.loads((golden / f"texts{suffix}.json").read_text())
     ids = backbone.tokenize(texts["raw"])
     with np.load(golden / f"golden{suffix}.npz") as expected:
-        mask = expected["attention_mask"] > 0
-        rows = zip(expected["input_ids"], mask, strict=True)
-        assert ids == [row[keep].tolist() for row, keep in rows]
+        golden_ids, mask = ids_of(expected)
+        assert ids == golden_ids
         images = backbone.encode_images(expected["pixel_values"])
         tokens = expected["image_feat"].reshape(-1, expected["image_feat"].shape[-1])
         np.testing.assert_allclose(images.values, tokens, rtol=0, atol=1e-5)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from golden_files import ids_of
 from numpy.typing import NDArray
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
@@ -97,8 +98,7 @@ def test_golden(golden: Path, vocabulary: str) -> None:
         mean = expected["image_embed"].mean(axis=1)
         mean /= np.linalg.norm(mean, axis=1, keepdims=True)
         np.testing.assert_allclose(images.embeddings, mean, rtol=0, atol=1e-5)
-        mask = expected["attention_mask"] > 0
-        ids = [row[keep].tolist() for row, keep in zip(expected["input_ids"], mask, strict=True)]
+        ids, mask = ids_of(expected)
         captions = backbone.encode_captions(ids)
         np.testing.assert_allclose(captions.values, expected["text_feat"][mask], rtol=0, atol=1e-5)
         np.testing.assert_allclose(captions.embeddings, expected["text_embed"], rtol=0, atol=1e-5)

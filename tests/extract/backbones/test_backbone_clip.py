@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from golden_files import ids_of
 from numpy.typing import NDArray
 from PIL import Image
 from tiny_clip import TEXT, VIT, make_folder
@@ -284,9 +285,8 @@ class TestGolden:
             tokens = golden["image_feat"].reshape(-1, golden["image_feat"].shape[-1])
             np.testing.assert_allclose(encoded.values, tokens, atol=1e-5)
             np.testing.assert_allclose(encoded.embeddings, golden["image_proj_unnorm"], atol=1e-5)
-            mask = golden["text_mask"] > 0
-            rows = zip(golden["input_ids"], mask, strict=True)
-            encoded = backbone.encode_captions([row[keep].tolist() for row, keep in rows])
+            ids, mask = ids_of(golden, "text_mask")
+            encoded = backbone.encode_captions(ids)
             np.testing.assert_allclose(encoded.values, golden["text_feat"][mask], atol=1e-5)
             np.testing.assert_allclose(encoded.embeddings, golden["text_proj_unnorm"], atol=1e-5)
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny_dual import TEXT, VISION, caption_inputs, load, make_clip, save_model, save_tokenizer
+from tiny_dual import (
+    TEXT,
+    VISION,
+    caption_inputs,
+    load,
+    make_clip,
+    make_vit_bert,
+    save_model,
+    save_tokenizer,
+)
 
 from hada.extract.backbones import Backbone, BackboneRequest, load_backbone
 from hada.extract.common.errors import CheckpointError, UnknownNameError
@@ -27,18 +36,6 @@ def make_siglip(folder: Path) -> Path:
     save_tokenizer(folder, "$A </s>", eos_token="</s>")
     size = {"height": 32, "width": 32}
     transformers.SiglipImageProcessorPil(size=size).save_pretrained(folder)
-    return folder
-
-
-def make_vit_bert(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
-        transformers.ViTConfig(**VISION), transformers.BertConfig(**TEXT), projection_dim=12
-    )
-    save_model(transformers.VisionTextDualEncoderModel(config), folder)
-    save_tokenizer(folder, "<s> $A </s>", cls_token="<s>", sep_token="</s>")
-    size = {"height": 32, "width": 32}
-    transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
     return folder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from numpy.typing import NDArray
+from golden_files import ids_of
 
 from hada.extract.backbones import BackboneRequest, RegionBackbone, load_backbone
 from hada.extract.cli import extract
@@ -76,17 +76,11 @@ def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-def ids_of(expected: Any) -> tuple[list[list[int]], NDArray[np.bool_]]:
-    mask = expected["text_mask"] > 0
-    rows = zip(expected["input_ids"], mask, strict=True)
-    return [row[keep].tolist() for row, keep in rows], mask
-
-
 @pytest.mark.parametrize("file", ["uniter-base.pt", "model_step_5000.pt"])
 def test_golden_uniter(golden: Path, load: Any, regions: list[Regions], file: str) -> None:
     uniter = load("uniter", golden / "uniter" / file)
     with np.load(golden / "uniter" / "golden.npz") as expected:
-        ids, mask = ids_of(expected)
+        ids, mask = ids_of(expected, "text_mask")
         images = split(uniter.encode_regions(regions))
         tokens = np.concatenate([rows[1:] for rows in images])
         close(tokens, expected["image_only_feat"][expected["img_mask"] > 0])
@@ -104,7 +98,7 @@ def test_golden_uniter(golden: Path, load: Any, regions: list[Regions], file: st
 def test_golden_lightningdot(golden: Path, load: Any, regions: list[Regions], file: str) -> None:
     dot = load("lightningdot", golden / "lightningdot" / file)
     with np.load(golden / "lightningdot" / "golden.npz") as expected:
-        ids, mask = ids_of(expected)
+        ids, mask = ids_of(expected, "text_mask")
         images, captions = dot.encode_regions(regions), dot.encode_captions(ids)
         close(images.values, expected["image_feat"][expected["img_mask_with_cls"] > 0])
         close(images.embeddings, expected["image_embed"])

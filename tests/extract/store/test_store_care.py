@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import makers
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from calls import call
 
 from hada.extract.cli import extract
 from hada.extract.common.errors import StoreError, StoreMismatchError, UsageError
@@ -32,11 +32,6 @@ class Usage(NamedTuple):
     total: int
     used: int
     free: int
-
-
-def call(command: Any, *arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    return result.exit_code, result.output
 
 
 def make(path: Path, form: str, **changes: Any) -> Content:
@@ -64,11 +59,7 @@ def test_convert_there_and_back_is_the_same_store(tmp_path: Path, form: str) -> 
 def test_convert_keeps_failures_and_changes_the_dtype(tmp_path: Path) -> None:
     content = Content(makers.make_spec(dtype="float32"))
     writer = StoreWriter.open(tmp_path / "a", content.spec, content.index())
-    block = content.block(writer, "image", 1, failed={3: "broken"})
-    assert block.values is not None
-    assert block.embeddings is not None
-    block.values[3:], block.embeddings[1] = np.nan, np.nan
-    writer.write("image", 1, block)
+    writer.write("image", 1, makers.failed_block(content, writer))
     content.write(tmp_path / "a")
     for dtype, exact in [("float16", "f2"), ("bfloat16", None)]:
         list(convert(tmp_path / "a", tmp_path / dtype, dtype=dtype))

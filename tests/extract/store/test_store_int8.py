@@ -10,7 +10,7 @@ import makers
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
+from calls import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,11 +27,6 @@ from hada.extract.testing.store_contract import Content, files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 RAGGED = TokenSpec(width=6, count=None)
-
-
-def call(command: Any, *arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    return result.exit_code, result.output
 
 
 def half_a_step(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -137,11 +132,7 @@ def test_stock_zarr_and_h5py_read_the_values(tmp_path: Path) -> None:
 def test_failed_items_are_nan_and_others_may_not_be(tmp_path: Path, form: str) -> None:
     content = Content(makers.make_spec(dtype="int8"), format=form)
     writer = content.open(tmp_path / "s")
-    block = content.block(writer, "image", 1, failed={3: "broken"})
-    assert block.values is not None
-    assert block.embeddings is not None
-    block.values[3:], block.embeddings[1] = np.nan, np.nan
-    writer.write("image", 1, block)
+    writer.write("image", 1, makers.failed_block(content, writer))
     content.write(tmp_path / "s")
     got = open_store(tmp_path / "s").image
     assert np.isnan(got.tokens(np.array([3]))).all()

@@ -16,7 +16,7 @@ from typing import Any
 import makers
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from calls import call
 
 from hada.extract.cli import extract
 from hada.extract.common import remote
@@ -105,11 +105,6 @@ def root(request: pytest.FixtureRequest) -> str:
         url: str = request.getfixturevalue("s3")[1]
         return url
     return f"memory://b{uuid.uuid4().hex}"
-
-
-def call(command: Any, *arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    return result.exit_code, result.output
 
 
 def objects(url: str) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 import makers
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from calls import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,11 +22,6 @@ from hada.extract.store.maintain import convert, describe
 from hada.extract.store.pooling import groups, pool, pool_size, pooled_lengths, reduced_spec
 from hada.extract.store_cli import store
 from hada.extract.testing.store_contract import Content, files_of
-
-
-def call(command: Any, *arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    return result.exit_code, result.output
 
 
 def plainly_pooled(item: NDArray[Any], kept: int, last: bool) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fuse_golden import load_safetensors
-from golden_steps import FILES, build, gradients, state
+from golden_steps import FILES, gradients, state, up_to_the_step
 from small_batches import tiny, tiny_batch
 
 from hada.extract.common.errors import UsageError
@@ -15,16 +15,8 @@ from hada.extract.common.errors import UsageError
 def test_golden_iteration(name):
     """Losses, gradients, slow encoders, queues, and the weights after one AdamW step."""
     tensors = load_safetensors(f"{name}.safetensors")
-    objective, batch, config = build(name, tensors)
+    objective, optimizer, result = up_to_the_step(name, tensors)
     parameters = objective.trainable()
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config["learning_rate"], weight_decay=config["weight_decay"]
-    )
-    negatives = (tensors["itm.neg_img_for_each_text"], tensors["itm.neg_text_for_each_img"])
-    distill = config["alpha"] if config["distill"] else 0.0
-    result = objective(batch, distill=distill, negatives=negatives)
-    result["total"].backward()
-    objective.remember()
     for ours, theirs in (("nce", "loss_nll"), ("itm", "loss_itm"), ("total", "loss_all")):
         want = tensors[f"out.{theirs}"]
         torch.testing.assert_close(result[ours].detach(), want, atol=1e-5, rtol=1e-5)
@@ -44,7 +36,7 @@ def test_golden_iteration(name):
         # a BatchNorm) both sides hold rounding, and its sign is chance.
         error = (value - after[key]).abs()
         if key in parameters and key in wanted:
-            error[wanted[key].view_as(value).abs() < 1e-5] -= 2.1 * config["learning_rate"]
+            error[wanted[key].view_as(value).abs() < 1e-5] -= 2.1 * optimizer.defaults["lr"]
         assert float(error.max()) <= 2e-5, key
 
 
