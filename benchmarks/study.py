@@ -72,8 +72,11 @@ class DrawnSplit(Split):
 
     def __init__(self, images: int, device: torch.device, *, pinned: bool) -> None:
         self.stores = ()
-        self.owner = np.repeat(np.arange(images), PER_IMAGE)
-        self.image_rows, self.caption_rows = np.arange(images), np.arange(len(self.owner))
+        self.caption_to_image = np.repeat(np.arange(images), PER_IMAGE)
+        self.image_rows, self.caption_rows = (
+            np.arange(images),
+            np.arange(len(self.caption_to_image)),
+        )
         self._by_image, self._bounds = self.caption_rows, np.arange(images + 1) * PER_IMAGE
         random = np.random.default_rng(0)
         self.sources = {"image": (), "caption": ()}

@@ -127,14 +127,14 @@ class Features:
 class Batch:
     """Images and captions of one step.
 
-    Entry j of `owner_T` is the row in this batch of caption j's image; `ids_B` says which image
-    of the data set each row is. A batch of pairs has B = T and may hold an image twice.
+    Entry j of `caption_to_image_T` is the row in this batch of caption j's image; `ids_B` says
+    which image of the data set each row is. A batch of pairs has B = T and may hold an image twice.
     """
 
     image: Features
     caption: Features
     ids_B: Tensor
-    owner_T: Tensor
+    caption_to_image_T: Tensor
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
@@ -142,5 +142,5 @@ class Batch:
             self.image.to(device),
             self.caption.to(device),
             self.ids_B.to(device),
-            self.owner_T.to(device),
+            self.caption_to_image_T.to(device),
         )

@@ -146,17 +146,19 @@ def embed(
     data = manifest if isinstance(manifest, Manifest) else load_manifest(_path(manifest))
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     config = folder.config()
-    of = data.dataset(dataset or config["dataset"])
+    entry = data.dataset(dataset or config["dataset"])
     written = []
     for split in names:
-        of.split(split)
-        stores = [open_store(data.store_path(of.name, split, model)) for model in config["models"]]
+        entry.split(split)
+        stores = [
+            open_store(data.store_path(entry.name, split, model)) for model in config["models"]
+        ]
         embedded = embed_split(folder, stores, device=device)
-        path = output or data.store_path(of.name, split, folder.name)
+        path = output or data.store_path(entry.name, split, folder.name)
         write_embedded(path, folder.name, folder, embedded, stores, anew=output is None)
         say(
             f"{len(embedded.image_rows)} images and {len(embedded.caption_rows)} captions of "
-            f"{of.name}/{split} in {path}"
+            f"{entry.name}/{split} in {path}"
         )
         written.append(str(path))
         if embedded.nodes is not None and embedded.node_share:

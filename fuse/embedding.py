@@ -113,7 +113,7 @@ def embed(
         tuple(shares[: 1 + len(own)]),
         split.image_rows,
         split.caption_rows,
-        split.owner,
+        split.caption_to_image,
     )
     if image_nodes is not None and caption_nodes is not None and fuser.nodes is not None:
         embedded = replace(

@@ -44,10 +44,12 @@ class Scored:
     centred_IT: NDArray[np.float32]
 
     @classmethod
-    def of(cls, name: str, scores_IT: NDArray[np.float32], owner: NDArray[np.int64]) -> Scored:
+    def of(
+        cls, name: str, scores_IT: NDArray[np.float32], caption_to_image: NDArray[np.int64]
+    ) -> Scored:
         """Rank a model's scores."""
         centred = scores_IT - scores_IT.mean(axis=1, keepdims=True)
-        return cls(name, scores_IT, rank_matrix(scores_IT, owner), unit_rows(centred))
+        return cls(name, scores_IT, rank_matrix(scores_IT, caption_to_image), unit_rows(centred))
 
     @property
     def rsum(self) -> float:
@@ -90,19 +92,19 @@ def look(
     )
     kept = np.unique(np.linspace(0, part.images - 1, min(part.images, most_images)).astype(int))
     captions = part.captions_of(kept)
-    owner = np.searchsorted(kept, part.owner[captions])
-    scored, items = _cosines(part, names, kept, captions, owner)
+    caption_to_image = np.searchsorted(kept, part.caption_to_image[captions])
+    scored, items = _cosines(part, names, kept, captions, caption_to_image)
     if not scored:
         raise StoreError(f"{dataset}/{split}: none of {', '.join(names)} has a joint space")
     found = [
-        combine(some, owner)
+        combine(some, caption_to_image)
         for size in range(1, LARGEST + 1)
         for some in itertools.combinations(scored, size)
     ]
     found.sort(key=lambda entry: -entry["mean_rsum"])
     train = _train(manifest, dataset, train_split, [model.name for model in scored])
     if train is not None:
-        looked_at = Embeddings(tuple(items), owner)
+        looked_at = Embeddings(tuple(items), caption_to_image)
         numbers = {model.name: k for k, model in enumerate(scored)}
         first = found[:MOST_FITTED]
         with progress("closed form", len(first), "combinations") as advance:
@@ -124,7 +126,7 @@ def _cosines(
     names: Sequence[str],
     images: NDArray[np.int64],
     captions: NDArray[np.int64],
-    owner: NDArray[np.int64],
+    caption_to_image: NDArray[np.int64],
 ) -> tuple[list[Scored], list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
     """The models that have a joint space: their scores, and (I, E) and (T, E) as stored."""
     scored, items = [], []
@@ -136,7 +138,7 @@ def _cosines(
         stored = image[part.image_rows[images]], caption[part.caption_rows[captions]]
         items.append((stored[0].astype(np.float32), stored[1].astype(np.float32)))
         unit_IE, unit_TE = (unit_rows(side) for side in items[-1])
-        scored.append(Scored.of(name, unit_IE @ unit_TE.T, owner))
+        scored.append(Scored.of(name, unit_IE @ unit_TE.T, caption_to_image))
     return scored, items
 
 
@@ -162,14 +164,18 @@ def _train(manifest: Manifest, dataset: str, split: str, names: Sequence[str]) -
                 np.asarray(caption[part.caption_rows[captions]], np.float32),
             )
         )
-    return Embeddings(tuple(models), np.searchsorted(kept, part.owner[captions]))
+    return Embeddings(tuple(models), np.searchsorted(kept, part.caption_to_image[captions]))
 
 
-def combine(models: Sequence[Scored], owner: NDArray[np.int64]) -> dict[str, Any]:
+def combine(models: Sequence[Scored], caption_to_image: NDArray[np.int64]) -> dict[str, Any]:
     """What is known of one combination before training it; RSums in percent."""
     alone = {model.name: model.rsum for model in models}
     total = sum((model.scores_IT for model in models[1:]), start=models[0].scores_IT)
-    mean = recalls(rank_matrix(total, owner))["rsum"] if len(models) > 1 else max(alone.values())
+    mean = (
+        recalls(rank_matrix(total, caption_to_image))["rsum"]
+        if len(models) > 1
+        else max(alone.values())
+    )
     union, missed = 0.0, []
     for way in ("i2t_hits", "t2i_hits"):
         for k in KS:

@@ -168,7 +168,7 @@ class CachedHead:
         """(P,) logits of pairs, by their rows in the gallery."""
         pairs_P = (self.image_rows[images_P] << 32) + self.caption_rows[captions_P]
         # A pair may be asked for twice: by several queries of one call.
-        unique, where, of = np.unique(pairs_P, return_index=True, return_inverse=True)
+        unique, first, inverse = np.unique(pairs_P, return_index=True, return_inverse=True)
         known, scores = self.cache.known(unique)
         missing = np.flatnonzero(~known)
         try:
@@ -176,12 +176,12 @@ class CachedHead:
                 for start in range(0, len(missing), self.pairs_at_once):
                     some = missing[start : start + self.pairs_at_once]
                     began = time.perf_counter()
-                    scores[some] = self.head.logits(images_P[where[some]], captions_P[where[some]])
+                    scores[some] = self.head.logits(images_P[first[some]], captions_P[first[some]])
                     self.cache.add(unique[some], scores[some], time.perf_counter() - began)
                     advance(len(some))
         finally:
             self.cache.save()
-        return np.asarray(scores[of], np.float32)
+        return np.asarray(scores[inverse], np.float32)
 
     def part(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> CachedHead:
         """The same head on a subset: (i,) rows of images and (t,) rows of captions."""

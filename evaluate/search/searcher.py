@@ -204,13 +204,13 @@ class Searcher:
         own = index.own_scores(query, row)
         if own:
             hit["models"] = {name: round(value, 6) for name, value in own.items()}
-        at = self._rows[index.side].get(id_)
-        if self.data is not None and at is not None:
-            image = at if index.side == "image" else int(self.data.caption_to_image[at])
+        known = self._rows[index.side].get(id_)
+        if self.data is not None and known is not None:
+            image = known if index.side == "image" else int(self.data.caption_to_image[known])
             if image >= 0:  # texts alone are of no image
                 hit["file"] = str(self.data.image_paths[image])
             hit["captions"] = (
-                self.captions(at) if index.side == "image" else [self.data.captions[at]]
+                self.captions(known) if index.side == "image" else [self.data.captions[known]]
             )
         return hit
 

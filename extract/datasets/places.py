@@ -175,21 +175,22 @@ class Folders:
         parts = [part for part in folder.split("/") if part]
         actual = ""
         for part in parts:
-            there = self._alike(actual, part)
-            if there is None:
+            entry = self._entry(actual, part)
+            if entry is None:
                 return None
-            actual = f"{actual}/{there}" if actual else there
-        there = self._alike(actual, name)
-        return None if there is None else f"{actual}/{there}" if actual else there
+            actual = f"{actual}/{entry}" if actual else entry
+        entry = self._entry(actual, name)
+        return None if entry is None else f"{actual}/{entry}" if actual else entry
 
-    def _alike(self, folder: str, name: str) -> str | None:
+    def _entry(self, folder: str, name: str) -> str | None:
+        """What a folder has under a name, or else the one that differs from it as `alike` says."""
         if name in self._names(folder):
             return name
         if folder not in self._loose:
             table: dict[str, list[str]] = {}
-            for there in self._names(folder):
-                table.setdefault(_folded(there), []).append(there)
-                table.setdefault(_folded(os.path.splitext(there)[0]), []).append(there)
+            for entry in self._names(folder):
+                table.setdefault(_folded(entry), []).append(entry)
+                table.setdefault(_folded(os.path.splitext(entry)[0]), []).append(entry)
             self._loose[folder] = table
         fits = set(self._loose[folder].get(_folded(name), ()))
         return fits.pop() if len(fits) == 1 else None

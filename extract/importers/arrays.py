@@ -84,8 +84,8 @@ def from_safetensors(request: ImportRequest, dataset: CaptionDataset) -> ArraySo
     metadata: dict[str, str] = {}
     files = [file for file in (request.images, request.captions) if file is not None]
     for file in files:
-        tensors, told = read_safetensors(file, DatasetError)
-        metadata.update(told)
+        tensors, own = read_safetensors(file, DatasetError)
+        metadata.update(own)
         for key, tensor in tensors.items():
             # NumPy has no bfloat16.
             plain = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor

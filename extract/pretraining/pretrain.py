@@ -33,6 +33,15 @@ def pretrain(recipe: Recipe, plan: PretrainingPlan, output: Path, device: str = 
 
     Every save is written beside and swapped in, so an interrupted training leaves the last
     complete save or nothing.
+
+    Args:
+        recipe: What is trained.
+        plan: For how long, on what, and with which rates.
+        output: The model's folder.
+        device: Where.
+
+    Returns:
+        The trained model.
     """
     import torch
 
@@ -52,7 +61,7 @@ def pretrain(recipe: Recipe, plan: PretrainingPlan, output: Path, device: str = 
 def _loop(learner: Learner, corpus: Corpus, output: Path) -> None:
     plan, recipe = learner.plan, learner.towers.recipe
     mean: dict[str, float] = {}
-    started, told = time.monotonic(), 0
+    started, before = time.monotonic(), 0
     total, unit = (plan.steps, "steps") if plan.minutes is None else (round(plan.minutes * 60), "s")
     with progress(f"training {recipe.name}", total, unit) as advance:
         for step in range(plan.steps):
@@ -68,8 +77,8 @@ def _loop(learner: Learner, corpus: Corpus, output: Path) -> None:
                 mean[name] = 0.98 * mean.get(name, value) + 0.02 * value
             now = step + 1 if plan.minutes is None else min(total, int(elapsed))
             note = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
-            advance(now - told, f"step {step + 1}: {note}")
-            told = now
+            advance(now - before, f"step {step + 1}: {note}")
+            before = now
             if (step + 1) % plan.save_every == 0:
                 save(learner.towers, output)
     save(learner.towers, output)

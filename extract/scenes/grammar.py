@@ -107,10 +107,10 @@ def _thing(thing: Thing, voice: Voice, dice: Dice) -> str:
 
 def _background(scene: Scene, dice: Dice) -> str:
     words = []
-    told = dice.below(3)  # the texture, the colour or both
-    if told != 1:
+    named = dice.below(3)  # the texture, the colour or both
+    if named != 1:
         words.append(dice.pick(TEXTURE_WORDS[scene.texture]))
-    if told != 0:
+    if named != 0:
         words.append(dice.pick(GROUND_WORDS[scene.ground]))
     preposition = dice.pick(("on", "against", "over"))
     phrase = " ".join([*words, dice.pick(BACKGROUND_WORDS)])
@@ -219,12 +219,12 @@ def _counting(scene: Scene, voice: Voice, dice: Dice) -> str:
     )
     name, _, words = dice.weighted([(entry, entry[1]) for entry in attributes])
     value, number = dice.pick(sorted(Counter(str(getattr(t, name)) for t in scene.things).items()))
-    told = "all" if number == count else NUMBERS[number]
+    amount = "all" if number == count else NUMBERS[number]
     word = dice.pick(words[value])
     if name == "shape":
         word = plural(word) if number > 1 else f"a {word}"
     verb = dice.pick(("", " are" if number > 1 else " is"))
-    text += f", {told} of them{verb} {word}"
+    text += f", {amount} of them{verb} {word}"
     if dice.chance(80):
         text += f", {dice.pick(('including', 'among them'))} "
         text += _thing(dice.pick(scene.things), voice, dice)

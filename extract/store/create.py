@@ -47,11 +47,11 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
     """Every array of a store, before anything is written: names, shapes and division."""
     plans: dict[str, ArrayPlan] = {}
     for side in SIDES:
-        n, size = index.count(side), spec.rows_per_shard[side]
+        count, size = index.count(side), spec.rows_per_shard[side]
         tokens, width = spec.model.tokens(side), spec.model.embedding_width
         if tokens is not None and tokens.count is not None:
             plans[f"{side}/tokens"] = ArrayPlan(
-                shape=(n, tokens.count, tokens.width),
+                shape=(count, tokens.count, tokens.width),
                 dtype=dtypes.on_disk(spec.dtype),
                 fill=dtypes.fill_value(spec.dtype),
                 chunk_rows=1,
@@ -82,7 +82,7 @@ def plan_arrays(spec: StoreSpec, index: StoreIndex) -> dict[str, ArrayPlan]:
         if width is not None:
             stored = dtypes.of_embeddings(spec.dtype)
             plans[f"{side}/embeddings"] = ArrayPlan(
-                shape=(n, width),
+                shape=(count, width),
                 dtype=dtypes.on_disk(stored),
                 fill=dtypes.fill_value(stored),
                 chunk_rows=size,
@@ -96,6 +96,15 @@ def create(folder: Path, spec: StoreSpec, index: StoreIndex, format_name: str) -
     """Make the empty store beside its place and rename it there, so that it is whole or absent.
 
     Behind a URL it is made locally and put there, what makes it a store last.
+
+    Args:
+        folder: The store's folder or URL.
+        spec: What the store is to hold.
+        index: Its items.
+        format_name: "zarr" or "hdf5".
+
+    Raises:
+        UsageError: The folder lies in another store, or is a link to nowhere.
     """
     if remote.is_remote(folder):
         _create_remote(folder, spec, index, format_name)

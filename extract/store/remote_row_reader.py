@@ -179,13 +179,13 @@ class RemoteRows(RowReader):
 def _in_flight(runs: Iterator[list[_Need]]) -> Iterator[list[list[_Need]]]:
     """Runs that are asked for together, so many bytes at a time."""
     group: list[list[_Need]] = []
-    held = 0
+    n_bytes = 0
     for run in runs:
         size = run[-1].offset - run[0].offset + run[-1].size
-        if group and held + size > MOST_IN_FLIGHT:
+        if group and n_bytes + size > MOST_IN_FLIGHT:
             yield group
-            group, held = [], 0
+            group, n_bytes = [], 0
         group.append(run)
-        held += size
+        n_bytes += size
     if group:
         yield group

@@ -89,11 +89,11 @@ def plan_size(path: str | Path, spec: StoreSpec, index: StoreIndex) -> SizePlan:
         for shard in range(shards):
             items = shard_rows(spec, index, side, shard)
             ragged = plan.dimensions[0] == "row"
-            held = (
+            filled = (
                 int(index.lengths[side][items.start : items.stop].sum()) if ragged else len(items)
             )
             # The last chunk of a shard is stored whole.
-            rows += -(-held // plan.chunk_rows) * plan.chunk_rows
+            rows += -(-filled // plan.chunk_rows) * plan.chunk_rows
         arrays[name] = rows * plan.row_bytes
     return SizePlan(
         folder=folder,

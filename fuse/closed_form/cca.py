@@ -199,7 +199,7 @@ def choose_cca(
     for fold in range(folds):
         inside, outside = np.flatnonzero(fold_I != fold), np.flatnonzero(fold_I == fold)
         fitted = _Moments.of(*_part(image_ID, caption_TD, caption_to_image_T, inside))
-        image, caption, owner = _part(
+        image, caption, held_out_T = _part(
             image_ID, caption_TD, caption_to_image_T, outside[:MOST_VALIDATED]
         )
         for shrinkage in shrinkages:
@@ -207,7 +207,7 @@ def choose_cca(
             for width in tried:
                 head = _narrowed(widest, width)
                 ranks = rank_positives(
-                    head.encode("image", image), head.encode("caption", caption), owner
+                    head.encode("image", image), head.encode("caption", caption), held_out_T
                 )
                 rsums.setdefault((shrinkage, width), []).append(recalls(ranks)["rsum"])
     shrinkage, width = max(rsums, key=lambda key: float(np.mean(rsums[key])))
@@ -230,17 +230,21 @@ def _part(
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Some images, in ascending order, with their captions."""
     captions = np.flatnonzero(np.isin(caption_to_image_T, images))
-    owner = np.searchsorted(images, caption_to_image_T[captions])
-    return image_ID[images], caption_TD[captions], owner
+    of_part_T = np.searchsorted(images, caption_to_image_T[captions])
+    return image_ID[images], caption_TD[captions], of_part_T
 
 
 def _check(
-    image_ID: Floats, caption_TD: Floats, owner_T: NDArray[Any], shrinkage: float, width: int
+    image_ID: Floats,
+    caption_TD: Floats,
+    caption_to_image_T: NDArray[Any],
+    shrinkage: float,
+    width: int,
 ) -> None:
-    if len(owner_T) != len(caption_TD) or len(owner_T) < 2:
+    if len(caption_to_image_T) != len(caption_TD) or len(caption_to_image_T) < 2:
         raise UsageError(
             f"cca: expected an image for each of two captions at least, got {len(caption_TD)} "
-            f"captions and {len(owner_T)} images of captions"
+            f"captions and {len(caption_to_image_T)} images of captions"
         )
     if not shrinkage > 0:
         raise UsageError(f"cca: shrinkage: expected more than 0, got {shrinkage}")

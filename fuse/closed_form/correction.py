@@ -100,16 +100,16 @@ def choose_correction(
         What each direction pays: 0 where it does not help.
     """
     scores = np.asarray(scores_IT, np.float32)
-    owner = np.asarray(caption_to_image)
-    halves = [_half(owner, len(scores), first) for first in (0, 1)]
+    caption_to_image_T = np.asarray(caption_to_image)
+    halves = [_half(caption_to_image_T, len(scores), first) for first in (0, 1)]
 
     def gains(direction: str, rows: Rows) -> dict[tuple[int, float], float]:
         """Reciprocal rank over uncorrected of every k and alpha on some images."""
         images, captions = rows
         part = scores[np.ix_(images, captions)]
-        of = np.searchsorted(images, owner[captions])
+        part_to_image = np.searchsorted(images, caption_to_image_T[captions])
         found = {}
-        plain = _reciprocal_rank(part, of, direction)
+        plain = _reciprocal_rank(part, part_to_image, direction)
         popularities = image_popularities if direction == "t2i" else caption_popularities
         for k, values in popularities.items():
             for alpha in alphas:
@@ -119,7 +119,8 @@ def choose_correction(
                     values[images][:, None] if direction == "t2i" else values[captions][None]
                 )
                 found[k, alpha] = (
-                    _reciprocal_rank(part - paid.astype(np.float32), of, direction) - plain
+                    _reciprocal_rank(part - paid.astype(np.float32), part_to_image, direction)
+                    - plain
                 )
         return found
 
@@ -186,14 +187,16 @@ def as_cosine(
 
 
 def _half(
-    owner: NDArray[Any], images: int, first: int
+    caption_to_image_T: NDArray[Any], images: int, first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Every other image with its captions."""
     rows = np.arange(first, images, 2)
-    return rows, np.flatnonzero(np.isin(owner, rows))
+    return rows, np.flatnonzero(np.isin(caption_to_image_T, rows))
 
 
-def _reciprocal_rank(scores_IT: NDArray[np.float32], owner: NDArray[Any], direction: str) -> float:
+def _reciprocal_rank(
+    scores_IT: NDArray[np.float32], caption_to_image_T: NDArray[Any], direction: str
+) -> float:
     """One direction's mean of 1 / rank of the best match, ranks from 1."""
-    ranks = rank_matrix(scores_IT, owner)
+    ranks = rank_matrix(scores_IT, caption_to_image_T)
     return float((1 / (1 + getattr(ranks, direction))).mean())

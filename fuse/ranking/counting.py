@@ -43,12 +43,12 @@ class Thresholds:
     """What counts as better than, and as level with, the positive of each query.
 
     best_I: score of each image's best caption. positive_T: score of each caption's image.
-    owner_T: the row of each caption's image. tolerance: closer than this is a tie.
+    caption_to_image_T: the row of each caption's image. tolerance: closer than this is a tie.
     """
 
     best_I: NDArray[np.float64]
     positive_T: NDArray[np.float64]
-    owner_T: NDArray[np.int64]
+    caption_to_image_T: NDArray[np.int64]
     tolerance: float
 
 
@@ -85,9 +85,9 @@ def count_better(
     return work.i2t_better, work.i2t_level, work.t2i_better, work.t2i_level
 
 
-def own_scores(image_IE: Floats, caption_TE: Floats, owner_T: NDArray[np.int64]) -> Any:
+def own_scores(image_IE: Floats, caption_TE: Floats, caption_to_image_T: NDArray[np.int64]) -> Any:
     """(T,) float64 scores of the captions with their own images."""
-    return pair_scores(image_IE, caption_TE, owner_T, np.arange(len(owner_T)))
+    return pair_scores(image_IE, caption_TE, caption_to_image_T, np.arange(len(caption_to_image_T)))
 
 
 def pair_scores(
@@ -119,7 +119,7 @@ class _Tiles:
         self.image, self.caption, self.found = image_IE, caption_TE, found
         self.i2t_better, self.i2t_level = _zeros(len(image_IE)), _zeros(len(image_IE))
         self.t2i_better, self.t2i_level = _zeros(len(caption_TE)), _zeros(len(caption_TE))
-        self._by_image, self._starts = group_by_image(found.owner_T, len(image_IE))
+        self._by_image, self._starts = group_by_image(found.caption_to_image_T, len(image_IE))
         longest = [_longest(side) for side in (image_IE, caption_TE)]
         self._in_range = all(SHORTEST < length < LONGEST for length in longest)
         # Rounding the inputs, then a sum of E products in any order (Higham 2002, section 3.1).
@@ -132,7 +132,7 @@ class _Tiles:
     def add(self, rows: slice, columns: slice) -> None:
         own = self._by_image[self._starts[rows.start] : self._starts[rows.stop]]
         own = own[(own >= columns.start) & (own < columns.stop)]
-        places = (self.found.owner_T[own] - rows.start, own - columns.start)
+        places = (self.found.caption_to_image_T[own] - rows.start, own - columns.start)
         if not self._in_range:
             self._add_exact(rows, columns, places)
             return

@@ -111,15 +111,15 @@ def rank_positives(
                 f"{side} embeddings: {bad.size} rows are not finite, the first is row {bad[0]}; "
                 "leave out the items that could not be read"
             )
-    owner = _owners(caption_to_image, len(images), len(captions))
-    positive = own_scores(images, captions, owner)
+    caption_to_image_T = _checked(caption_to_image, len(images), len(captions))
+    positive = own_scores(images, captions, caption_to_image_T)
     tolerance = TIE_TOLERANCE * float(np.abs(positive).max(initial=0.0))
-    best, tied = _best(positive, owner, len(images), tolerance)
-    found = Thresholds(best, positive, owner, tolerance)
+    best, tied = _best(positive, caption_to_image_T, len(images), tolerance)
+    found = Thresholds(best, positive, caption_to_image_T, tolerance)
     i2t_lo, i2t_tie, t2i_lo, t2i_tie = count_better(
         images, captions, found, device=device, tile_numbers=block_numbers
     )
-    alone = np.ones(len(owner), np.int64)
+    alone = np.ones(len(caption_to_image_T), np.int64)
     return Ranks(i2t_lo, i2t_lo + i2t_tie, tied, t2i_lo, t2i_lo + t2i_tie, alone)
 
 
@@ -143,12 +143,17 @@ def rank_matrix(
     matrix = _array(scores_IT, None)
     if matrix.ndim != 2:
         raise UsageError(f"scores: expected a matrix (I, T), got shape {matrix.shape}")
-    owner = _owners(caption_to_image, *matrix.shape)
+    caption_to_image_T = _checked(caption_to_image, *matrix.shape)
     worst = matrix.max(axis=1)  # NaN where a row holds one
     if np.isnan(worst).any():
         row = int(np.argmax(np.isnan(worst)))
         raise NonFiniteError(f"scores: NaN in image row {row}; scores must be numbers")
-    return _rank(matrix, matrix[owner, np.arange(len(owner))], owner, block_numbers)
+    return _rank(
+        matrix,
+        matrix[caption_to_image_T, np.arange(len(caption_to_image_T))],
+        caption_to_image_T,
+        block_numbers,
+    )
 
 
 def recalls(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
@@ -187,21 +192,24 @@ def recalls(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
 
 
 def _rank(
-    matrix_IT: NDArray[Any], positive: NDArray[Any], owner: NDArray[np.int64], block_numbers: int
+    matrix_IT: NDArray[Any],
+    positive: NDArray[Any],
+    caption_to_image_T: NDArray[np.int64],
+    block_numbers: int,
 ) -> Ranks:
     """Count, block of images by block, who beats and who ties each query's best positive."""
     images, captions = matrix_IT.shape
-    best, tied = _best(positive, owner, images, 0.0)
+    best, tied = _best(positive, caption_to_image_T, images, 0.0)
     i2t_lo, i2t_tie = np.zeros(images, np.int64), np.zeros(images, np.int64)
     t2i_lo, t2i_tie = np.zeros(captions, np.int64), np.zeros(captions, np.int64)
-    by_image, starts = group_by_image(owner, images)
+    by_image, starts = group_by_image(caption_to_image_T, images)
     step = max(1, block_numbers // max(captions, 1))
     for first in range(0, images, step):
         rows = slice(first, min(first + step, images))
         own = by_image[starts[rows.start] : starts[rows.stop]]
         # NaN compares false with everything: the positives count neither as better nor as tied.
         block_BT = np.array(matrix_IT[rows], dtype=np.result_type(positive.dtype, np.float32))
-        block_BT[owner[own] - first, own] = np.nan
+        block_BT[caption_to_image_T[own] - first, own] = np.nan
         i2t_lo[rows] = (block_BT > best[rows, None]).sum(axis=1)
         i2t_tie[rows] = (block_BT == best[rows, None]).sum(axis=1)
         t2i_lo += (block_BT > positive).sum(axis=0)
@@ -211,13 +219,14 @@ def _rank(
 
 
 def _best(
-    positive: NDArray[Any], owner: NDArray[np.int64], images: int, tolerance: float
+    positive: NDArray[Any], caption_to_image_T: NDArray[np.int64], images: int, tolerance: float
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """(I,) the best score of each image's captions, and how many of them share it."""
     best = np.full(images, -np.inf, dtype=positive.dtype)
-    np.maximum.at(best, owner, positive)
-    # Images without captions are refused in _owners, so every best is a real score.
-    tied = np.bincount(owner[positive >= (best - tolerance)[owner]], minlength=images)
+    np.maximum.at(best, caption_to_image_T, positive)
+    # Images without captions are refused in _checked, so every best is a real score.
+    as_good = positive >= (best - tolerance)[caption_to_image_T]
+    tied = np.bincount(caption_to_image_T[as_good], minlength=images)
     return best, tied
 
 
@@ -268,23 +277,23 @@ def _finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(good)
 
 
-def _owners(caption_to_image: Any, images: int, captions: int) -> NDArray[np.int64]:
+def _checked(caption_to_image: Any, images: int, captions: int) -> NDArray[np.int64]:
     """`caption_to_image` as (T,) int64, checked against both sides."""
-    owner = _array(caption_to_image, np.int64)
-    if owner.shape != (captions,):
+    caption_to_image_T = _array(caption_to_image, np.int64)
+    if caption_to_image_T.shape != (captions,):
         raise UsageError(
             f"caption_to_image: expected one entry for each of {captions} captions, "
-            f"got shape {owner.shape}"
+            f"got shape {caption_to_image_T.shape}"
         )
-    if captions and (owner.min() < 0 or owner.max() >= images):
+    if captions and (caption_to_image_T.min() < 0 or caption_to_image_T.max() >= images):
         raise UsageError(
             f"caption_to_image: expected image rows 0 to {images - 1}, "
-            f"got {owner.min()} to {owner.max()}"
+            f"got {caption_to_image_T.min()} to {caption_to_image_T.max()}"
         )
-    counts = np.bincount(owner, minlength=images)
+    counts = np.bincount(caption_to_image_T, minlength=images)
     if images == 0 or (counts == 0).any():
         missing = int(np.argmin(counts)) if images else 0
         raise UsageError(
             f"image row {missing} has no caption, so it has no rank; leave such images out"
         )
-    return owner
+    return caption_to_image_T

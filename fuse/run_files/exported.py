@@ -97,15 +97,15 @@ def read_export(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise FaultError("missing", file, "the weights have no configuration", REMEDY)
-    held = check_export(file, folder / WEIGHTS)
-    run = held.get("run") or {"recipe": _recipe(held).to_json(), "imported": {}}
+    export = check_export(file, folder / WEIGHTS)
+    run = export.get("run") or {"recipe": _recipe(export).to_json(), "imported": {}}
     config = {
         **{key: run[key] for key in KEPT if key in run},
         "format": FORMAT,
-        "dataset": held["dataset"],
-        "models": [*held["features"]],
-        "branches": held["branches"],
-        "features": held["features"],
+        "dataset": export["dataset"],
+        "models": [*export["features"]],
+        "branches": export["branches"],
+        "features": export["features"],
     }
     check_config(config, str(file))
     return config
@@ -121,16 +121,16 @@ def export_tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def _recipe(held: Mapping[str, Any]) -> Recipe:
+def _recipe(export: Mapping[str, Any]) -> Recipe:
     """What an export of an earlier version was trained by, as far as retrieval needs it."""
-    branch = held["branches"]["image"]
-    base = Recipe(name=held["recipe"]).to_json()
+    branch = export["branches"]["image"]
+    base = Recipe(name=export["recipe"]).to_json()
     others = branch["models"][1:]
     first_only = bool(others) and not any(model["has_tokens"] for model in others)
     base["network"]["inputs"] = branch.get("inputs", "as-is")
-    base["nodes"] = held.get("nodes") or {"width": 0}
+    base["nodes"] = export.get("nodes") or {"width": 0}
     base["features"]["first_tokens_only"] = first_only
-    base["scores"] = {"mode": held["scores"], "weights": held["score_weights"]}
+    base["scores"] = {"mode": export["scores"], "weights": export["score_weights"]}
     return Recipe.from_json(base)
 
 

@@ -67,15 +67,15 @@ def check_features(
         inputs: The run's way with its inputs. Only "as-is" sees whether embeddings are of unit
             length; runs made before that was recorded are not asked.
     """
-    held = features_of(store)
-    seen = [field for field in dict.fromkeys([*held, *recorded]) if field != "normalized"]
+    now = features_of(store)
+    seen = [field for field in dict.fromkeys([*now, *recorded]) if field != "normalized"]
     if inputs == "as-is" and "normalized" in recorded:
         seen.append("normalized")
     for field in seen:
-        if recorded.get(field) != held.get(field):
+        if recorded.get(field) != now.get(field):
             raise RunError(
                 f"{run}: model {store.spec.model.name!r}: {field}: the run was trained on "
-                f"{recorded.get(field)!r}, {store.path} holds {held.get(field)!r}; extract with "
+                f"{recorded.get(field)!r}, {store.path} holds {now.get(field)!r}; extract with "
                 "the same weights and --tokens, or train again"
             )
 

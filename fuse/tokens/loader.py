@@ -58,7 +58,13 @@ class Loader:
         split, size = self.split, self.batch_size
         if self.shards:
             return shuffle_windows(
-                self.order, split.blocks, split.owner, self.shards, size, self.seed, number
+                self.order,
+                split.blocks,
+                split.caption_to_image,
+                self.shards,
+                size,
+                self.seed,
+                number,
             )
         count = split.images if self.order == "images" else split.captions
         return shuffle_all(self.order, count, size, self.seed, number)

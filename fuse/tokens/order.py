@@ -47,7 +47,15 @@ def cut(shuffled: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]
 
 
 def shuffle_all(order: Order, count: int, batch_size: int, seed: int, epoch: int) -> Epoch:
-    """`count` items in any order."""
+    """An epoch of all items in any order.
+
+    Args:
+        order: What an item is.
+        count: How many there are.
+        batch_size: Items of a step.
+        seed: Of the training.
+        epoch: From 0; with the seed it decides the order.
+    """
     steps = cut(np.random.default_rng([seed, epoch]).permutation(count), batch_size)
     return Epoch(order, steps, [], [(0, 0)] * len(steps))
 
@@ -55,7 +63,7 @@ def shuffle_all(order: Order, count: int, batch_size: int, seed: int, epoch: int
 def shuffle_windows(
     order: Order,
     blocks: NDArray[np.int64],
-    owner: NDArray[np.int64],
+    caption_to_image: NDArray[np.int64],
     shards: int,
     batch_size: int,
     seed: int,
@@ -66,7 +74,7 @@ def shuffle_windows(
     Args:
         order: Whether the items are images or captions.
         blocks: (I,) the block of each image.
-        owner: (T,) the image of each caption.
+        caption_to_image: (T,) the image of each caption.
         shards: Blocks of a window; the last window may have fewer.
         batch_size: Items of a step; a step may begin in one window and end in the next.
         seed: Of the training.
@@ -79,7 +87,7 @@ def shuffle_windows(
     if order == "images":
         members = windows
     else:
-        members = [np.flatnonzero(np.isin(blocks[owner], group)) for group in groups]
+        members = [np.flatnonzero(np.isin(blocks[caption_to_image], group)) for group in groups]
     steps = cut(np.concatenate([random.permutation(some) for some in members]), batch_size)
     lasts = np.cumsum([len(step) for step in steps]) - 1
     firsts = np.concatenate([[0], lasts[:-1] + 1])

@@ -211,7 +211,14 @@ def _least_shards(train: Split, batch_size: int) -> int:
 
 
 def batches_bytes(split: Split, order: Order, batch_size: int, threads: int | None = None) -> float:
-    """Most bytes of tokens in batches on their way, their float32 copies included."""
+    """Most bytes of tokens in batches on their way, their float32 copies included.
+
+    Args:
+        split: The split to learn from.
+        order: What an item is.
+        batch_size: Items of a step.
+        threads: That read ahead; None for as many as a training has.
+    """
     cost = {}
     for side in SIDES:
         rows = split.rows(side)
@@ -224,7 +231,9 @@ def batches_bytes(split: Split, order: Order, batch_size: int, threads: int | No
         )
     count = batch_size + 1  # a last batch of one item joins the one before
     if order == "images":
-        captions = np.bincount(split.owner, weights=cost["caption"], minlength=split.images)
+        captions = np.bincount(
+            split.caption_to_image, weights=cost["caption"], minlength=split.images
+        )
         largest = np.sort(cost["image"] + captions)[-count:].sum()
     else:
         largest = np.sort(cost["caption"])[-count:].sum() + count * cost["image"].max()

@@ -31,8 +31,9 @@ MEMORY_SHARE = 0.5
 class Split:
     """One split as M models see it: only items that every model could read.
 
-    Images and captions are counted anew without the failed ones: entry j of `owner` is the image
-    of caption j in that count, `image_rows` and `caption_rows` lead back to rows of the stores.
+    Images and captions are counted anew without the failed ones: entry j of `caption_to_image` is
+    the image of caption j in that count, `image_rows` and `caption_rows` lead back to rows of the
+    stores.
     An image that lost all its captions is left out too.
 
     bytes: of all tokens in memory. blocks: (I,) which block of shards each image lies in.
@@ -98,15 +99,15 @@ class Split:
         part = copy.copy(self)
         captions = self.captions_of(images)
         part.image_rows, part.caption_rows = self.image_rows[images], self.caption_rows[captions]
-        part.owner = np.repeat(np.arange(len(images)), np.diff(self._bounds)[images])
+        part.caption_to_image = np.repeat(np.arange(len(images)), np.diff(self._bounds)[images])
         part.blocks = self.blocks[images]
-        part._by_image, part._bounds = group_by_image(part.owner, len(images))
+        part._by_image, part._bounds = group_by_image(part.caption_to_image, len(images))
         return part
 
     def _keep(self, *, alone: bool) -> None:
         items = readable_items(self.stores, alone=alone)
-        self.image_rows, self.caption_rows, self.owner = items
-        self._by_image, self._bounds = group_by_image(self.owner, self.images)
+        self.image_rows, self.caption_rows, self.caption_to_image = items
+        self._by_image, self._bounds = group_by_image(self.caption_to_image, self.images)
 
     @property
     def resident(self) -> bool:
@@ -160,9 +161,9 @@ class Split:
         sources = self.sources[side]
         nodes = []
         for model, source in enumerate(sources):
-            held = tuple(w[side][model] for w in windows)
-            some = tuple(h for h in held if h is not None)
-            nodes.append(source.nodes(rows, some, pinned=self._pinned))
+            parts = [window[side][model] for window in windows]
+            in_memory = tuple(part for part in parts if part is not None)
+            nodes.append(source.nodes(rows, in_memory, pinned=self._pinned))
         return Features(
             tuple(nodes),
             tuple(Layout.build(s.lengths[rows], global_last=s.global_last) for s in sources),
@@ -187,15 +188,19 @@ class Split:
                 on; without any, tokens are read from the stores.
         """
         if order == "pairs":
-            images, captions, owner = self.owner[items], items, np.arange(len(items))
+            images, captions, caption_to_image = (
+                self.caption_to_image[items],
+                items,
+                np.arange(len(items)),
+            )
         else:
             images, captions = items, self.captions_of(items)
-            owner = np.repeat(np.arange(len(items)), np.diff(self._bounds)[items])
+            caption_to_image = np.repeat(np.arange(len(items)), np.diff(self._bounds)[items])
         return Batch(
             self.features("image", images, windows),
             self.features("caption", captions, windows),
             torch.from_numpy(np.ascontiguousarray(images)),
-            torch.from_numpy(owner),
+            torch.from_numpy(caption_to_image),
         )
 
 

@@ -60,7 +60,7 @@ def window_sizes(split: Split) -> NDArray[np.int64]:
 
 def _rows(split: Split, side: SideName) -> list[NDArray[np.int64]]:
     """Per model: most token rows that one block has, two blocks have, and so on."""
-    block = split.blocks if side == "image" else split.blocks[split.owner]
+    block = split.blocks if side == "image" else split.blocks[split.caption_to_image]
     found = []
     for source in split.sources[side]:
         by_block = np.bincount(block, weights=source.lengths[split.rows(side)])

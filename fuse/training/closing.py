@@ -183,7 +183,7 @@ def _cca(train: Split, val: Split, found: Embedded, report: Callable[[str], None
         scores_IT = torch.from_numpy(one[others.images_I] @ other[others.captions_T].T)
         return -fit(replace(others, scores_KIT=torch.cat([others.scores_KIT, scores_IT[None]])))[1]
 
-    cca, facts = choose_cca(image, caption, train.owner, value=value)
+    cca, facts = choose_cca(image, caption, train.caption_to_image, value=value)
     report(f"cca: shrinkage {facts['shrinkage']:g}, width {facts['width']}")
     return cca
 
@@ -216,14 +216,27 @@ def corrected(
     device: torch.device,
     report: Callable[[str], None],
 ) -> Heads:
-    """The heads with what items pay for their popularity, where that helps."""
+    """The heads with what items pay for their popularity, where that helps.
+
+    Args:
+        heads: What is fitted so far, shares included.
+        found: The embeddings of validation, with these heads.
+        table: Which images and captions of validation choose.
+        bank: Items of training; how near they are is what popularity is.
+        device: Where nodes are matched.
+        report: Is called with one line for each decision.
+    """
     image, caption = found.cosines()
-    images, captions, owner = table.images_I, table.captions_T, table.caption_to_image_T.numpy()
+    images, captions, caption_to_image = (
+        table.images_I,
+        table.captions_T,
+        table.caption_to_image_T.numpy(),
+    )
     bank_image, bank_caption = bank.cosines
     of_images = {k: popularity(image[images], bank_caption, k) for k in NEIGHBOURS}
     of_captions = {k: popularity(caption[captions], bank_image, k) for k in NEIGHBOURS}
     correction = choose_correction(
-        image[images] @ caption[captions].T, of_images, of_captions, owner
+        image[images] @ caption[captions].T, of_images, of_captions, caption_to_image
     )
     nodes: Correction | None = None
     if found.nodes is not None and found.node_share:
@@ -235,7 +248,7 @@ def corrected(
             table.total(heads.shares) - paid_I[:, None] - paid_T[None],
             {k: one[images] for k, one in zip(ks, by_image, strict=True)},
             {k: one[captions] for k, one in zip(ks, by_caption, strict=True)},
-            owner,
+            caption_to_image,
         )
     for what, one in (("the cosines", correction), ("the node matching", nodes)):
         if one is not None:

@@ -69,18 +69,25 @@ def distilled(targets_QK: Tensor, teacher_logits_QK: Tensor, alpha: float) -> Te
 
 
 def distillation_weight(alpha: float, epoch: int, step: int, steps: int) -> float:
-    """The teacher's share: rises linearly over the first epoch, then stays."""
+    """The teacher's share: rises linearly over the first epoch, then stays.
+
+    Args:
+        alpha: The share after the first epoch.
+        epoch: From 0.
+        step: Of the epoch, from 0.
+        steps: Of an epoch.
+    """
     return alpha * step / steps if epoch == 0 else alpha
 
 
 def hardest_hinge(
-    scores_BT: Tensor, owner_T: Tensor, same_BT: Tensor | None, margin: float
+    scores_BT: Tensor, caption_to_image_T: Tensor, same_BT: Tensor | None, margin: float
 ) -> Tensor:
     """In-batch hinge against the hardest negative, summed over both directions' means.
 
     Args:
         scores_BT: (B, T) scores of images with captions.
-        owner_T: (T,) batch row of each caption's image.
+        caption_to_image_T: (T,) batch row of each caption's image.
         same_BT: (B, T) which entries are no negatives; None exempts a pair's own entry alone, as
             the published loss does (repeats of an image in a batch of pairs then count as
             negatives).
@@ -89,14 +96,14 @@ def hardest_hinge(
     Returns:
         A number. A query without negatives costs nothing.
     """
-    captions = torch.arange(len(owner_T), device=scores_BT.device)
+    captions = torch.arange(len(caption_to_image_T), device=scores_BT.device)
     if same_BT is None:
         same_BT = torch.zeros_like(scores_BT, dtype=torch.bool)
-        same_BT[owner_T, captions] = True
-    positive_T = scores_BT[owner_T, captions]
+        same_BT[caption_to_image_T, captions] = True
+    positive_T = scores_BT[caption_to_image_T, captions]
     # The lowest number, not 0: a hinge may be exactly 0 and clamping comes afterwards.
     rivals_BT = scores_BT.masked_fill(same_BT, torch.finfo(scores_BT.dtype).min / 4)
-    by_image_T = margin + rivals_BT.max(dim=1).values[owner_T] - positive_T
+    by_image_T = margin + rivals_BT.max(dim=1).values[caption_to_image_T] - positive_T
     by_caption_T = margin + rivals_BT.max(dim=0).values - positive_T
     return by_image_T.clamp_min(0).mean() + by_caption_T.clamp_min(0).mean()
 

@@ -113,7 +113,7 @@ class Objective(nn.Module):
         image_BE = self.fuser.encode("image", batch.image, bf16=self.bf16)
         caption_TE = self.fuser.encode("caption", batch.caption, bf16=self.bf16)
         slow_image, slow_caption = self._slow(batch, image_BE, caption_TE)
-        ids_T = batch.ids_B[batch.owner_T]
+        ids_T = batch.ids_B[batch.caption_to_image_T]
         image_ids = torch.cat([batch.ids_B, self.image_queue.known_ids()])
         caption_ids = torch.cat([ids_T, self.caption_queue.known_ids()])
         i2t_BK = self._logits(image_BE, slow_caption, self.caption_queue)
@@ -135,7 +135,9 @@ class Objective(nn.Module):
         }
         share = settings.image_share
         result["nce"] = share * result["i2t"] + (1 - share) * result["t2i"]
-        encoded = losses.Encoded(image_BE, caption_TE, batch.ids_B, batch.owner_T, self.temperature)
+        encoded = losses.Encoded(
+            image_BE, caption_TE, batch.ids_B, batch.caption_to_image_T, self.temperature
+        )
         weights = settings.weights()
         for name, pair_loss in losses.PAIR_LOSSES.items():
             if weights[name]:
@@ -176,7 +178,9 @@ class Objective(nn.Module):
         """The contrastive loss of node matching, on some captions of every image."""
         matcher = self.fuser.nodes
         assert matcher is not None
-        captions_N = _some_of_each(batch.owner_T, len(batch.ids_B), matcher.settings.captions)
+        captions_N = _some_of_each(
+            batch.caption_to_image_T, len(batch.ids_B), matcher.settings.captions
+        )
         image = matcher.encode("image", batch.image)
         caption = matcher.encode("caption", batch.caption.take(captions_N))
         scores_BN = matcher.scores(image, caption) / self.node_temperature
@@ -228,16 +232,17 @@ class Objective(nn.Module):
     ) -> Tensor:
         """Binary cross entropy of pairs, hard negative images and hard negative captions."""
         assert self.discriminator is not None
-        owner_T, ids_T = batch.owner_T, batch.ids_B[batch.owner_T]
+        caption_to_image_T, ids_T = batch.caption_to_image_T, batch.ids_B[batch.caption_to_image_T]
         if negatives is None:
             image_T, found_T = losses.draw_negatives(near_TB, ids_T[:, None] == batch.ids_B)
             # One caption per pair, not per image: an image with five captions meets five.
-            caption_T, _ = losses.draw_negatives(near_BT[owner_T], ids_T[:, None] == ids_T)
+            near_TT = near_BT[caption_to_image_T]
+            caption_T, _ = losses.draw_negatives(near_TT, ids_T[:, None] == ids_T)
         else:
             image_T, caption_T = negatives
             found_T = torch.ones_like(ids_T, dtype=torch.bool)
-        owners_T, matched = image_BE[owner_T], len(owner_T)
-        left = torch.cat([owners_T, image_BE[image_T[found_T]], owners_T[found_T]])
+        own_TE, matched = image_BE[caption_to_image_T], len(caption_to_image_T)
+        left = torch.cat([own_TE, image_BE[image_T[found_T]], own_TE[found_T]])
         right = torch.cat([caption_TE, caption_TE[found_T], caption_TE[caption_T[found_T]]])
         truth = torch.zeros(len(left), device=left.device)
         truth[:matched] = 1
@@ -247,8 +252,8 @@ class Objective(nn.Module):
 def _some_of_each(caption_to_image_T: Tensor, images: int, count: int) -> Tensor:
     """Captions drawn at random, at most `count` of each image, image after image."""
     order_T = torch.randperm(len(caption_to_image_T)).to(caption_to_image_T.device)
-    owner_T, by_image_T = torch.sort(caption_to_image_T[order_T], stable=True)
-    captions_B = torch.bincount(owner_T, minlength=images)
+    image_T, by_image_T = torch.sort(caption_to_image_T[order_T], stable=True)
+    captions_B = torch.bincount(image_T, minlength=images)
     starts_B = captions_B.cumsum(0) - captions_B
-    turn_T = torch.arange(len(owner_T), device=owner_T.device) - starts_B[owner_T]
+    turn_T = torch.arange(len(image_T), device=image_T.device) - starts_B[image_T]
     return order_T[by_image_T[turn_T < count]]

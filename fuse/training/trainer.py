@@ -164,7 +164,17 @@ def train_epoch(job: Job, position: Position) -> None:
 def train_step(job: Job, batch: Batch, position: Position, steps: int) -> dict[str, float]:
     """One batch, and a step of the weights after each `accumulate` of them.
 
-    A loss or gradient that is not finite stops the run before the weights move.
+    Args:
+        job: The training.
+        batch: On the training's device.
+        position: Where the training is, this step not counted.
+        steps: Of an epoch.
+
+    Returns:
+        Name -> value of each loss, `total` among them.
+
+    Raises:
+        NonFiniteError: A loss or gradient is not finite; the weights have not moved.
     """
     recipe = job.recipe
     first = position.step - position.step % recipe.training.accumulate
@@ -211,8 +221,8 @@ def validate(job: Job) -> dict[str, float]:
         shares = tuple(mix.shares().tolist())
         loss = score_loss(scores, shares)
     if mix.nodes:
-        owner = scores.caption_to_image_T.numpy()
-        table = recalls(rank_matrix(scores.total(shares), owner))
+        caption_to_image = scores.caption_to_image_T.numpy()
+        table = recalls(rank_matrix(scores.total(shares), caption_to_image))
     else:
         found = replace(found, shares=shares)
         table = recalls(rank_positives(found.image_IE, found.caption_TE, found.caption_to_image))

@@ -44,13 +44,13 @@ def test_batches_of_images_hold_all_captions_and_batches_of_pairs_one(stores):
     split = Split(stores[:1])
     batch = split.batch("images", np.array([5, 0]))
     assert batch.ids_B.tolist() == [5, 0]
-    assert batch.owner_T.tolist() == [0, 0, 1, 1]
+    assert batch.caption_to_image_T.tolist() == [0, 0, 1, 1]
     assert np.array_equal(
         batch.caption.embeddings[0], stores[0].caption.embeddings()[[10, 11, 0, 1]]
     )
     pairs = split.batch("pairs", np.array([11, 0, 10]))
     assert pairs.ids_B.tolist() == [5, 0, 5]
-    assert pairs.owner_T.tolist() == [0, 1, 2]
+    assert pairs.caption_to_image_T.tolist() == [0, 1, 2]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(stores):
@@ -94,11 +94,13 @@ def test_failed_items_are_left_out_with_what_hangs_on_them(stores):
     assert not np.isin([0, 2], split.image_rows).any()
     assert not np.isin([0, 1, 4, 5, 20], split.caption_rows).any()
     assert np.array_equal(
-        split.image_rows[split.owner], stores[0].caption_to_image[split.caption_rows]
+        split.image_rows[split.caption_to_image], stores[0].caption_to_image[split.caption_rows]
     )
     batch = split.batch("images", np.arange(split.images))
     assert len(batch.caption) == split.captions == 80 - 5
-    assert torch.equal(batch.ids_B[batch.owner_T], torch.from_numpy(split.owner))
+    assert torch.equal(
+        batch.ids_B[batch.caption_to_image_T], torch.from_numpy(split.caption_to_image)
+    )
     with pytest.raises(StoreError, match="no image with a caption"):
         Split([Blind(stores[0], image=range(40))])
 

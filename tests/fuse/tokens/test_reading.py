@@ -53,7 +53,7 @@ def loader_of(stores, way, shards=0, order="images", batch_size=12, seed=0):
 
 def tensors(batch):
     """Everything that a batch holds, by name."""
-    found = {"ids": batch.ids_B, "owner": batch.owner_T}
+    found = {"ids": batch.ids_B, "owner": batch.caption_to_image_T}
     for side in ("image", "caption"):
         features = getattr(batch, side)
         for m, (nodes, layout) in enumerate(zip(features.nodes, features.layouts, strict=True)):
@@ -112,7 +112,7 @@ def test_the_order_of_windows_depends_on_seed_and_epoch_alone(stores, order):
     assert all(len(np.unique(w // 16)) == 2 for w in first.windows[:3])
     for items, (low, high) in zip(first.steps, first.needs, strict=True):
         assert high <= low + 1
-        images = items if order == "images" else split.owner[items]
+        images = items if order == "images" else split.caption_to_image[items]
         here = np.concatenate(first.windows[low : high + 1])
         assert np.isin(images, here).all()
         # Shuffled inside: a step is not a run of neighbours.

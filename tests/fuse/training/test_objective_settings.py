@@ -45,7 +45,7 @@ def test_the_contrastive_loss_weighs_its_directions_by_image_share():
     image, caption = encoded(objective, batch)
     logits = image @ caption.T / 0.2
     i2t = sum(torch.logsumexp(logits[i], 0) - logits[i, 2 * i : 2 * i + 2].mean() for i in range(3))
-    t2i = F.cross_entropy(logits.T, batch.owner_T)
+    t2i = F.cross_entropy(logits.T, batch.caption_to_image_T)
     found = objective(batch)
     torch.testing.assert_close(found["i2t"], i2t / 3)
     torch.testing.assert_close(found["t2i"], t2i)
@@ -58,9 +58,9 @@ def test_the_hinge_sees_similarities_over_the_temperature_and_no_repeated_image(
     image, caption = encoded(objective, batch)
     scores, ids = image @ caption.T / 0.2, batch.ids_B.tolist()
     want = 0.0
-    for j, i in enumerate(batch.owner_T.tolist()):
+    for j, i in enumerate(batch.caption_to_image_T.tolist()):
         others = [k for k in range(3) if ids[k] != ids[i]]
-        strangers = [k for k in range(6) if ids[batch.owner_T[k]] != ids[i]]
+        strangers = [k for k in range(6) if ids[batch.caption_to_image_T[k]] != ids[i]]
         for rivals in (scores[others, j], scores[i, strangers]):
             want += (0.4 + rivals.max() - scores[i, j]).clamp_min(0) / 6
     torch.testing.assert_close(objective(batch)["hinge"], want)
@@ -80,10 +80,12 @@ def test_hard_negatives_come_from_each_querys_own_similarities(momentum, monkeyp
     slow_image, slow_caption = (
         encoded(objective, batch, slow=True) if momentum else (image, caption)
     )
-    ids = batch.ids_B[batch.owner_T]
+    ids = batch.ids_B[batch.caption_to_image_T]
     (near_images, same_images), (near_captions, same_captions) = seen
     torch.testing.assert_close(near_images, caption @ slow_image.T / 0.5)
-    torch.testing.assert_close(near_captions, (image @ slow_caption.T / 0.5)[batch.owner_T])
+    torch.testing.assert_close(
+        near_captions, (image @ slow_caption.T / 0.5)[batch.caption_to_image_T]
+    )
     assert torch.equal(same_images, ids[:, None] == batch.ids_B)
     assert torch.equal(same_captions, ids[:, None] == ids)
 
@@ -94,7 +96,7 @@ def test_the_matching_loss_is_the_cross_entropy_of_three_kinds_of_pairs():
     image, caption = encoded(objective, batch)
     other_image, other_caption = torch.tensor([1, 2, 0, 2, 1, 0]), torch.tensor([3, 2, 5, 0, 1, 2])
     want = 0.0
-    for j, i in enumerate(batch.owner_T.tolist()):
+    for j, i in enumerate(batch.caption_to_image_T.tolist()):
         for a, b, truth in ((i, j, 1.0), (other_image[j], j, 0.0), (i, other_caption[j], 0.0)):
             x, y = image[a], caption[b]
             pair = torch.cat([x, y, (x - y).abs(), x * y])
@@ -166,7 +168,7 @@ def test_the_teacher_is_the_slow_encoder_in_both_directions():
     batch = tiny_batch(3, 2)
     image, caption = encoded(objective, batch)
     slow_image, slow_caption = encoded(objective, batch, slow=True)
-    own = (batch.owner_T[None] == torch.arange(3)[:, None]).float()
+    own = (batch.caption_to_image_T[None] == torch.arange(3)[:, None]).float()
     for name, query, key, teacher, hard in (
         ("i2t", image, slow_caption, slow_image, own / 2),
         ("t2i", caption, slow_image, slow_caption, own.T),
@@ -208,10 +210,12 @@ def test_the_loss_sees_the_score_of_retrieval(scores, weights, shares, momentum)
         cosine = cosine + shares[1 + model] * own[0][0] @ torch.cat([own[0][1], own[1][1]]).T
         back = back + shares[1 + model] * own[0][1] @ torch.cat([own[0][0], own[1][0]]).T
     image_ids = torch.cat([second.ids_B, first.ids_B])
-    caption_ids = torch.cat([second.ids_B[second.owner_T], first.ids_B[first.owner_T]])
+    caption_ids = torch.cat(
+        [second.ids_B[second.caption_to_image_T], first.ids_B[first.caption_to_image_T]]
+    )
     for name, logits, ids, keys in (
         ("i2t", cosine / 0.5, second.ids_B, caption_ids),
-        ("t2i", back / 0.5, second.ids_B[second.owner_T], image_ids),
+        ("t2i", back / 0.5, second.ids_B[second.caption_to_image_T], image_ids),
     ):
         want = losses.soft_cross_entropy(logits, losses.positive_targets(ids, keys))
         torch.testing.assert_close(found[name], want, atol=1e-5, rtol=1e-5)

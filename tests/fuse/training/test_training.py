@@ -46,7 +46,7 @@ def test_fusion_beats_each_of_its_views(tmp_path):
     for m in (0, 1):
         sides = [parts[1].sources[side][m].embeddings for side in ("image", "caption")]
         unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides]
-        alone.append(recalls(rank_positives(*unit, parts[1].owner))["rsum"])
+        alone.append(recalls(rank_positives(*unit, parts[1].caption_to_image))["rsum"])
     assert max(line["val"]["fused_rsum"] for line in made.run.metrics()) > max(alone) + 10
     assert position.best_rsum > max(alone) + 50
 
