@@ -26,7 +26,14 @@ NO_EDGE = -1.0  # a weight of -1 draws no edges of that kind, as in the paper's 
 def setting(
     default: T, low: float | None = None, high: float | None = None, flat: str | None = None
 ) -> T:
-    """A record's field: its default, the range of its numbers and its flat name."""
+    """A record's field: its default, the range of its numbers and its flat name.
+
+    Args:
+        default: The field's.
+        low: The least number that it may be; None for any.
+        high: The largest.
+        flat: Its name where records are not nested; None for the field's own.
+    """
     made: Any = dataclasses.field(
         default=default, metadata={"low": low, "high": high, "flat": flat}
     )

@@ -68,8 +68,12 @@ def describe(
 ) -> NDArray[np.float64]:
     """(C, E) one vector a class: its descriptions, weighted by their similarity to its prompt.
 
-    `text_scale` 0 is their plain mean: CLIP-E with templates, CuPL with descriptions, CLIP with
-    one prompt.
+    Args:
+        label_CE: Unit embeddings of the classes' prompts.
+        descriptions_CDE: Unit embeddings of D descriptions of each class.
+        mask_CD: Which of them there are.
+        rules: `text_scale` 0 is their plain mean: CLIP-E with templates, CuPL with descriptions,
+            CLIP with one prompt.
     """
     similarity_CD = np.einsum("ce,cde->cd", label_CE, descriptions_CDE, dtype=np.float64)
     weight_CD = softmax(np.where(mask_CD, rules.text_scale * similarity_CD, -np.inf))

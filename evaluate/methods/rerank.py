@@ -221,7 +221,18 @@ def read_data(manifest: Manifest, store: StoreReader, rerank_with: str) -> Capti
 def reranked(
     run: Path, first: EmbeddingMethod, gallery: Gallery, depth: int, device: str
 ) -> Reranked:
-    """The second stage of a run; raises `RunError` where it was trained without a match head."""
+    """The second stage of a run.
+
+    Args:
+        run: Its folder.
+        first: The first stage.
+        gallery: What is evaluated.
+        depth: So many first results of a query are reordered.
+        device: Where the network runs.
+
+    Raises:
+        RunError: It was trained without a match head, or is damaged.
+    """
     folder = RunFolder(run)
     config = folder.config()
     tensors = folder.load_tensors()

@@ -128,8 +128,17 @@ def late_reranked(
 ) -> list[Reranked]:
     """Two stages: the model itself, the mean of cosines, and every run, each re-ranked.
 
-    Where there is none of these, every model with a joint space is. Raises `UsageError` where
-    there is no such model either.
+    Where there is none of these, every model with a joint space is.
+
+    Args:
+        methods: All first stages.
+        gallery: What is evaluated.
+        depth: So many first results of a query are reordered.
+        model: Whose tokens are matched.
+        made: How they are matched, and what that was fitted on.
+
+    Raises:
+        UsageError: There is no model with a joint space.
     """
     space, fitted = made
     head = LateHead(model, _nodes(gallery, space), space.mirror, fitted)

@@ -104,6 +104,12 @@ def retrieved(
 
     >>> retrieved(np.eye(2), np.array([[0, 1.0], [1, 0], [0.5, 0]]), [7, 8], [1, 2, 3])[7]
     [2, 3, 1]
+
+    Args:
+        query: (Q, E) embeddings.
+        gallery: (N, E) embeddings.
+        query_ids: ECCV Caption's ids of the queries.
+        gallery_ids: Those of the gallery.
     """
     names = np.asarray(gallery_ids)
     depth = min(DEPTH, len(names))

@@ -172,7 +172,14 @@ def parts_of(caption_to_image: NDArray[np.int64], folds: int) -> list[Part]:
 def ranks_in_folds(
     method: Method, caption_to_image: NDArray[np.int64], cut: Sequence[Part], device: str = "cpu"
 ) -> Ranks:
-    """Each query's rank within the gallery of its own fold."""
+    """Each query's rank within the gallery of its own fold.
+
+    Args:
+        method: Ranks.
+        caption_to_image: Entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`.
+        cut: The rows of images and captions of each fold.
+        device: Where scores are computed.
+    """
     if len(cut) == 1:
         return method.ranks(caption_to_image, device=device)
     columns: dict[str, NDArray[np.int64]] = {}

@@ -49,7 +49,14 @@ class Hits:
         *,
         folds: int = 1,
     ) -> Hits:
-        """`caption_to_image`: entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`."""
+        """What the bootstrap draws from: per image the hits of its own and of its captions.
+
+        Args:
+            ranks: Of both ways.
+            caption_to_image: Entry j is the image row of caption j, e.g. `[0, 0, 1, 1]`.
+            ks: The recalls that are counted.
+            folds: Into which the images are cut, in their order.
+        """
         images = len(ranks.i2t_lo)
         t2i = [np.bincount(caption_to_image, ranks.t2i_hits(k), minlength=images) for k in ks]
         return cls(

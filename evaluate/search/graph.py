@@ -20,12 +20,21 @@ GRAPH = "faiss graph"
 def faiss_top(
     index: Index, query: Query | NDArray[np.float32], count: int, path: Path | None = None
 ) -> list[tuple[int, float]]:
-    """The best by faiss's HNSW, which is kept at `path` and made again for another index.
+    """The best by faiss's HNSW.
 
     Where nodes are matched it is the first of two stages, as in `Index.top`.
 
     Raises:
         UsageError: The package is missing.
+
+    Args:
+        index: What is searched.
+        query: What it is searched for.
+        count: How many results.
+        path: Where the graph is kept; another index's is made again. None keeps none.
+
+    Returns:
+        (row, score) of each result, best first.
     """
     graph = hnsw(index, path)
     asked = query if isinstance(query, Query) else Query(np.asarray(query, np.float32))

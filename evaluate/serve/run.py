@@ -80,7 +80,19 @@ def load(
     splits: Sequence[str],
     device: str,
 ) -> dict[str, Searcher]:
-    """The searchers of some splits, with models and indexes loaded; the models are shared."""
+    """The searchers of some splits, with models and indexes loaded; the models are shared.
+
+    Args:
+        manifest: Names data sets and models.
+        run: The run's folder; None for a single model, or the data set's newest run.
+        model: A single model in place of a run.
+        dataset: Its name; None for the run's.
+        splits: To search.
+        device: Where queries are encoded.
+
+    Returns:
+        Split -> searcher.
+    """
     searchers: dict[str, Searcher] = {}
     for split in dict.fromkeys(splits):
         searcher = Searcher.open(

@@ -118,8 +118,14 @@ def load_official(
 ) -> tuple[AlbefModel, bool]:
     """The model in a checkpoint file, in float32, and whether it is of LAVIS's variant.
 
-    `image_size` None means the size that the checkpoint was trained on. Raises `CheckpointError`
-    where the file is damaged, of another family, or does not fit.
+    Args:
+        path: The file.
+        heads: Of the text side; None takes those of a config beside the file, or the published.
+        vision_heads: The same of the image side.
+        image_size: In pixels; None for the size that the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: The file is damaged, of another family, or does not fit.
     """
     raw = weights.read_state_dict(path)
     weights.refuse_other_family(raw, "albef", path)

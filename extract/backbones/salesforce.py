@@ -66,9 +66,18 @@ def choose_heads(
 ) -> int:
     """The number of heads; an option wins, a config must agree with what is published.
 
-    `which` is "text" or "vision", `files` are the names of configs that could tell. Raises
-    `CheckpointError` where nothing tells, or where the config contradicts the published model of
-    this width.
+    Args:
+        which: "text" or "vision".
+        width: Of that side.
+        option: What the model's options say.
+        configured: What the config says.
+        published: Width -> heads of the published models.
+        path: The weights, for messages.
+        family: For messages.
+        files: The names of configs that could tell, for messages.
+
+    Raises:
+        CheckpointError: Nothing tells, or the config contradicts the published model of this width.
     """
     name = "heads" if which == "text" else "vision_heads"
     right = published.get(width)
@@ -148,7 +157,17 @@ def count_blocks(state: Iterable[str], prefix: str) -> int:
 def bert_tokenizer(
     option: str | None, folder: Path, family: str, published: str = "google-bert/bert-base-uncased"
 ) -> Any:
-    """From the option (folder, vocab.txt or id), from files beside the weights, or from the hub."""
+    """A BERT tokenizer: the one asked for, the one beside the weights, or the published one.
+
+    Args:
+        option: A folder, a vocab.txt or a name on the hub; None looks beside the weights.
+        folder: Of the weights.
+        family: For messages.
+        published: The name on the hub of what the family was trained with.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
     cased = {} if published.endswith("-uncased") else {"do_lower_case": False}
     place = Path(option).expanduser() if option else folder
     vocabulary = place if place.is_file() else place / "vocab.txt"
@@ -199,8 +218,17 @@ def load_folder(
 ) -> Any:
     """The model of a `save_pretrained` folder, its heads checked against the published ones.
 
-    `text_config` names the part of the config that describes the text side; `vision_eps` replaces
-    the image encoder's epsilon. Raises `CheckpointError` where the folder holds another model.
+    Args:
+        folder: What `save_pretrained` wrote.
+        model_class: Of transformers.
+        options: The model's, of which `heads` and `vision_heads` are read.
+        family: For messages.
+        text_config: The part of the config that describes the text side.
+        vision_heads: Width -> heads of the published image encoders.
+        vision_eps: Replaces the image encoder's epsilon; None leaves the config's.
+
+    Raises:
+        CheckpointError: The folder holds another model, or its weights do not fit.
     """
     wanted = model_class.config_class
     with weights.explained(folder, family):

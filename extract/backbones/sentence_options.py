@@ -27,7 +27,17 @@ Global = Literal["first", "last", "mean"]
 
 
 def width_asked(name: str, model: Any, asked: int | None, multi_vector: bool) -> int | None:
-    """The width that embeddings are cut to; None keeps them whole."""
+    """The width that embeddings are cut to; None keeps them whole, and the model then cuts nothing.
+
+    Args:
+        name: Of the model, for messages.
+        model: Of sentence-transformers; its own `truncate_dim` is set to what is decided.
+        asked: The option; None for the model's own.
+        multi_vector: Whether it has a vector for each token, which is never cut.
+
+    Raises:
+        UsageError: The option is wider than the model, or the model is not pooled.
+    """
     if multi_vector:
         if asked is not None:
             raise UsageError(

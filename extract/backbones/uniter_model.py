@@ -146,9 +146,18 @@ def bert_config(
     family: str,
     files: Sequence[str],
 ) -> BertConfig:
-    """The sizes of the BERT in `state`; heads from the option, a config beside, or published.
+    """The sizes of a BERT; heads from the option, a config beside, or published.
 
-    Raises `KeyError` where a tensor is missing and `CheckpointError` for heads that do not fit.
+    Args:
+        state: Its tensors by BERT's own names.
+        path: The checkpoint.
+        heads: The option.
+        family: For messages.
+        files: The names of configs that may lie beside the checkpoint.
+
+    Raises:
+        KeyError: A tensor is missing.
+        CheckpointError: The heads do not fit.
     """
     words = state["embeddings.word_embeddings.weight"]
     beside = configs_beside(path, files)["text"]

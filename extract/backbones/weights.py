@@ -115,9 +115,16 @@ def refuse_other_family(state: Iterable[str], expected: str, path: Path) -> None
 def load_strict(
     model: nn.Module, state: Mapping[str, Tensor], path: Path, own: Iterable[str] | None = None
 ) -> None:
-    """Copy `state` into `model`; every tensor must be there, of the right shape, and finite.
+    """Copy weights into a model; every tensor must be there, of the right shape, and finite.
 
-    `own` are the names in the file, where those of `state` were made from them.
+    Args:
+        model: Gets them.
+        state: Tensors by the model's own names.
+        path: Where they come from, for messages.
+        own: The names in the file, where those of `state` were made from them.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over, of another shape, or not finite.
     """
     wanted = model.state_dict()
     problems = []
@@ -139,7 +146,14 @@ def load_strict(
 
 
 def not_of(family: str, state: Iterable[str], path: Path, missing: KeyError) -> CheckpointError:
-    """The error for a file in which a tensor is missing that every model of the family has."""
+    """The error for a file in which a tensor is missing that every model of the family has.
+
+    Args:
+        family: With its article: "an ALBEF retrieval".
+        state: The names of the file's tensors.
+        path: The file.
+        missing: Names the tensor.
+    """
     return CheckpointError(
         f"{path} is not {family} checkpoint: no tensor {missing}; the file's own keys are "
         f"{some(state)}"

@@ -134,9 +134,16 @@ def region_names(rules: RegionRules, dataset: str, image_id: str) -> list[str]:
 
 
 def select(arrays: Arrays, rules: RegionRules, label: str, *, cut: bool = False) -> Regions:
-    """The regions to take of a file's arrays; `cut`: it holds those and no others.
+    """The regions to take of a file's arrays.
 
-    Raises `RegionError` for arrays of no known layout, of wrong shapes, or not finite.
+    Args:
+        arrays: By name, of one image.
+        rules: How many regions are taken, and above which confidence.
+        label: The file in messages.
+        cut: The file holds the regions to take and no others.
+
+    Raises:
+        RegionError: The arrays have no known layout or wrong shapes, or are not finite.
     """
     with _fitting(arrays, label):
         return _select(arrays, rules, label, cut)
@@ -170,7 +177,17 @@ def _select(arrays: Arrays, rules: RegionRules, label: str, cut: bool) -> Region
 
 
 def how_many(arrays: Arrays, rules: RegionRules, label: str, *, cut: bool = False) -> int:
-    """The length of `select`, from the small arrays of a file."""
+    """The length of `select`, from the small arrays of a file.
+
+    Args:
+        arrays: As for `select`; boxes and features may be absent.
+        rules: As for `select`.
+        label: As for `select`.
+        cut: As for `select`.
+
+    Raises:
+        RegionError: As for `select`.
+    """
     with _fitting(arrays, label):
         if "conf" in arrays:
             conf = arrays["conf"]

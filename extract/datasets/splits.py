@@ -79,7 +79,14 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def no_such_split(where: str, split: str, source: str, known: Sequence[str]) -> DatasetError:
-    """No image is of the split `source`, which `split` is made of."""
+    """The error for a split that is made of images of which there are none.
+
+    Args:
+        where: The file.
+        split: What was asked for.
+        source: The mark of the images that it is made of.
+        known: The marks that the file's images have.
+    """
     return DatasetError(
         f"{where}: split {split!r} needs images marked {source!r}, and there are none. "
         f"The file's splits: {listed(sorted(filter(None, known)))}."

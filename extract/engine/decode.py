@@ -126,9 +126,13 @@ def _parts(tasks: SequenceT, readers: int) -> list[SequenceT]:
 def make_reader(
     items: ImageItems, workers: int, batch_size: int, most_threads: int = MOST_THREADS
 ) -> Reader:
-    """Worker processes where they were asked for and the model's transform can travel.
+    """Worker processes if they were asked for and the model's transform can travel, else threads.
 
-    Otherwise threads, one a core and `most_threads` at most.
+    Args:
+        items: What is read.
+        workers: Processes that were asked for; 0 for none.
+        batch_size: Of the model; a process fills a whole batch.
+        most_threads: There is one a core, and no more than these.
     """
     if workers and isinstance(items, PictureItems) and items.portable:
         return ProcessReader(items, workers, batch_size)

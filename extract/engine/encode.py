@@ -77,8 +77,19 @@ def encode_images(
 ) -> Iterator[Shard]:
     """The shards, filled; images that cannot be read become NaN rows.
 
-    Raises `HadaError` for the first of those unless `skip_failed`, and where the backbone gives
-    another number of tokens than it declared.
+    Args:
+        backbone: The model.
+        items: The image side of the data set.
+        reader: Reads and decodes them.
+        shards: Empty shards, in the order in which they are wanted.
+        batch_size: Images at a time; batches do not cross shards.
+        report: Counts and timings are added to it.
+        advance: Is called with the number of items done, for progress.
+        skip_failed: Whether an image that cannot be read is left out; else it ends the extraction.
+
+    Raises:
+        HadaError: An image cannot be read and `skip_failed` is False, or the backbone gives another
+            number of tokens than it declared.
     """
 
     def cut() -> Iterator[tuple[Shard, range]]:
@@ -115,7 +126,17 @@ def encode_captions(
     advance: Advance,
     lengths: NDArray[np.int64],
 ) -> Iterator[Shard]:
-    """The shards, filled; captions are batched by length inside each."""
+    """The shards, filled; captions are batched by length inside each.
+
+    Args:
+        backbone: The model.
+        ids: The tokens of every caption of the data set.
+        shards: Empty shards, in the order in which they are wanted.
+        batch_size: Captions at a time; batches do not cross shards.
+        report: Counts and timings are added to it.
+        advance: Is called with the number of items done, for progress.
+        lengths: (T,) token rows that the store has for each caption.
+    """
 
     def batches() -> Iterator[_Batch]:
         for shard in shards:

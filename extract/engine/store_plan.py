@@ -55,7 +55,14 @@ def store_index(
     ids: TokenIds,
     items: ImageItems | None = None,
 ) -> StoreIndex:
-    """Ids and lengths of a store; `ids` are the tokenised captions, `items` the image side."""
+    """Ids and lengths of a store.
+
+    Args:
+        backbone: The model.
+        dataset: The split.
+        ids: Its tokenised captions.
+        items: Its image side; None makes it.
+    """
     model = backbone.spec
     if model.caption is None:
         caption_lengths = np.zeros_like(ids.lengths)

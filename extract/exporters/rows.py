@@ -70,7 +70,20 @@ class Rows:
         dtype: str = "float32",
         data: CaptionDataset | None = None,
     ) -> Rows:
-        """Raises `UsageError` where the store has no embeddings of that side."""
+        """The embeddings of one side of a store, shard by shard.
+
+        Args:
+            store: The store.
+            side: Whose rows.
+            unit: Whether rows are brought to unit length where they are not.
+            dtype: Of the rows, "float32" or "float16".
+            data: The split that the store was made from, for captions and files; None leaves them
+                out.
+
+        Raises:
+            UsageError: The store has no embeddings.
+            StoreError: The items of `data` are not those of the store.
+        """
         if store.spec.model.embedding_width is None:
             raise UsageError(
                 f"{store.path}: model {store.spec.model.name!r} has no joint space, so there are "

@@ -35,11 +35,24 @@ def import_store(
     dtype: str = "float16",
     rows_per_shard: dict[SideName, int] | None = None,
 ) -> dict[str, str]:
-    """Write the store at `path`; what is there already is skipped.
+    """Write features of elsewhere as a store; what is there already is skipped.
 
-    Returns the images that could not be read, id -> reason; they are left out of the store as
-    pictures are that cannot be decoded. Raises `DatasetError` for a caption that cannot be read,
-    and `HadaError` where not one image could.
+    Args:
+        source: The features.
+        dataset: The split that they are of.
+        path: The store's folder or URL.
+        name: The model's name in the store.
+        origin: Where the features come from, for the record.
+        dtype: Of the features on disk.
+        rows_per_shard: Items per shard and side; None for the defaults.
+
+    Returns:
+        Id -> reason of the images that could not be read; they are left out of the store, as
+        pictures are that cannot be decoded.
+
+    Raises:
+        DatasetError: A caption cannot be read.
+        HadaError: Not one image could be read.
     """
     spec = StoreSpec(
         model=_model_spec(source, name, origin),

@@ -162,7 +162,15 @@ def to_input(
     std: tuple[float, ...],
     device: torch.device,
 ) -> torch.Tensor:
-    """(B, S, S) palette numbers -> (B, 3, side, side), resized (bicubic) and normalised."""
+    """(B, S, S) palette numbers -> (B, 3, side, side), resized (bicubic) and normalised.
+
+    Args:
+        pixels: Numbers of the palette, S pixels to a side.
+        side: Pixels to a side of the result.
+        mean: Of the three channels, 0 to 1.
+        std: Of the three channels.
+        device: Where the result lies.
+    """
     import torch
 
     rgb = torch.from_numpy(PALETTE[pixels]).to(device).permute(0, 3, 1, 2).float() / 255

@@ -31,7 +31,14 @@ _BATCH = 200
 def cosines(
     towers: Towers, split: str = "test", count: int = 1000, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Cosine of every picture with every caption of the split's first `count` pictures, (I, T)."""
+    """(I, T) cosine of every picture with every caption of the first pictures of a split.
+
+    Args:
+        towers: The model.
+        split: Of the scenes that are drawn.
+        count: How many pictures, each with its five captions.
+        seed: Of the scenes.
+    """
     import torch
 
     towers.model.eval()

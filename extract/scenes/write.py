@@ -75,11 +75,23 @@ def write_scenes(
     fresh: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SceneSummary:
-    """Make the data set in the folder `root`, whole or not at all.
+    """Make the data set in a folder, whole or not at all.
 
     A complete set with the same parameters is kept. A set with other parameters, or one that is
     damaged, is replaced only with `fresh`; a folder that holds anything else is never touched.
-    `progress` is called with the number of pictures just written.
+
+    Args:
+        root: The folder.
+        train: Pictures of that split.
+        val: Pictures of that split.
+        test: Pictures of that split.
+        seed: Of all that is drawn.
+        fresh: Whether a set with other parameters is replaced.
+        progress: Is called with the number of pictures just written.
+
+    Raises:
+        UsageError: A size is negative, or all are 0.
+        DatasetError: Something else is in the folder, or a set that only `fresh` replaces.
     """
     counts = {"train": train, "val": val, "test": test}
     if min(counts.values()) < 0 or not any(counts.values()):
@@ -132,7 +144,14 @@ def _fill(folder: Path, wanted: dict[str, Any], progress: Callable[[int], None])
 
 
 def entry(seed: int, split: str, index: int, imgid: int) -> tuple[dict[str, Any], bytes]:
-    """One picture's row of the annotations, and its PNG."""
+    """One picture's row of the annotations, and its PNG.
+
+    Args:
+        seed: Of the data set.
+        split: The name of the split.
+        index: The picture's number in it, from 0.
+        imgid: The picture's number in the whole set, from 0.
+    """
     first = imgid * CAPTIONS_PER_IMAGE
     captions = captions_of(seed, split, index)
     row = {

@@ -32,7 +32,17 @@ class Block:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, spec: StoreSpec, index: StoreIndex, side: SideName, rows: range) -> None:
-        """Raise `StoreError` where a shape is not that of these rows of a side."""
+        """Compare the shapes of the arrays with what a store has for some rows.
+
+        Args:
+            spec: Of the store.
+            index: Of the store.
+            side: Whose rows.
+            rows: Of a shard.
+
+        Raises:
+            StoreError: A shape is another one.
+        """
         model = spec.model
         tokens = model.tokens(side)
         expected: dict[str, tuple[tuple[int, ...] | None, NDArray[Any] | None]] = {
@@ -63,6 +73,12 @@ class Block:
         Raises:
             StoreError: Values overflow that dtype, or are so small that it loses their digits.
             NonFiniteError: A value of an item that did not fail is NaN or infinite.
+
+        Args:
+            spec: Of the store.
+            index: Of the store.
+            side: Whose rows.
+            rows: Of a shard.
         """
         assert self.values is not None
         # Tokens have as many rows as their item is long, embeddings one.
@@ -73,7 +89,18 @@ class Block:
     def stored_embeddings(
         self, spec: StoreSpec, index: StoreIndex, side: SideName, rows: range
     ) -> NDArray[Any]:
-        """Cast `embeddings` to their dtype in such a store; raises as `stored_tokens` does."""
+        """Cast `embeddings` to their dtype in such a store.
+
+        Args:
+            spec: Of the store.
+            index: Of the store.
+            side: Whose rows.
+            rows: Of a shard.
+
+        Raises:
+            StoreError: As for `stored_tokens`.
+            NonFiniteError: As for `stored_tokens`.
+        """
         assert self.embeddings is not None
         lengths = np.ones(len(rows), np.int64)
         part = _Part(spec.model.name, side, index.ids[side], rows, lengths, self.failed)

@@ -131,7 +131,17 @@ def read_markers(
 
 
 def parse_marker(data: bytes, path: Path | str, side: SideName, shard: int) -> Marker:
-    """A marker from its file's bytes; raises `StoreError` where they are none of this shard."""
+    """A marker from its file's bytes.
+
+    Args:
+        data: The bytes.
+        path: The file, for messages.
+        side: Whose shard.
+        shard: Its number, from 0.
+
+    Raises:
+        StoreError: The bytes are no marker, were changed, or are another shard's.
+    """
     try:
         raw = json.loads(data.decode())
         digest = raw.get("digest", "")

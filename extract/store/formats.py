@@ -97,7 +97,14 @@ class Format(Protocol):
         small: Mapping[str, NDArray[Any]],
         attributes: Mapping[str, Any],
     ) -> None:
-        """Make the empty arrays of `plans` and write the `small` ones; synced when it returns."""
+        """Make the empty arrays and write the small ones; synced when it returns.
+
+        Args:
+            features: The folder of the arrays.
+            plans: Name -> shape and division of an array in shards.
+            small: Name -> values of an array that is written whole.
+            attributes: Of the store, as JSON values.
+        """
         ...
 
     def write_shard(
@@ -128,9 +135,16 @@ class Format(Protocol):
     ) -> Written:
         """What `write_shard` returned, from the bytes on disk: each is read, each chunk verified.
 
-        `metadata` are those of the side's arrays, `sizes` those of files where they are known.
-        Raises OSError or ValueError where a file is
-        missing, damaged or not divided as `write_shard` does it.
+        Args:
+            features: The folder of the arrays.
+            side: Whose shard.
+            shard: Its number, from 0.
+            metadata: Name -> what the method of that name said of the side's arrays.
+            sizes: Name -> bytes of files, where they have been listed.
+
+        Raises:
+            OSError: A file is missing or cannot be read.
+            ValueError: A file is damaged or not divided as `write_shard` does it.
         """
         ...
 

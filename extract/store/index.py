@@ -69,6 +69,12 @@ def shard_rows(spec: StoreSpec, index: StoreIndex, side: SideName, shard: int) -
     """The items of one shard.
 
     A store of 5 images at 2 per shard: shard 2 holds range(4, 5).
+
+    Args:
+        spec: Of the store.
+        index: Of the store.
+        side: Whose shard.
+        shard: Its number, from 0.
     """
     size = spec.rows_per_shard[side]
     return range(shard * size, min((shard + 1) * size, index.count(side)))

@@ -129,7 +129,14 @@ def attributes_digest(attributes: Mapping[str, Any]) -> str:
 def with_record(
     attributes: Mapping[str, Any], root: str, parts: Mapping[str, str], *, upgrading: bool = False
 ) -> dict[str, Any]:
-    """Attributes with the record that binds them."""
+    """Attributes with the record that binds them.
+
+    Args:
+        attributes: Of the store.
+        root: The digest of all parts.
+        parts: Name of a part -> its digest.
+        upgrading: Whether markers of the first schema may still be there.
+    """
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "hash": digests.NAME,
@@ -143,7 +150,14 @@ def with_record(
 
 
 def bind(form: Format, features: Path, spec: StoreSpec, *, upgrading: bool = False) -> None:
-    """Write the record of what lies there now."""
+    """Write the record of what lies there now.
+
+    Args:
+        form: Of the store.
+        features: The folder of its arrays.
+        spec: What it holds.
+        upgrading: Whether markers of the first schema may still be there.
+    """
     attributes = {k: v for k, v in form.attributes(features).items() if k != BOUND}
     parts = part_digests(form, attributes[SPEC], read_parts(form, features, spec))
     root = digests.of_json(parts)

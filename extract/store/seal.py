@@ -132,11 +132,20 @@ def open_shard(folder: Path, side: SideName, shard: int) -> None:
 def write(
     folder: Path, root: str, read_markers: Callable[[], Markers], mine: set[tuple[SideName, int]]
 ) -> bool:
-    """Seal a complete store; returns whether it is sealed now.
+    """Seal a complete store.
 
-    Not where a shard is missing, or differs from the old seal though it is none of `mine`, those
-    that this process wrote, and nobody wrote it again. Raises `StoreError` for a damaged seal or
-    a marker that cannot be read.
+    Args:
+        folder: The store's.
+        root: Of the store, as its record has it.
+        read_markers: Gives the markers of all shards as they are now.
+        mine: The shards that this process wrote.
+
+    Returns:
+        Whether it is sealed now: not where a shard is missing, or differs from the old seal though
+        it is none of `mine` and nobody wrote it again.
+
+    Raises:
+        StoreError: The seal is damaged, or a marker cannot be read.
     """
     # Asked for before the markers: a shard that is opened after this stays open.
     opened = _opened(folder)

@@ -177,7 +177,17 @@ def parse_index(
 ) -> NDArray[np.int64] | None:
     """Where each chunk begins, from the end of a file; None for chunks of other sizes.
 
-    Raises ValueError where the index is damaged.
+    Args:
+        raw: The last bytes of the file.
+        file_bytes: Of the whole file.
+        chunks: How many the file has room for.
+        stored_bytes: Of a chunk and its checksum.
+
+    Returns:
+        (chunks,) offsets, `MISSING` where nothing was written.
+
+    Raises:
+        ValueError: The index is damaged.
     """
     size = 16 * chunks
     if len(raw) != size + CRC_BYTES:

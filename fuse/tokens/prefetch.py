@@ -68,11 +68,20 @@ def ahead_in_windows(
     *,
     threads: int = 1,
 ) -> Iterator[Made]:
-    """`make` of each step from `first` on and of the windows that it needs, in order.
+    """The steps of an epoch with the windows that they need, in order, some of them made ahead.
 
-    `read(k)` is called for one window after the other, in a thread of its own. Of any three
-    windows in a row it never reads the third before all steps of the first were handed out, so
-    that there are two at most.
+    Of any three windows in a row the third is never read before all steps of the first were handed
+    out, so that there are two at most.
+
+    Args:
+        read: Is called with the number of one window after the other, in a thread of its own.
+        make: Is called from threads, with the items of a step and its windows.
+        epoch: The order of steps and windows.
+        first: The step to begin with, from 0.
+        threads: That call `make`.
+
+    Yields:
+        What `make` gave.
     """
     last = len(epoch.windows) - 1
     started: dict[int, Future[Any]] = {}

@@ -23,7 +23,14 @@ from hada.fuse.training.objective import Objective
 def save_last(
     run: RunFolder, objective: Objective, optimizer: torch.optim.Optimizer, position: Position
 ) -> None:
-    """Write everything that a later process needs to go on as if nothing had happened."""
+    """Write everything that a later process needs to go on as if nothing had happened.
+
+    Args:
+        run: Its folder.
+        objective: Its weights, slow copies and queues are written.
+        optimizer: Its state is written.
+        position: Where the training is.
+    """
     state = {
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -42,11 +49,21 @@ def load_last(
 ) -> Position:
     """Put everything back where `save_last` left it; a new run starts at the beginning.
 
-    Where the last checkpoint is damaged the one before takes its place, and `report` is called
-    with a line that says so.
+    Where the last checkpoint is damaged the one before takes its place, and a line
+    says so.
 
     Raises:
         RunError: Both checkpoints are damaged, or the best weights are not the run's.
+
+    Args:
+        run: Its folder.
+        objective: Gets the weights, slow copies and queues.
+        optimizer: Gets its state.
+        device: Where both lie.
+        report: Is called with lines for people.
+
+    Returns:
+        Where the training goes on.
     """
     point, faults = run.resume_point()
     if point is None:

@@ -47,9 +47,16 @@ def parse(text: str | None) -> tuple[str, ...]:
 def open_reports(
     names: Sequence[str], run: RunFolder, config: Mapping[str, Any], first: int
 ) -> tuple[list[Report], Callable[[], None]]:
-    """Start reporting a run that goes on with epoch `first`.
+    """Start reporting a run.
 
-    Returns functions of an epoch and its figures, and one that closes everything.
+    Args:
+        names: Trackers, as `parse` gives them.
+        run: Its folder.
+        config: Its configuration, which the trackers show.
+        first: The epoch that it goes on with, from 1.
+
+    Returns:
+        (functions of an epoch and its figures, one that closes everything).
     """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
     opened: dict[str, Any] = {}

@@ -41,9 +41,16 @@ def batch_pool(
 ) -> Iterator[DaskPool]:
     """Jobs of a batch system, each a worker; one that dies is replaced.
 
-    `state` is the pipeline's folder, which all nodes see: logs go there, and the key.
+    Args:
+        system: A key of `BATCH_SYSTEMS`.
+        cluster: The pipeline's settings of it.
+        workers: How many jobs.
+        state: The pipeline's folder, which all nodes see: logs go there, and the key.
+        dashboard: Whether Dask's is served.
 
-    Raises `UsageError` where dask-jobqueue is missing, `HadaError` where Slurm refuses the job.
+    Raises:
+        UsageError: dask-jobqueue is missing.
+        HadaError: Slurm refuses the job.
     """
     with contextlib.ExitStack() as stack:
         keys = stack.enter_context(credentials.shared_folder(state))
@@ -63,7 +70,18 @@ REPLACING = {"distributed.deploy.lost-worker-timeout": "15s"}
 def batch_cluster(
     system: str, cluster: Cluster, logs: Path, keys: Path, *, dashboard: bool = False
 ) -> Any:
-    """The Dask cluster of a batch system, its key in files of `keys`; nothing is submitted yet."""
+    """The Dask cluster of a batch system; nothing is submitted yet.
+
+    Args:
+        system: A key of `BATCH_SYSTEMS`.
+        cluster: The pipeline's settings of it.
+        logs: The folder of the jobs' logs.
+        keys: The folder of the files that hold the cluster's key; nobody else may read it.
+        dashboard: Whether Dask's is served.
+
+    Raises:
+        UsageError: dask-jobqueue is missing.
+    """
     try:
         module = importlib.import_module("dask_jobqueue")
     except ModuleNotFoundError as error:

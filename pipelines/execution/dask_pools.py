@@ -110,11 +110,17 @@ def local_pool(
 ) -> Iterator[DaskPool]:
     """Processes of this machine, or one for each device, which sees no other.
 
-    Each does one task at a time and computes with `threads` threads, unless OMP_NUM_THREADS says
-    otherwise.
+    Each does one task at a time.
 
     Nothing listens on anything but the loopback interface, and nobody is answered who has not the
     key of this run: not another user of this machine, nor another program of this one.
+
+    Args:
+        workers: How many processes, where there are no devices.
+        devices: One process for each.
+        decoders: Processes that decode pictures for each worker; 0 for threads.
+        threads: Of each worker's computations, unless OMP_NUM_THREADS says otherwise.
+        dashboard: Whether Dask's is served.
     """
     with contextlib.ExitStack() as stack:
         # A daemonic process may have none of its own, and pictures may be decoded in some.

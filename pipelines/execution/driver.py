@@ -99,7 +99,18 @@ class Driver:
         threads: int = 0,
         marks: Path | None = None,
     ) -> None:
-        """`marks`: an empty folder for `worker.run_task`'s marks, where it is on this machine."""
+        """Take over what is still to be done; nothing begins before `run`.
+
+        Args:
+            states: Key -> how far the job is, needs before what needs them.
+            pool: Does the tasks.
+            folder: The pipeline's, for records and failures.
+            limits: Retries, and when to stop.
+            listener: Is told of every outcome and event.
+            decoders: Processes that decode pictures for each worker.
+            threads: Of a worker's computations; 0 for as many as it likes.
+            marks: An empty folder for `worker.run_task`'s marks, where it is on this machine.
+        """
         self._states, self._pool, self._folder = states, pool, folder
         self._limits, self._listener, self._marks = limits, listener, marks
         # What each task carries beside its job.
