@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.arrays import unit_rows
+from hada.extract.common.arrays import evenly_spread, unit_rows
 from hada.extract.common.console import say
 from hada.extract.common.errors import HadaError, StoreError
 from hada.extract.common.progress import progress
@@ -90,7 +90,7 @@ def look(
     part = Split(
         [open_store(manifest.store_path(dataset, split, n)) for n in names], in_memory=False
     )
-    kept = np.unique(np.linspace(0, part.images - 1, min(part.images, most_images)).astype(int))
+    kept = evenly_spread(part.images, most_images)
     captions = part.captions_of(kept)
     caption_to_image = np.searchsorted(kept, part.caption_to_image[captions])
     scored, items = _cosines(part, names, kept, captions, caption_to_image)
@@ -151,7 +151,7 @@ def _train(manifest: Manifest, dataset: str, split: str, names: Sequence[str]) -
     except HadaError as error:
         say(f"nothing of correction and closed form: {error}")
         return None
-    kept = np.unique(np.linspace(0, part.images - 1, min(part.images, MOST_TRAIN)).astype(int))
+    kept = evenly_spread(part.images, MOST_TRAIN)
     captions = part.captions_of(kept)
     models = []
     for model in range(len(names)):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hada.evaluate.methods.combinations import single_models, weighted_sum
 from hada.evaluate.methods.gallery import EmbeddingMethod, Gallery, Pair, fitted_of
 from hada.evaluate.methods.seen import Fitted
+from hada.extract.common.arrays import evenly_spread
 from hada.extract.common.errors import HadaError
 from hada.extract.spec import SIDES, SideName
 from hada.fuse.closed_form.cca import CCA, choose_cca
@@ -180,8 +181,7 @@ def _told(choice: Correction) -> str:
 
 def part_of(gallery: Gallery, most: int) -> Gallery:
     """At most so many of its images, evenly spread, with all their captions."""
-    images = len(gallery.image_rows)
-    kept = np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
+    kept = evenly_spread(len(gallery.image_rows), most)
     captions = np.flatnonzero(np.isin(gallery.caption_to_image, kept))
     return replace(
         gallery,

@@ -1,4 +1,4 @@
-"""Rows of unit length, and captions grouped by image.
+"""Rows of unit length, captions grouped by image, and some rows of many.
 
 Shape letters: I images, T captions, E width.
 """
@@ -50,3 +50,19 @@ def group_by_image(
     """
     order = np.argsort(caption_to_image, kind="stable")
     return order, np.searchsorted(caption_to_image[order], np.arange(images + 1))
+
+
+def evenly_spread(count: int, most: int) -> NDArray[np.int64]:
+    """Some of many rows, from the first to the last at distances that differ by one at most.
+
+    Args:
+        count: How many rows there are.
+        most: How many are wanted; all where there are fewer.
+
+    Returns:
+        (min(count, most),) rows, ascending.
+
+    >>> evenly_spread(10, 4).tolist(), evenly_spread(2, 4).tolist()
+    ([0, 3, 6, 9], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))

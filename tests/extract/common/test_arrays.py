@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hada.extract.common.arrays import group_by_image, unit_rows
+from hada.extract.common.arrays import evenly_spread, group_by_image, unit_rows
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -42,3 +42,17 @@ def test_groups_equal_a_loop(caption_to_image: np.ndarray) -> None:
     for image in range(7):
         expected = [j for j, i in enumerate(caption_to_image) if i == image]
         assert order[bounds[image] : bounds[image + 1]].tolist() == expected
+
+
+def test_rows_are_spread_from_the_first_to_the_last() -> None:
+    for count in range(40):
+        for most in range(1, 45):
+            rows = evenly_spread(count, most)
+            if count <= most:
+                assert rows.tolist() == list(range(count))
+                continue
+            assert len(rows) == most
+            assert rows[0] == 0
+            gaps = np.diff(rows)
+            assert most == 1 or rows[-1] == count - 1
+            assert most == 1 or gaps.min() >= max(1, gaps.max() - 1)
