@@ -164,16 +164,16 @@ def _unsealed(path: Path) -> Point:
         raise FaultError("damaged", path, f"no file of ours ({error})", START_OVER) from error
     if broken is not None:
         raise FaultError("damaged", path, f"its part {broken} is not what was written", START_OVER)
-    state = load_state(path, torch.device("cpu"))
+    state = load_state(path)
     if state["format"] != UNBOUND:
         raise FaultError("damaged", path, "its checksum is missing", START_OVER)
     return Point(path, Position(**state["position"]), state["metrics_bytes"], sealed=False)
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `write_last` was given; raises `FaultError` where it is something else."""
+def load_state(path: Path) -> dict[str, Any]:
+    """What `write_last` was given, on the CPU; raises `FaultError` where it is something else."""
     try:
-        state = read_torch(path, RunError, device=device)
+        state = read_torch(path, RunError, device="cpu")
     except RunError as error:
         raise FaultError("damaged", path, f"no file of ours ({error})", START_OVER) from error
     if not isinstance(state, dict) or state.get("format") not in (UNBOUND, FORMAT):
