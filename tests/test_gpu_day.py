@@ -185,4 +185,5 @@ def test_the_tests_for_a_gpu_are_found() -> None:
     names = [Path(name).name for name in steps.gpu_tests(ROOT / "tests")]
     assert "test_compile.py::test_a_run_on_a_gpu" in names
     assert "test_reading.py::test_batches_of_a_split_on_a_gpu" in names
+    assert "test_ranking.py::test_screening_in_float32_changes_nothing" in names
     assert "test_compile.py::test_no_compiler" not in names

@@ -237,7 +237,7 @@ def test_a_split_on_a_device_holds_nothing_else(stores):
         assert all(map(torch.equal, ours.nodes, theirs.nodes))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_batches_of_a_split_on_a_gpu(stores, val):
     device = torch.device("cuda")
     plain, split = split_that_reads(stores, "mapped"), split_that_reads(stores, "mapped")
