@@ -50,12 +50,15 @@ def gpu_tests(folder: Path) -> list[str]:
         text = path.read_text()
         if "mark.gpu" not in text:
             continue
-        lines = text.split("\n")
-        for node in ast.parse(text).body:
+        body, lines = ast.parse(text).body, text.split("\n")
+        whole = any(
+            isinstance(node, ast.Assign) and "mark.gpu" in ast.unparse(node) for node in body
+        )
+        for node in body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
                 own = "\n".join(lines[first - 1 : node.end_lineno])
-                if "mark.gpu" in own:
+                if whole or "mark.gpu" in own:
                     found.append(f"{path}::{node.name}")
     return found
 
