@@ -12,6 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """The same tensor on a device.
+
+    To a GPU it goes through pinned memory, from which the GPU copies by itself: the thread that
+    makes batches goes on, and does not first wait for the step that is being computed. PyTorch
+    keeps the pinned block until the copy is done. On its way back a tensor is waited for.
+    """
+    if torch.device(device).type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where one model's packed tokens of a batch lie once padded to (B, L).
@@ -56,9 +68,12 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Self:
         """The same layout on another device."""
-        slots = None if self.slots_S is None else self.slots_S.to(device)
-        lengths, rows = self.lengths_B.to(device), self.rows_B.to(device)
-        return type(self)(lengths, rows, self.tokens_BL.to(device), slots)
+        return type(self)(
+            sent(self.lengths_B, device),
+            sent(self.rows_B, device),
+            sent(self.tokens_BL, device),
+            None if self.slots_S is None else sent(self.slots_S, device),
+        )
 
     def pad(self, packed_SX: Tensor) -> Tensor:
         """(S, X) packed rows -> (B, L, X), zeros where there is no token."""
@@ -114,12 +129,10 @@ class Features:
 
     def to(self, device: torch.device | str) -> Self:
         """The same features on a device, as float32."""
-        # From pinned memory the GPU copies by itself; on its way back it must be waited for.
-        alone = torch.device(device).type == "cuda"
         return type(self)(
-            tuple(x.to(device, non_blocking=alone).float() for x in self.nodes),
+            tuple(sent(x, device).float() for x in self.nodes),
             tuple(layout.to(device) for layout in self.layouts),
-            tuple(None if x is None else x.to(device).float() for x in self.embeddings),
+            tuple(None if x is None else sent(x, device).float() for x in self.embeddings),
         )
 
 
@@ -141,6 +154,6 @@ class Batch:
         return type(self)(
             self.image.to(device),
             self.caption.to(device),
-            self.ids_B.to(device),
-            self.caption_to_image_T.to(device),
+            sent(self.ids_B, device),
+            sent(self.caption_to_image_T, device),
         )

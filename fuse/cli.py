@@ -85,8 +85,9 @@ def what_to_fuse(command: Any) -> Any:
 @device_option
 @click.option("--reading", default="auto", show_default=True,
               type=click.Choice(["auto", "device", "memory", "mapped", "window"]),
-              help="Where tokens come from: all on the GPU, all in memory, the files as they are "
-              "needed, or windows of some shards. auto says which it chose and why.")  # fmt: skip
+              help="Where tokens come from. device: all on the GPU; memory: all in memory; mapped: "
+              "the files, as they are needed; window: two windows of some shards, for stores that "
+              "are larger than memory. auto says which it chose and why.")  # fmt: skip
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
               help="Memory that tokens may take. [default: half of what is free]")  # fmt: skip
 @click.option("--run", "run_path", type=click.Path(path_type=Path, file_okay=False),

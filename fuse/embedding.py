@@ -94,8 +94,10 @@ def embed(
         known: What `encode_side` gave of a side already.
     """
     was_training = fuser.training
+    # "cuda" and "cuda:0" are one device and not equal; a tensor's own is the second.
+    here = torch.empty(0, device=device).device
     # Both walk through all modules, which takes longer than to encode a query.
-    if any(x.device != device for x in fuser.parameters()):
+    if any(x.device != here for x in fuser.parameters()):
         fuser.to(device)
     if was_training:
         fuser.eval()

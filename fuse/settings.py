@@ -292,7 +292,7 @@ class TrainingSettings(Settings):
     RSum higher by `min_gain` or more; for "likelihood", right matches that are more likely, which
     moves smoothly where a few hundred images' RSum is mostly luck. Gradients of `accumulate`
     batches are averaged before a step. `precision` "bf16" computes the encoders' products in
-    bfloat16 (autocast); weights, losses and queues stay float32.
+    bfloat16 (autocast); weights, losses, queues and the matching of nodes stay float32.
     """
 
     order: Literal["images", "pairs"] = "images"

@@ -18,6 +18,16 @@ pytest.register_assert_rewrite(
 )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test for a GPU is collected everywhere, and says where it cannot run."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip(f"needs a CUDA GPU, and torch {torch.__version__} sees none")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Checkpoints, photographs and the largest vectors; they are not part of the project."""

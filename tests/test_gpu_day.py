@@ -180,9 +180,12 @@ def test_every_step_is_there_and_its_packages_are_those_of_the_project(needs: An
     assert all(name in asked for step in needs.STEPS for name in step.needs)
 
 
-def test_the_tests_for_a_gpu_are_found() -> None:
+def test_the_tests_for_a_gpu_are_found(needs: Any) -> None:
     steps = importlib.import_module("gpu_steps")
     names = [Path(name).name for name in steps.gpu_tests(ROOT / "tests")]
     assert "test_compile.py::test_a_run_on_a_gpu" in names
     assert "test_reading.py::test_batches_of_a_split_on_a_gpu" in names
+    assert "test_ranking.py::test_screening_in_float32_changes_nothing" in names
+    # Marked as a whole.
+    assert "test_on_gpu.py::test_an_epoch_on_a_gpu_is_that_of_the_cpu" in names
     assert "test_compile.py::test_no_compiler" not in names

@@ -75,12 +75,17 @@ def free_memory() -> float:
 
 
 def free_on_device(device: torch.device) -> float:
-    """Bytes that a GPU has free; 0 for whatever has no memory of its own, or does not tell."""
+    """Bytes that a GPU has free; 0 for whatever has no memory of its own, or does not tell.
+
+    What PyTorch keeps of freed tensors is free, too, though the driver counts it as taken: else
+    the second of several trainings in one process would find no room for its tokens.
+    """
     if device.type != "cuda":
         return 0.0
     import torch
 
-    return float(torch.cuda.mem_get_info(device)[0])
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept)
 
 
 def _free_of_machine() -> float:

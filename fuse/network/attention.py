@@ -189,7 +189,9 @@ class _Scores(torch.autograd.Function):
         heads, head_width = att_HC.shape
         att_HX = _block_diagonal(att_HC).T
         grad_key, grad_reader = torch.empty_like(key_BLX), torch.empty_like(reader_BRX)
-        grad_att = att_HC.new_zeros(heads, flat)
+        # Chunk after chunk is added to it: in bfloat16 the sum would stand still at 256 like ones.
+        wide = torch.promote_types(att_HC.dtype, torch.float32)
+        grad_att = att_HC.new_zeros(heads, flat, dtype=wide)
         for some in _chunks(key_BLX):
             total: Tensor | None = None
             for reader in range(reader_BRX.shape[1]):
@@ -203,7 +205,7 @@ class _Scores(torch.autograd.Function):
             assert total is not None
             grad_key[some] = total
         own = torch.arange(heads, device=att_HC.device)
-        grad_HC = grad_att.view(heads, heads, head_width)[own, own]
+        grad_HC = grad_att.view(heads, heads, head_width)[own, own].to(att_HC.dtype)
         return grad_key, grad_reader, grad_HC, None
 
 

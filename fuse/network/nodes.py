@@ -28,6 +28,7 @@ from hada.extract.spec import SideName
 from hada.fuse.batch import Features, ModelShape
 from hada.fuse.network.inputs import prepare
 from hada.fuse.network.maxsim import NodeSet, node_scores
+from hada.fuse.network.set_attention import attend
 from hada.fuse.settings import NodeSettings
 
 # Later tokens of a model share one learned place.
@@ -193,13 +194,14 @@ class NodeGraph(nn.Module):
         state = self.norm(states_BLG + self.models[models_L] + self.places[models_L, places_L])
         heads = self.query_key_value(state).view(batch, longest, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        edges_HLL = self.edges[:, models_L[:, None], models_L[None, :]]
-        heard = F.scaled_dot_product_attention(
+        heard = attend(
             query,
             key,
             value,
-            attn_mask=edges_HLL.masked_fill(~real_BL[:, None, None, :], float("-inf")),
-            dropout_p=self.dropout if self.training else 0.0,
+            self.edges,
+            models_L,
+            real_BL,
+            dropout=self.dropout if self.training else 0.0,
         )
         said: Tensor = self.speak(F.gelu(heard.transpose(1, 2).reshape(batch, longest, width)))
         return self.gate * said

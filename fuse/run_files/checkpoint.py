@@ -189,25 +189,24 @@ def _unsealed(path: Path) -> Point:
         raise FaultError("damaged", path, f"no file of ours ({error})", START_OVER) from error
     if broken is not None:
         raise FaultError("damaged", path, f"its part {broken} is not what was written", START_OVER)
-    state = load_state(path, torch.device("cpu"))
+    state = load_state(path)
     if state["format"] != UNBOUND:
         raise FaultError("damaged", path, "its checksum is missing", START_OVER)
     return Point(path, Position(**state["position"]), state["metrics_bytes"], sealed=False)
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `write_last` was given.
+def load_state(path: Path) -> dict[str, Any]:
+    """What `write_last` was given, its tensors on the CPU.
 
     Args:
         path: The checkpoint's file.
-        device: Where its tensors are put.
 
     Raises:
         FaultError: The file is damaged, or no checkpoint of a training.
         RunError: Its position is of another shape than this version's.
     """
     try:
-        state = read_torch(path, RunError, device=device)
+        state = read_torch(path, RunError, device="cpu")
     except RunError as error:
         raise FaultError("damaged", path, f"no file of ours ({error})", START_OVER) from error
     if not isinstance(state, dict) or state.get("format") not in (UNBOUND, FORMAT):

@@ -49,8 +49,11 @@ class ScoreTable:
     captions_T: NDArray[np.int64]
 
     @classmethod
-    def of(cls, found: Embedded, most: int | None = None) -> Self:
-        """The table of at most `most` images; by default as many as are worth their time."""
+    def of(cls, found: Embedded, most: int | None = None, *, device: str = "cpu") -> Self:
+        """The table of at most `most` images; by default as many as are worth their time.
+
+        Nodes are matched on `device`; the table lies on the CPU.
+        """
         most = most or (MOST_IMAGES if found.nodes is None else MOST_IMAGES_OF_NODES)
         images = len(found.fused_image)
         kept = np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
@@ -59,7 +62,8 @@ class ScoreTable:
         scores = [torch.from_numpy(i[kept] @ c[captions].T) for i, c in pairs]
         if found.nodes is not None:
             image, caption = found.nodes[0].take(kept), found.nodes[1].take(captions)
-            scores.append(torch.from_numpy(score_matrix(image, caption, found.mirror)))
+            matched = score_matrix(image, caption, found.mirror, device=device)
+            scores.append(torch.from_numpy(matched))
         owner = np.searchsorted(kept, found.caption_to_image[captions])
         return cls(torch.stack(scores), torch.from_numpy(owner), kept, captions)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def save_last(
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "rng_devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "rng_devices": device_states(next(objective.parameters()).device),
     }
     run.save_state(state, position)
 
@@ -69,13 +69,14 @@ def load_last(
     if point is None:
         (run.path / METRICS).unlink(missing_ok=True)
         return Position()
-    state = load_state(point.path, device)
+    # To the CPU: what belongs elsewhere is copied there, and AdamW counts its steps on the CPU. A
+    # count on the GPU would be fetched anew for every tensor in every step.
+    state = load_state(point.path)
     try:
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
-        if device.type == "cuda" and state["rng_devices"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_devices"]])
+        restore_device(state["rng_devices"], device)
     except Exception as error:  # a file without checksum may hold anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
@@ -88,6 +89,23 @@ def load_last(
         )
     run.go_on_from(point)
     return Position(**state["position"])
+
+
+def device_states(device: torch.device) -> list[Tensor]:
+    """The random numbers' state of the GPU that trains, as a list of one; empty for a CPU.
+
+    No other GPU is asked: that would take memory of each, also from a training on the CPU.
+    """
+    return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+
+
+def restore_device(states: Sequence[Tensor], device: torch.device) -> None:
+    """Set what `device_states` gave, on whatever GPU the training goes on.
+
+    Older checkpoints hold the states of all GPUs of their machine, which may have had more.
+    """
+    if device.type == "cuda" and states:
+        torch.cuda.set_rng_state(states[min(device.index or 0, len(states) - 1)], device)
 
 
 def best_of(objective: Objective, tensors: Mapping[str, Tensor]) -> tuple[Fuser, ScoreMix]:

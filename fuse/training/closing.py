@@ -83,7 +83,7 @@ def fit_heads(
         found = with_tokens(found, val, late)
     matched = ["late" if late else "nodes"] if found.nodes else []
     labels = ["fused", *names, *(["cca"] if cca else []), *matched]
-    table = ScoreTable.of(found, MOST_IMAGES)
+    table = ScoreTable.of(found, MOST_IMAGES, device=str(device))
     shares = chosen_shares(
         table,
         labels,

@@ -212,7 +212,7 @@ def validate(job: Job) -> dict[str, float]:
     `hada.fuse.scores.shares.MOST_IMAGES_OF_NODES` of them.
     """
     found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
-    scores = ScoreTable.of(found)
+    scores = ScoreTable.of(found, device=str(job.device))
     mix = job.objective.mix
     if job.recipe.scores.tune and len(scores.scores_KIT) > 1:
         shares, loss = tuned_shares(scores)

@@ -43,6 +43,26 @@ def job(splits, path, recipe, seed=0):
     )
 
 
+def reading_job(splits_of, path, recipe, way, *, shards=0, device="cpu", seed=0):
+    """A training of the stores of train and val that reads in one of the ways of `--reading`."""
+    device = torch.device(device)
+    pinned = device.type == "cuda"
+    parts = [Split(some, in_memory=way == "memory", pinned=pinned) for some in splits_of]
+    if way == "device":
+        for part in parts:
+            part.reside(device)
+    made = job(parts, path, recipe, seed)
+    training = recipe.training
+    made.loader = Loader(
+        parts[0], training.order, training.batch_size, seed,
+        shards=shards, windows=way == "window",
+    )  # fmt: skip
+    made.objective.to(device)
+    made.optimizer = build_optimizer(recipe, made.objective)
+    made.device = device
+    return made
+
+
 def without_time(lines):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 

@@ -24,8 +24,6 @@ from hada.extract.testing.backbone_contract import CAPTIONS, pictures
 
 pytestmark = pytest.mark.slow
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
 
 def clip(folder: Path, device: str = "cpu") -> Any:
     if not folder.exists():
@@ -80,7 +78,7 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         backbone.compile()
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_arrays_arrive_from_a_gpu_as_they_left(tmp_path: Path) -> None:
     """Several on their way at once, with and without padding, read in any order."""
     backbone, host = clip(tmp_path / "m", "cuda"), clip(tmp_path / "m")
@@ -103,7 +101,7 @@ def test_arrays_arrive_from_a_gpu_as_they_left(tmp_path: Path) -> None:
     assert backbone.clock["transfer"] > 0
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_reused_block_does_not_overwrite_what_is_on_its_way() -> None:
     sent = []
     for number in range(50):
@@ -114,7 +112,7 @@ def test_a_reused_block_does_not_overwrite_what_is_on_its_way() -> None:
         assert (np.asarray(one.values) == number).all()
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     makers.make_project(tmp_path)

@@ -150,11 +150,8 @@ def test_rows_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize("kind", ["random", "near ties", "collapsed", "huge", "half"])
 # "cpu:0" takes the way of other devices, on this one.
-@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_screening_in_float32_changes_nothing(kind, device):
-    torch = pytest.importorskip("torch")
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     rng = np.random.default_rng(11)
     images, per, width = 300, 3, 64
     owner = rng.permutation(np.repeat(np.arange(images), per))

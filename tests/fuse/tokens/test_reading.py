@@ -237,7 +237,53 @@ def test_a_split_on_a_device_holds_nothing_else(stores):
         assert all(map(torch.equal, ours.nodes, theirs.nodes))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_everything_goes_to_a_gpu_through_pinned_memory(stores, monkeypatch):
+    """What CUDA alone has is faked here: pinned memory, and a place behind it."""
+    made, pinned, went = torch.empty, [], []
+
+    def empty(*sizes, pin_memory=False, **options):
+        room = made(*sizes, **options)
+        if pin_memory:
+            pinned.append(room.data_ptr())
+        return room
+
+    monkeypatch.setattr(torch, "empty", empty)
+    split = Split(stores, in_memory=False, pinned=True)
+    batch = split.batch("images", np.arange(5))
+    nodes = [x for side in (batch.image, batch.caption) for x in side.nodes]
+    # Tokens are read into it, without a second copy; single embeddings are gathered before.
+    assert [x.data_ptr() in pinned for x in nodes] == [True, True, False] * 2
+
+    def pin(tensor):
+        copy = tensor.clone()
+        pinned.append(copy.data_ptr())
+        return copy
+
+    def to(tensor, *target, non_blocking=False):
+        went.append((target, non_blocking, tensor.data_ptr() in pinned))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    arrived = batch.to("cuda:1")
+    monkeypatch.undo()
+    assert_same(
+        [arrived], [split_that_reads(stores, "mapped").batch("images", np.arange(5)).to("cpu")]
+    )
+    assert set(went) == {(("cuda:1",), True, True)}
+    assert len(went) == sum(x is not None for x in tensors(batch).values())
+
+
+def test_nothing_is_pinned_where_there_is_no_gpu(stores, monkeypatch):
+    def refused(*_):
+        raise AssertionError("pinned")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    batch = split_that_reads(stores, "mapped").batch("images", np.arange(5))
+    assert_same([batch.to("cpu")], [batch.to(torch.device("cpu", 0))])
+
+
+@pytest.mark.gpu
 def test_batches_of_a_split_on_a_gpu(stores, val):
     device = torch.device("cuda")
     plain, split = split_that_reads(stores, "mapped"), split_that_reads(stores, "mapped")
@@ -248,6 +294,22 @@ def test_batches_of_a_split_on_a_gpu(stores, val):
     epoch = loader.epoch(0)
     batches = [b.to("cpu") for b in loader.batches(epoch, device=device)]
     assert_same(batches, [plain.batch("images", items).to("cpu") for items in epoch.steps])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("way", "shards"), [("memory", 0), ("mapped", 0), ("window", 2)])
+def test_pinned_batches_reach_a_gpu_whole(stores, way, shards):
+    """Many small batches, made by threads that do not wait for their copies."""
+    split = Split(stores, in_memory=way == "memory", pinned=True)
+    batch = split.batch("images", np.arange(3))
+    assert batch.image.nodes[0].is_pinned()
+    loader = Loader(split, "images", 3, 0, shards=shards, windows=way == "window")
+    plain = split_that_reads(stores, "mapped")
+    for number in range(5):
+        epoch = loader.epoch(number)
+        batches = [b.to("cpu") for b in list(loader.batches(epoch, device="cuda", threads=3))]
+        expected = [plain.batch("images", items).to("cpu") for items in epoch.steps]
+        assert_same(batches, expected)
 
 
 def test_what_was_asked_for_must_fit(stores, val):

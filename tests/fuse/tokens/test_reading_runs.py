@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from click.testing import CliRunner
 from fuse_fakes import make_store, make_world
+from small_trainings import reading_job
 
 from hada.fuse.cli import fuse
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.tokens.loader import Loader
-from hada.fuse.tokens.split import Split
+from hada.fuse.tokens import placement
 from hada.fuse.training import checkpoint
-from hada.fuse.training.trainer import Job, build_objective, build_optimizer, train
+from hada.fuse.training.trainer import train
 
 pytestmark = pytest.mark.slow
 
@@ -38,31 +39,6 @@ def stores(tmp_path_factory):
     ]
 
 
-def job(stores, path, recipe, way, shards):
-    parts = [Split(some, in_memory=way == "memory") for some in stores]
-    if way == "device":
-        for part in parts:
-            part.reside(torch.device("cpu"))
-    objective = build_objective(recipe, parts[0], 0)
-    return Job(
-        objective=objective,
-        optimizer=build_optimizer(recipe, objective),
-        loader=Loader(
-            parts[0],
-            recipe.training.order,
-            recipe.training.batch_size,
-            0,
-            shards=shards,
-            windows=way == "window",
-        ),
-        val=parts[1],
-        recipe=recipe,
-        run=RunFolder(path),
-        device=torch.device("cpu"),
-        report=lambda _text: None,
-    )
-
-
 @pytest.mark.parametrize("recipe", [FAST, HADA], ids=["fast", "hada"])
 @pytest.mark.parametrize(
     "ways",
@@ -72,7 +48,7 @@ def job(stores, path, recipe, way, shards):
 def test_where_tokens_come_from_changes_no_bit(stores, tmp_path, recipe, ways):
     *both, shards = ways
     for way in both:
-        train(job(stores, tmp_path / way, recipe, way, shards))
+        train(reading_job(stores, tmp_path / way, recipe, way, shards=shards))
     weights = [(tmp_path / way / BEST).read_bytes() for way in both]
     assert weights[0] == weights[1]
 
@@ -83,7 +59,7 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(
     stores, tmp_path, recipe, way, shards, monkeypatch
 ):
     often = recipe.changed(save_minutes=0)
-    train(job(stores, tmp_path / "whole", often, way, shards))
+    train(reading_job(stores, tmp_path / "whole", often, way, shards=shards))
     save, saves = checkpoint.save_last, 0
 
     def save_then_die(self, *args):
@@ -95,11 +71,11 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(
 
     monkeypatch.setattr(checkpoint, "save_last", save_then_die)
     with pytest.raises(KeyboardInterrupt):
-        train(job(stores, tmp_path / "parts", often, way, shards))
+        train(reading_job(stores, tmp_path / "parts", often, way, shards=shards))
     monkeypatch.undo()
     assert RunFolder(tmp_path / "parts").position().step == 3
     torch.manual_seed(999)
-    train(job(stores, tmp_path / "parts", often, way, shards))
+    train(reading_job(stores, tmp_path / "parts", often, way, shards=shards))
     assert (tmp_path / "whole" / BEST).read_bytes() == (tmp_path / "parts" / BEST).read_bytes()
 
 
@@ -136,3 +112,48 @@ def test_the_command_says_what_it_chose_and_a_run_keeps_its_order(tmp_path, monk
     assert "two windows of 1 shards and the batches on their way take" in said
     assert call("--memory", "0")[0] == 2
     assert call("--reading", "tape")[0] == 2
+
+
+def window_world(tmp_path, monkeypatch):
+    """Stores of nine shards, and memory for windows of some of them; we are in its folder."""
+    make_world(tmp_path)
+    shutil.rmtree(tmp_path / "stores" / "toy" / "train")
+    for model in ("left", "right"):
+        make_store(tmp_path / "stores", model, "train", images=72, shards=(8, 20))
+    monkeypatch.chdir(tmp_path)
+    # Batches on their way take memory, too, as many as there are threads to make them.
+    monkeypatch.setattr(placement, "reading_threads", lambda: 1)
+
+
+def test_a_window_smaller_than_the_epoch_goes_on_anywhere_to_the_same_bits(tmp_path, monkeypatch):
+    """Interrupted inside an epoch, then with windows, from memory, and from the files."""
+    window_world(tmp_path, monkeypatch)
+    words = ("--set=save_minutes=0", "--reading=window", "--memory=0.00018")
+    code, said = call("--run", "whole", *words)
+    assert code == 0, said
+    assert "windows of 4 of 9 shards" in said
+    save, saves = checkpoint.save_last, []
+
+    def save_then_die(*args):
+        save(*args)
+        saves.append(args[-1].step)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_last", save_then_die)
+        assert call("--run", "parts", *words)[0] != 0
+    assert saves == [1, 2, 3]  # of five steps
+    for way in ("window", "memory", "mapped"):
+        shutil.copytree("parts", way)
+        code, said = call("--run", way, *words[:1], "--reading", way)
+        assert code == 0, said
+        assert f"reading from {way}: " in said
+        assert (tmp_path / way / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+        assert json.loads((tmp_path / way / "config.json").read_text())["window_shards"] == 4
+
+
+def test_help_names_every_way_of_reading():
+    said = " ".join(CliRunner().invoke(fuse, ["train", "--help"]).output.split())
+    for way in ("device: all on the GPU", "memory: all in memory", "mapped: the files", "window: "):
+        assert way in said
