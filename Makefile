@@ -20,7 +20,7 @@ check: types ## ruff, its formatter and mypy
 types: ## mypy alone
 	$(BIN)/mypy
 
-# Stores sync what they write, which costs nothing in memory; the tests leave 0.9 GB there.
+# Stores sync what they write, which costs nothing in memory; the tests need less than 1 GB there.
 MEMORY = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 2000000 { print "-p /dev/shm" }')
 
 quick: ## the tests that are not marked `slow`

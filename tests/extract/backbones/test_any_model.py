@@ -293,6 +293,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("family", ["albef", "blip", "blip2", "clip", "dual", "siglip"])
 def test_a_wrong_family_is_told_the_right_one(name: str, family: str, tmp_path: Path) -> None:
