@@ -3,6 +3,7 @@
     python benchmarks/mutate.py                      # all of mutations.yaml
     python benchmarks/mutate.py --area losses --area store --jobs 2 --json found.json
     python benchmarks/mutate.py --check              # only whether each mutation still applies
+    python benchmarks/mutate.py --quick --sample 40  # what `make quick` notices of 40 drawn ones
 
 `mutations.yaml` is the list: what a mutation breaks, the text that it replaces, and the tests that
 belong to the file. The checkout is copied, one mutation is applied to the copy, and pytest runs
@@ -23,6 +24,7 @@ import contextlib
 import importlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -49,6 +51,9 @@ WARM = (
     *("open_clip", "zarr", "h5py", "PIL.Image", "click.testing", "rich.console"),
     *("safetensors.torch", "huggingface_hub", "google_crc32c", "yaml"),
 )
+
+
+NO_TESTS = 5  # pytest's exit code
 
 
 @dataclass
@@ -124,6 +129,19 @@ def link(target: Path) -> None:
         (target / "site" / "hada" / name).symlink_to(target / folder)
 
 
+def drawn(mutations: list[Mutation], number: int, seed: int) -> list[Mutation]:
+    """So many mutations at random, as evenly over the rooms as there are some."""
+    order = random.Random(seed).sample(mutations, len(mutations))
+    seen: Counter[str] = Counter()
+    places = []
+    for one in order:
+        room = one.file.partition("/")[0]
+        places.append(seen[room])
+        seen[room] += 1
+    first = sorted(range(len(order)), key=places.__getitem__)[:number]
+    return [order[k] for k in first]
+
+
 class _First:
     """A plugin of pytest that keeps the name of the first test that failed."""
 
@@ -137,7 +155,13 @@ class _First:
     pytest_runtest_logreport = pytest_collectreport = _keep
 
 
-def child(copy: Path, tests: list[str], left_out: list[str], *, write_bytecode: bool) -> None:
+def words_of(left_out: list[str], *, quick: bool) -> list[str]:
+    """What pytest is told of the tests to leave out."""
+    words = ["-k", " and ".join(f"not {name}" for name in left_out)]
+    return [*words, *(["-m", "not slow"] if quick else [])]
+
+
+def child(copy: Path, tests: list[str], words: list[str], *, write_bytecode: bool) -> None:
     """Run tests of a copy in this process, which ends with pytest's exit code."""
     os.setsid()
     with (copy / "log").open("wb") as log:
@@ -154,19 +178,19 @@ def child(copy: Path, tests: list[str], left_out: list[str], *, write_bytecode: 
     os.chdir(copy)
     import pytest
 
-    words = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={copy / 'basetemp'}"]
+    words = [*words, "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={copy / 'basetemp'}"]
     # Packages with a plugin of their own are warm already.
     words += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    words += ["-k", " and ".join(f"not {name}" for name in left_out)]
     code = pytest.main([*words, f"--rootdir={copy}", *tests], plugins=[_First(copy / "first")])
     os._exit(int(code))
 
 
 @dataclass
 class Slot:
-    """A copy of the checkout in which one child runs at a time."""
+    """A copy of the checkout in which one child runs at a time, with `words` for pytest."""
 
     copy: Path
+    words: list[str]
     mutation: Mutation | None = None
     pid: int = 0
     began: float = 0.0
@@ -180,9 +204,9 @@ class Slot:
         path.write_text(self.kept.replace(mutation.old, mutation.new))
         for old in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
             old.unlink()
-        self.fork(mutation.tests, mutation.left_out)
+        self.fork(mutation.tests)
 
-    def fork(self, tests: list[str], left_out: list[str], *, write_bytecode: bool = False) -> None:
+    def fork(self, tests: list[str], *, write_bytecode: bool = False) -> None:
         """Run tests of this copy in a child."""
         (self.copy / "first").unlink(missing_ok=True)
         sys.stdout.flush()
@@ -190,7 +214,7 @@ class Slot:
         self.pid = os.fork()
         if not self.pid:
             try:
-                child(self.copy, tests, left_out, write_bytecode=write_bytecode)
+                child(self.copy, tests, self.words, write_bytecode=write_bytecode)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -218,22 +242,22 @@ class Slot:
         found.seconds = round(time.monotonic() - self.began, 1)
         first = self.copy / "first"
         found.by = first.read_text() if first.exists() else f"exit code {code}"
-        found.state = {0: "survived", 5: "no tests"}.get(code, "killed")
+        found.state = {0: "survived", NO_TESTS: "no tests"}.get(code, "killed")
         if code == -1:
             found.by = "the time limit"
         return found
 
 
-def baseline(copy: Path, files: list[str], left_out: list[str], limit: float) -> dict[str, float]:
+def baseline(copy: Path, files: list[str], words: list[str], limit: float) -> dict[str, float]:
     """Seconds of each file of tests without any mutation; ends the program where one fails."""
     seconds = {}
     for name in files:
-        slot = Slot(copy)
-        slot.fork([name], left_out, write_bytecode=True)
+        slot = Slot(copy, words)
+        slot.fork([name], write_bytecode=True)
         while (code := slot.poll(limit)) is None:
             time.sleep(0.02)
         seconds[name] = round(time.monotonic() - slot.began, 1)
-        if code:
+        if code not in (0, NO_TESTS):
             log = (copy / "log").read_text(errors="replace")
             raise SystemExit(f"{log[-3000:]}\n{name} fails without a mutation (exit code {code})")
         print(f"{seconds[name]:6.1f} s  {name}", flush=True)
@@ -252,13 +276,14 @@ def run(mutations: list[Mutation], scratch: Path, options: argparse.Namespace) -
     first = scratch / "0"
     copy_checkout(first)
     files = list(dict.fromkeys(t for one in mutations for t in one.tests))
+    words = words_of(mutations[0].left_out, quick=options.quick)
     if not options.trust:
-        baseline(first, files, mutations[0].left_out, 4 * limit)
-    slots = [Slot(first)]
+        baseline(first, files, words, 4 * limit)
+    slots = [Slot(first, words)]
     for number in range(1, jobs):
         shutil.copytree(first, scratch / str(number), ignore=shutil.ignore_patterns("site"))
         link(scratch / str(number))
-        slots.append(Slot(scratch / str(number)))
+        slots.append(Slot(scratch / str(number), words))
     waiting, done = list(reversed(mutations)), 0
     while waiting or any(slot.mutation for slot in slots):
         for slot in slots:
@@ -293,6 +318,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=120, help="seconds a mutation may take")
     parser.add_argument("--json", type=Path, help="where to write what became of each")
     parser.add_argument("--check", action="store_true", help="run nothing")
+    parser.add_argument("--quick", action="store_true", help="without the tests marked `slow`")
+    parser.add_argument("--sample", type=int, metavar="N", help="N at random, of all rooms")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
     parser.add_argument("--trust", action="store_true", help="the tests pass: do not look first")
     options = parser.parse_args()
     everything = read_list()
@@ -307,6 +335,8 @@ def main() -> int:
         if (not options.area or one.area in options.area)
         and (not options.only or re.search(options.only, one.breaks))
     ]
+    if options.sample is not None:
+        chosen = drawn(chosen, options.sample, options.seed)
     if options.check or not chosen:
         print(f"{len(everything)} mutations apply, {len(chosen)} chosen")
         return 0 if chosen else 2

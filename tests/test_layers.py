@@ -9,6 +9,7 @@ import pkgutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from import_graph import circle, import_graph, module_files, sub_rooms
 from places import ROOT, commands
 
 ROOMS = ("extract", "fuse", "evaluate", "pipelines")
+PAGES = ROOT / "evaluate" / "pages"
 # Package -> the only places that may import it.
 OWNERS = {
     "open_clip": ("extract/backbones/", "extract/pretraining/"),
@@ -33,6 +35,12 @@ OWNERS = {
 
 def sources() -> list[Path]:
     return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def pages() -> set[Path]:
+    found = {path for kind in ("templates", "vendor") for path in (PAGES / kind).iterdir()}
+    assert len(found) > 15
+    return found
 
 
 def imported(path: Path) -> set[str]:
@@ -157,18 +165,24 @@ def test_doctests(name: str) -> None:
     assert doctest.testmod(module).failed == 0
 
 
+def test_every_package_and_file_of_the_pages_is_listed_for_the_wheel() -> None:
+    """What is not listed is there in a checkout and missing from the wheel."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in sources()}
+    names = ["hada", *(f"hada.{'.'.join(folder.parts)}" for folder in folders)]
+    assert sorted(settings["packages"]) == sorted(names)
+    patterns = settings["package-data"]["hada.evaluate.pages"]
+    listed = {path for pattern in patterns for path in PAGES.glob(pattern)}
+    assert pages() <= listed
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_every_package_and_no_bare_name(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
     subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("hada-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    pages = [
-        path
-        for kind in ("templates", "vendor")
-        for path in (ROOT / f"evaluate/pages/{kind}").iterdir()
-    ]
-    assert len(pages) > 15
-    for path in [*sources(), *pages]:
+    for path in [*sources(), *pages()]:
         assert f"hada/{path.relative_to(ROOT)}" in names
     assert {name.partition("/")[0] for name in names} <= {
         "hada",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,5 +68,12 @@ def test_features_of_another_model_are_named(split, field):
     check_features(recorded, store, Path("run"))
     with pytest.raises(RunError, match=f"{field}: the run was trained on 'other'"):
         check_features({**recorded, field: "other"}, store, Path("run"))
+    another = copy.copy(store)
+    model = store.spec.model
+    another.spec = replace(store.spec, model=replace(model, **{field: "other"}))
+    with pytest.raises(
+        RunError, match=f"{field}: the run was trained on '{getattr(model, field)}'"
+    ):
+        check_features(recorded, another, Path("run"))
     with pytest.raises(RunError, match="tokens: the run was trained on 'pool:1'"):
         check_features({**recorded, "tokens": "pool:1"}, store, Path("run"))

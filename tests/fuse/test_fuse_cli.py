@@ -9,6 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from fuse_fakes import make_store, make_world
+from small_trainings import UNFINISHED
 
 from hada.fuse.cli import fuse
 
@@ -18,11 +19,21 @@ def call(*words):
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a manifest and stores, for what writes nothing there."""
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    make_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def unchanged(made, monkeypatch):
+    """That folder, and we are in it; whoever writes there is seen."""
+    monkeypatch.chdir(made)
+    before = sorted(made.rglob("*"))
+    yield made
+    assert sorted(made.rglob("*")) == before
 
 
 COMMANDS = ("train", "embed", "suggest", "export", "import")
@@ -63,7 +74,7 @@ def test_all_of_fuse_imports_without_the_backbones():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_print_config_is_the_whole_request(world):
+def test_print_config_is_the_whole_request(unchanged):
     code, out, _ = call(
         "train", "--manifest", "toy.yaml", "--print-config", "--recipe", "hada", "--epochs", "7"
     )
@@ -72,7 +83,7 @@ def test_print_config_is_the_whole_request(world):
     assert request["models"] == ["left", "right"]
     assert request["recipe"]["training"]["epochs"] == 7
     assert request["recipe"]["loss"]["queue"] == 64000
-    assert not (world / "runs").exists()
+    assert not (unchanged / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,8 @@ def test_print_config_is_the_whole_request(world):
         (["import", "nowhere", "--model", "left", "--split", "val"], "no checkpoint at nowhere"),
     ],
 )
-def test_mistakes_end_in_one_line(world, words, says):
+@pytest.mark.usefixtures("unchanged")
+def test_mistakes_end_in_one_line(words, says):
     code, _, said = call(*words, "--manifest", "toy.yaml")
     assert code in (1, 2)
     assert says in said
@@ -118,7 +130,7 @@ def test_stores_of_different_data_are_refused(world):
 
 def test_train_then_embed(world):
     small = ["--set=node_width=8", "--set=head_width=4", "--set=graph_width=8", "--epochs=1"]
-    code, out, _ = call("train", "--manifest", "toy.yaml", *small)
+    code, out, _ = call("train", "--manifest", "toy.yaml", *small, *UNFINISHED)
     assert code == 0
     code, out, said = call("embed", out.strip(), "--split", "val", "--manifest", "toy.yaml")
     assert code == 0

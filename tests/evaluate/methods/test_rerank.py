@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from small_trainings import UNFINISHED
 
 from hada.evaluate.cli import evaluate as command
 from hada.evaluate.frozen_model import load_frozen_model
@@ -35,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for split in ("train", "val"):
             assert CliRunner().invoke(extract, ["--split", split]).exit_code == 0
         for name, more in (("itm", ["--set", "weight_itm=1"]), ("plain", [])):
-            words = ["train", "--epochs", "2", "--run", f"runs/tiny/{name}", *more]
+            words = ["train", "--epochs", "2", "--run", f"runs/tiny/{name}", *UNFINISHED, *more]
             done = CliRunner().invoke(fuse, words)
             assert done.exit_code == 0, done.output
         yield folder

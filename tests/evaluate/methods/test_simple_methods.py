@@ -25,8 +25,6 @@ from hada.fuse.run_folder import RunFolder
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.trainer import build_objective
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def stores() -> list[Any]:

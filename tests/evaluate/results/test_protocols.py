@@ -268,14 +268,14 @@ def test_eccv_judgements_are_the_packages(project: Path) -> None:
         [store("coco", "a", 3, caption_to_image=caption_to_image, truth=truth, ids=ids)]
     )
     method = single_models(gallery)[0]
-    found = eccv.judge(method, gallery, judge)
+    result: dict[str, Any] = {"protocol": {}, "methods": [{}]}
+    eccv.add(result, [method], gallery)
+    assert result["protocol"]["eccv"] == "one gallery of 5,000 images and 25,000 captions"
+    found = result["methods"][0]["eccv"]
     table = recalls(method.ranks(caption_to_image))
     assert found["coco_5k_r1"]["i2t"] * 100 == pytest.approx(table["i2t_R@1"])
     assert found["coco_5k_r10"]["t2i"] * 100 == pytest.approx(table["t2i_R@10"])
     assert 0 < found["eccv_map_at_r"]["t2i"] < found["eccv_rprecision"]["t2i"] < 1
-    result = {"protocol": {}, "methods": [{}]}
-    eccv.add(result, [method], gallery)
-    assert result["protocol"]["eccv"] == "one gallery of 5,000 images and 25,000 captions"
     fewer = replace(
         gallery,
         image_rows=gallery.image_rows[1:],

@@ -125,6 +125,22 @@ def test_an_index_is_exact_and_says_when_it_is_of_other_features(tmp_path: Path)
         Index.load(tmp_path / "index.npz", "other")
 
 
+def test_a_models_own_rank_is_one_more_than_how_many_are_nearer() -> None:
+    """By a slow loop; equal cosines share a rank."""
+    random = np.random.default_rng(0)
+    # Few values, so that many cosines are equal and none is rounded.
+    own = {name: random.integers(-1, 2, (30, 4)).astype(np.float32) for name in ("one", "two")}
+    index = Index(own["one"], [str(k) for k in range(30)], "key", own=own)
+    asked = {name: random.integers(-1, 2, 4).astype(np.float32) for name in ("one", "two")}
+    ranks = index.own_ranks(Query(asked["one"], own=asked), range(30))
+    for name, values in own.items():
+        scores = [float(row @ asked[name]) for row in values]
+        assert len(set(scores)) < 15
+        assert ranks[name] == [1 + sum(other > one for other in scores) for one in scores]
+    some = index.own_ranks(Query(asked["one"], own={"two": asked["two"]}), [7, 3])
+    assert some == {"two": [ranks["two"][7], ranks["two"][3]]}
+
+
 def test_without_faiss_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     index = Index(np.eye(3, dtype=np.float32), ["a", "b", "c"], "key")

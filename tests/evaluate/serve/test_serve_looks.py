@@ -20,7 +20,6 @@ from hada.fuse.run_folder import RunFolder
 for _package in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(_package, reason=f"needs {_package}: pip install 'hada[serve]'")
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +68,7 @@ def same(sent: dict[str, Any], shown: Shown) -> None:
             assert got["tip"].partition(",")[2] == want.tip.partition(",")[2]
 
 
+@pytest.mark.slow
 def test_a_sentence_and_an_image_are_looked_at_as_on_the_report(client: Any, project: Path) -> None:
     for split, image, caption in (("val", 1, 2), ("val", 4, 0), ("train", 3, 7)):
         shown = of_the_report(project, split, image, caption)
@@ -88,6 +88,7 @@ def test_a_sentence_and_an_image_are_looked_at_as_on_the_report(client: Any, pro
         same(answer.json(), shown)
 
 
+@pytest.mark.slow
 def test_each_models_own_rank_is_the_place_in_its_own_order(client: Any, project: Path) -> None:
     asked = {"text": "red above blue", "split": "train", "top": 1000}
     hits = client.post("/api/text", json={**asked, "ranks": True}).json()["results"]
@@ -109,6 +110,7 @@ def test_each_models_own_rank_is_the_place_in_its_own_order(client: Any, project
     assert all("ranks" not in hit for hit in plain)
 
 
+@pytest.mark.slow
 def test_a_look_at_nothing_is_one_clear_answer(client: Any, project: Path) -> None:
     file = (project / "data/images/val_001.jpg").read_bytes()
     cases: list[tuple[str, dict[str, Any], int, str]] = [
@@ -126,6 +128,7 @@ def test_a_look_at_nothing_is_one_clear_answer(client: Any, project: Path) -> No
         assert (answer.status_code, says in answer.json()["error"]) == (status, True), answer.text
 
 
+@pytest.mark.slow
 def test_a_single_model_has_nothing_to_look_at(project: Path) -> None:
     words = ["--model", "one", "--split", "val"]
     with serving(project, *words) as (address, _), httpx.Client(base_url=address) as client:
@@ -135,7 +138,7 @@ def test_a_single_model_has_nothing_to_look_at(project: Path) -> None:
         assert "a single model is served" in answer.json()["error"]
 
 
-def test_words_that_a_model_reads_nothing_of_are_clear(client: Any, project: Path) -> None:
+def test_words_that_a_model_reads_nothing_of_are_clear() -> None:
     """As control characters are for BPE; a fuzzer found it."""
     spans = [("red", 1, 2), ("\x08", 2, 2), ("blue", 2, 4)]
     answers = [("x", ("one", 0, 1)), None, ("y", None)]
@@ -146,11 +149,16 @@ def test_words_that_a_model_reads_nothing_of_are_clear(client: Any, project: Pat
     without = words_of([spans[0], spans[2]], np.array([0.1, 0.2, 0.3, 0.3, 0.1]))
     assert [w.level for w in without] == [words[0].level, words[2].level]
     assert words_of([("\x08", 1, 1)], np.array([0.5, 0.5]))[0].level == 0
+
+
+@pytest.mark.slow
+def test_texts_that_a_model_reads_nothing_of_are_looked_at(client: Any, project: Path) -> None:
     for text in ("\x98\x08", "red \x08 blue", "\U0001f642", "\u200b"):
         answer = client.post("/api/look", json={"text": text, "id": "val_001.jpg"})
         assert answer.status_code == 200, (text, answer.text)
 
 
+@pytest.mark.slow
 def test_a_whole_number_may_be_written_as_json_writes_numbers(client: Any) -> None:
     for top in ("3.0", "3e0", "3"):
         answer = client.post("/api/text", content=f'{{"text": "red", "top": {top}}}')

@@ -24,8 +24,6 @@ from hada.extract.job import model_entry
 from hada.extract.manifest import Manifest, load_manifest
 from hada.extract.testing.backbone_contract import CAPTIONS, pictures
 
-pytestmark = pytest.mark.slow
-
 GROUPS = {**VISION, "depths": [1, 1], "num_group_tokens": [4, 0], "num_output_groups": [4, 4]}
 HF_TEXT = {**TEXT, "vocab_size": 64, "hf_tokenizer_name": "local"}
 TIMM = {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "image_size": 64}
@@ -247,6 +245,7 @@ def loaded(entry: Any, **options: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADS)
 def test_what_loads(name: str, manifest: Manifest, tmp_path: Path) -> None:
     maker, family = LOADS[name]
@@ -294,6 +293,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("family", ["albef", "blip", "blip2", "clip", "dual", "siglip"])
 def test_a_wrong_family_is_told_the_right_one(name: str, family: str, tmp_path: Path) -> None:

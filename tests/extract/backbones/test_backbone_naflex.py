@@ -24,8 +24,6 @@ from hada.extract.store import open_store
 from hada.extract.testing.backbone_contract import BackboneContract, pictures
 from hada.extract.variants.reduced import reduced
 
-pytestmark = pytest.mark.slow
-
 SIZES = [(32, 24), (24, 32), (90, 60), (60, 20), (40, 40)]
 
 

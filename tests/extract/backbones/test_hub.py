@@ -26,8 +26,6 @@ from hada.extract.common.errors import UsageError
 from hada.extract.store import open_store
 from hada.extract.store.maintain import describe
 
-pytestmark = pytest.mark.slow
-
 CARD = "---\nlicense: other\nlicense_name: tiny-licence # note\ntags: [a]\n---\n# Tiny\n"
 REFUSALS = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound")}
 
@@ -119,6 +117,7 @@ def loaded(endpoint: str, cache: Path, *texts: str, offline: bool = False) -> li
 ASKED = ("--split", "val", "--model", "org/tiny-dual@v1")
 
 
+@pytest.mark.slow
 def test_the_command_fetches_a_pinned_model_records_it_and_finds_it_again_offline(
     server: Any, tmp_path: Path
 ) -> None:
@@ -154,6 +153,7 @@ def test_the_command_fetches_a_pinned_model_records_it_and_finds_it_again_offlin
     assert "`HF_HUB_OFFLINE=0 hf download org/tiny-dual --revision v1`" in message
 
 
+@pytest.mark.slow
 def test_pinned_and_unpinned_weights_have_one_digest(server: Any, tmp_path: Path) -> None:
     texts = ("org/tiny-clip@v1", "org/tiny-clip", "clip:hf-hub:org/tiny-clip@main")
     answers = loaded(server[0], tmp_path / "cache", *texts)
@@ -189,6 +189,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_refusals_say_what_to_do(server: Any, tmp_path: Path) -> None:
     answers = loaded(server[0], tmp_path / "cache", *REFUSED)
     for (text, message), answer in zip(REFUSED.items(), answers, strict=True):
@@ -205,6 +206,7 @@ OFFLINE = {
 }
 
 
+@pytest.mark.slow
 def test_offline_tells_the_command_and_asks_nobody(server: Any, tmp_path: Path) -> None:
     endpoint, asked = server
     cache = tmp_path / "cache"
@@ -218,6 +220,8 @@ def test_offline_tells_the_command_and_asks_nobody(server: Any, tmp_path: Path) 
 
 
 def test_ids_and_revisions() -> None:
+    assert hub.parsed("org/name") == ("org/name", None)
+    assert hub.parsed("org/name@v1") == ("org/name", "v1")
     assert hub.parsed("org/name", "v1") == ("org/name", "v1")
     assert hub.parsed("org/name@v1", "v1") == ("org/name", "v1")
     with pytest.raises(UsageError, match=r"name a revision, the option `revision` says 'v2'"):

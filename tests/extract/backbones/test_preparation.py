@@ -30,8 +30,6 @@ from hada.extract.backbones.lower_case import ADDED, BY_TOKENIZER, OFF
 from hada.extract.common.errors import UsageError
 from hada.extract.testing.backbone_contract import pictures
 
-pytestmark = pytest.mark.slow
-
 CAPTIONS = [
     "A dog.",
     "Two PEOPLE in red shirts, on a bench -- &amp; look!",
@@ -351,6 +349,7 @@ def test_the_numbers_in_the_docs_are_the_backbones(
     assert (words, tokens) in source[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SiglipTokenizer", "T5Tokenizer", "GemmaTokenizer", "open_clip"])
 def test_a_tokenizer_without_sentencepiece_is_one_line(kind: str, tmp_path: Path) -> None:
     """In a process that finds no such package, whether this environment has it or not."""

@@ -57,6 +57,30 @@ def test_coco_joins_restval_and_uses_filepath(tmp_path: Path) -> None:
     assert read("train").image_ids == ("val2014/train_000.jpg", "val2014/restval_000.jpg")
 
 
+def test_filepath_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+    """A name that is in one folder alone is found without its path, so two folders have it."""
+    makers.make_project(tmp_path, splits={"train": [1], "val": [2]})
+    manifest = tmp_path / "data_manifest.yaml"
+    manifest.write_text(makers.MANIFEST.replace("images: images", "images: ."))
+    pictures = {}
+    for split in ("train", "val"):
+        (tmp_path / "data" / f"{split}2014").mkdir()
+        file = tmp_path / "data" / f"{split}2014" / "0.jpg"
+        (tmp_path / "data" / "images" / f"{split}_000.jpg").rename(file)
+        pictures[split] = file.read_bytes()
+    assert pictures["train"] != pictures["val"]
+
+    def edit(document: Any) -> None:
+        for image in document["images"]:
+            image |= {"filepath": f"{image['split']}2014", "filename": "0.jpg"}
+
+    change(tmp_path, edit)
+    for split, picture in pictures.items():
+        data = read(split)
+        assert data.image_ids == (f"{split}2014/0.jpg",)
+        assert [path.read_bytes() for path in data.image_paths] == [picture]
+
+
 def test_flickr8k_has_its_counts(shared: Path) -> None:
     manifest = load_manifest(roots={"flickr8k": str(shared / "flickr8k")})
     data = read_dataset(manifest.dataset("flickr8k"), "val")

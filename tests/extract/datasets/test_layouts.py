@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,46 @@ def test_what_is_read_of_each_layout_is_the_same(name: str, tmp_path: Path) -> N
         for file, name_ in zip(part.image_paths, wanted.names, strict=True):
             assert file.read_bytes() == (sample.folder / name_).read_bytes()
         assert len(set(part.image_ids)) == len(part.image_ids)
+
+
+def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
+    """A webdataset's tar: key -> suffix -> bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            for suffix, data in members.items():
+                layouts.add_to_tar(tar, f"{key}.{suffix}", data)
+
+
+def test_keys_that_begin_anew_in_each_tar_are_images_of_their_own(tmp_path: Path) -> None:
+    sample = layouts.make_sample(tmp_path / "drawn", images=3)
+    pictures = [(sample.folder / name).read_bytes() for name in sample.names]
+    places = ("00000/0.jpg", "00001/0.jpg", "7/00000/0.jpg")
+    for place, picture in zip(places, pictures, strict=True):
+        tar = (tmp_path / "given" / place).parent.with_suffix(".tar")
+        write_tar(tar, {"0": {"jpg": picture, "txt": place.encode()}})
+    (data,) = read_splits(dataset_at(tmp_path / "given"))
+    assert data.image_ids == data.captions == places
+    assert [file.read_bytes() for file in data.image_paths] == pictures
+
+
+def test_a_caption_of_json_is_one_and_lines_of_text_are_several(tmp_path: Path) -> None:
+    sample = layouts.make_sample(tmp_path / "drawn", images=1)
+    picture = (sample.folder / sample.names[0]).read_bytes()
+    text = "two dogs\non a beach"
+    record, no_caption = ({key: text} for key in ("caption", "url"))
+    samples = {
+        "both": {"txt": text.encode(), "json": json.dumps(record).encode()},
+        "text": {"txt": text.encode()},
+        "none": {"txt": text.encode(), "json": json.dumps(no_caption).encode()},
+    }
+    write_tar(
+        tmp_path / "given" / "0.tar", {key: {"jpg": picture} | s for key, s in samples.items()}
+    )
+    (data,) = read_splits(dataset_at(tmp_path / "given"))
+    assert data.image_ids == ("0/both.jpg", "0/text.jpg", "0/none.jpg")
+    assert data.captions == (text, *text.splitlines(), *text.splitlines())
+    assert data.caption_to_image.tolist() == [0, 1, 1, 2, 2]
 
 
 def test_an_entry_of_a_manifest_reads_what_the_command_line_read(tmp_path: Path) -> None:

@@ -22,9 +22,6 @@ from hada.fuse.exchange.hub import HadaModel
 from hada.fuse.fitted import fitted_on
 from hada.fuse.run_folder import RunFolder, weights_digest
 
-# Every test trains.
-pytestmark = pytest.mark.slow
-
 BASE = ["train", "--manifest", "toy.yaml", "--epochs", "1"]
 # What a score may be made of.
 KINDS = {
@@ -71,7 +68,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k == "one share" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
 def test_an_export_embeds_as_its_run_to_the_last_bit(world: Path, kind: str) -> None:
     assert call(*BASE, *KINDS[kind], "--run", "run")[0] == 0
     run("export", "run", "out")
@@ -98,6 +98,7 @@ def test_an_export_embeds_as_its_run_to_the_last_bit(world: Path, kind: str) -> 
     assert str(world) not in text, "an export tells no paths of the machine that made it"
 
 
+@pytest.mark.slow
 def test_recall_and_report_of_an_export_have_the_runs_figures(world: Path) -> None:
     assert call(*BASE, *KINDS["re-ranked"], "--run", "runs/toy/mine")[0] == 0
     run("export", "runs/toy/mine", "out/mine")
@@ -125,6 +126,7 @@ def test_recall_and_report_of_an_export_have_the_runs_figures(world: Path) -> No
     assert files == {"README.md", "config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_an_export_of_the_hub_is_found_in_the_clients_cache(world: Path, cache: Path) -> None:
     assert call(*BASE, *SETTINGS, "--run", "run")[0] == 0
     run("export", "run", "out")
@@ -169,6 +171,7 @@ def test_what_is_not_on_this_machine_is_one_message(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_export_of_an_earlier_version_retrieves_the_same(world: Path) -> None:
     """Without `run` in its configuration: the recipe is told by the rest."""
     from hada.fuse.run_files.exported import seal_weights
@@ -187,6 +190,7 @@ def test_an_export_of_an_earlier_version_retrieves_the_same(world: Path) -> None
         assert fitted_on(RunFolder(f"{kind}-out").config())[0]["how"] == "trained elsewhere"
 
 
+@pytest.mark.slow
 def test_a_damaged_or_half_export_is_refused_by_name(world: Path) -> None:
     assert call(*BASE, *SETTINGS, "--run", "run")[0] == 0
     run("export", "run", "out")
@@ -211,6 +215,7 @@ def test_a_damaged_or_half_export_is_refused_by_name(world: Path) -> None:
         RunFolder("out").config()
 
 
+@pytest.mark.slow
 def test_no_training_goes_on_in_an_export_but_begins_with_it(world: Path) -> None:
     assert call(*BASE, *SETTINGS, "--run", "run")[0] == 0
     run("export", "run", "out")
@@ -228,6 +233,7 @@ def test_no_training_goes_on_in_an_export_but_begins_with_it(world: Path) -> Non
     assert RunFolder("again").config() == RunFolder("out").config()
 
 
+@pytest.mark.slow
 def test_a_run_is_applied_to_another_data_set(world: Path) -> None:
     assert call(*BASE, *SETTINGS, "--run", "run")[0] == 0
     text = (world / "toy.yaml").read_text()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fuse_fakes import make_store
+from fuse_fakes import make_store, make_world
 from small_trainings import SETTINGS, call
 
 from hada.extract.common.errors import RunError
@@ -20,9 +21,26 @@ from hada.fuse.exchange.hub import HadaModel
 TRAIN = ["train", "--manifest", "toy.yaml", "--epochs", "1", *SETTINGS, "--run", "run"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with stores and a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_world(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(*TRAIN)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def world(trained, tmp_path):
+    """A copy of that folder, and we are in it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 @pytest.fixture
 def stores(world):
-    assert call(*TRAIN)[0] == 0
     return [open_store(world / "stores" / "toy" / "val" / m) for m in ("left", "right")]
 
 

@@ -23,8 +23,6 @@ from hada.fuse.training.trainer import (
     validate,
 )
 
-pytestmark = pytest.mark.slow
-
 # No epoch is one step only, so the ramp of distillation has one.
 SMALL_HADA = HADA.changed(scores="fused", learn_scores=False, batch_size=20, queue=32)
 

@@ -20,8 +20,6 @@ from hada.fuse.training.lock import only_trainer
 from hada.fuse.training.trackers import parse
 from hada.fuse.training.trainer import train, train_epoch, train_step
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
@@ -63,6 +61,7 @@ def test_a_checkpoint_never_splits_a_group(splits, tmp_path, monkeypatch):
     assert saved == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [FAST, HADA], ids=["fast", "hada"])
 def test_bf16_trains_like_fp32(splits, tmp_path, recipe):
     losses = {}
@@ -102,6 +101,7 @@ def test_two_trainers_never_share_a_folder(tmp_path):
 WORDS = ["train", "--manifest", "toy.yaml", *SETTINGS]
 
 
+@pytest.mark.slow
 def test_a_held_folder_is_refused_before_anything_is_thrown_away(world):
     assert call(*WORDS, "--run", "run", "--epochs", "1")[0] == 0
     with only_trainer(world / "run"):
@@ -111,6 +111,7 @@ def test_a_held_folder_is_refused_before_anything_is_thrown_away(world):
     assert (world / "run" / LAST).exists()
 
 
+@pytest.mark.slow
 def test_seeds_give_mean_and_deviation(world):
     code, out, said = call(*WORDS, "--epochs", "1", "--seeds", "0, 1 3", "--report-to", "none")
     assert code == 0
@@ -125,6 +126,7 @@ def test_seeds_give_mean_and_deviation(world):
         assert "expected different numbers" in said
 
 
+@pytest.mark.slow
 def test_tensorboard_follows_the_metrics_through_a_kill(world):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,6 +141,7 @@ def test_tensorboard_follows_the_metrics_through_a_kill(world):
     assert [value for _, value in found] == pytest.approx([v for _, v in want], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_trackers_are_named_when_they_are_unknown_or_missing():
     with pytest.raises(UsageError, match="Did you mean 'wandb'"):
         parse("wadb")
@@ -156,6 +159,7 @@ def test_trackers_are_named_when_they_are_unknown_or_missing():
     assert "pip install 'hada[mlflow]'" in done.stdout
 
 
+@pytest.mark.slow
 def test_wandb_offline(world, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -168,6 +172,7 @@ def test_wandb_offline(world, monkeypatch):
     assert list((world / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 def test_mlflow_in_a_folder(world, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{world}/mlruns")

@@ -28,9 +28,8 @@ from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
 from hada.fuse.training.trainer import train
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_fusion_beats_each_of_its_views(tmp_path):
     models = ("left", "right")
     parts = [
@@ -51,7 +50,9 @@ def test_fusion_beats_each_of_its_views(tmp_path):
     assert position.best_rsum > max(alone) + 50
 
 
-@pytest.mark.parametrize("recipe", [FAST, HADA], ids=["fast", "hada"])
+@pytest.mark.parametrize(
+    "recipe", [FAST, pytest.param(HADA, marks=pytest.mark.slow)], ids=["fast", "hada"]
+)
 def test_resumed_equals_uninterrupted(splits, tmp_path, recipe, monkeypatch):
     whole = job(splits, tmp_path / "whole", recipe)
     train(whole)
@@ -113,6 +114,7 @@ def test_one_model_and_three_models_train(tmp_path):
         assert position.best_rsum > 0
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_the_same(world):
     """SIGKILL in the middle; then the same command; then every byte of the result is compared."""
     words = ["train", "--manifest", "toy.yaml", "--epochs", "8", "--set=patience=8",
@@ -140,6 +142,7 @@ def test_killed_training_goes_on_and_ends_the_same(world):
     assert (runs[0].path / BEST).read_bytes() == (runs[1].path / BEST).read_bytes()
 
 
+@pytest.mark.slow
 def test_embedded_split_scores_as_validation_did(world):
     tmp_path = world
     assert (
@@ -169,6 +172,7 @@ def test_embedded_split_scores_as_validation_did(world):
         embed_split(run, [other, stores[0]])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported_and_another_request_refused(world):
     words = ["train", "--manifest", "toy.yaml", "--epochs", "1", *SETTINGS]
     folder = world / "runs" / "toy" / "left+right-fast-s0"
