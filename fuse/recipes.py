@@ -206,6 +206,7 @@ _DENSE: dict[str, Any] = {
     "tune_scores": True,
     "finish_scores": True,
     "cca": True,
+    "kernel_cca": True,
     "correct": "auto",
     "batch_size": 64,
     "learning_rate": 2e-3,

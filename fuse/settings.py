@@ -246,7 +246,8 @@ class ScoreSettings(Settings):
     loss sees the fused score only.
 
     What is fitted when training is done: with `finish` the shares once more, and a score stays only
-    if it helps on images that did not fit its share; `cca` adds the closed-form head to the scores;
+    if it helps on images that did not fit its share; `cca` adds the closed-form head on the models'
+    embeddings to the scores, `kernel_cca` the one on their pooled tokens;
     `correct` "auto" lets items pay for their popularity (nearest-neighbour normalisation) where
     that helps on the validation split. Popularity is measured against `bank` images of the
     training split with all their captions; node matching is against `node_bank` of them.
@@ -263,6 +264,7 @@ class ScoreSettings(Settings):
     in_loss: bool = setting(True, flat="train_on_scores")
     finish: bool = setting(False, flat="finish_scores")
     cca: bool = False
+    kernel_cca: bool = False
     correct: Literal["auto", "none"] = "none"
     late: str = "none"
     bank: int = setting(5000, 1)
@@ -278,8 +280,11 @@ class ScoreSettings(Settings):
             raise UsageError("tune_scores: needs scores=all and learn_scores=false")
         if self.finish and self.mode != "all":
             raise UsageError("finish_scores: needs scores=all")
-        if (self.cca or self.correct == "auto" or self.late != "none") and not self.finish:
-            raise UsageError("cca, correct=auto and late: need finish_scores=true, which fits them")
+        fitted = self.cca or self.kernel_cca or self.correct == "auto" or self.late != "none"
+        if fitted and not self.finish:
+            raise UsageError(
+                "cca, kernel_cca, correct=auto and late: need finish_scores=true, which fits them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,8 +178,9 @@ def _of_run(
     config, recipe = run.config(), run.recipe()
     own = sum(widths.get(name, 0) for name in config["models"])
     width = config["branches"]["image"]["out_width"] + own
-    if recipe.scores.cca:
-        width += max(WIDTHS) + 2
+    closed = recipe.scores.cca + recipe.scores.kernel_cca
+    if closed:
+        width += closed * max(WIDTHS) + 2
     name = f"HADA {run.name}"
     heads = run.load_heads()
     late = heads.late if heads is not None else None

@@ -12,14 +12,14 @@ Shape letters: I images, T captions, D and K widths, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hada.extract.common.arrays import unit_rows
+from hada.extract.common.arrays import group_by_image, unit_rows
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SideName
 from hada.fuse.ranking.ranks import rank_positives, recalls
@@ -65,7 +65,7 @@ class CCA:
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
     """What the pairs of a split say: means, and eigenvalues and vectors of both covariances."""
 
     image_mean: NDArray[np.float64]
@@ -75,7 +75,7 @@ class _Moments:
     cross: NDArray[np.float64]
 
     @classmethod
-    def of(cls, image_ID: Floats, caption_TD: Floats, caption_to_image_T: NDArray[Any]) -> _Moments:
+    def of(cls, image_ID: Floats, caption_TD: Floats, caption_to_image_T: NDArray[Any]) -> Moments:
         count = np.bincount(caption_to_image_T, minlength=len(image_ID)).astype(np.float64)
         pairs = count.sum()
         image, caption = image_ID.astype(np.float64), caption_TD.astype(np.float64)
@@ -92,8 +92,48 @@ class _Moments:
             image.T @ sums / pairs,
         )
 
+    @classmethod
+    def summed(cls, blocks: Iterable[tuple[Floats, Floats, NDArray[np.int64]]]) -> Moments:
+        """The moments of pairs that come block by block, in memory that does not grow with them.
+
+        Args:
+            blocks: Images, captions and the row, in the block, of each caption's image; one block
+                at least, and a pair in it.
+        """
+        pairs, sums = 0, None
+        for image, caption, caption_to_image in blocks:
+            count = np.bincount(caption_to_image, minlength=len(image)).astype(np.float32)
+            by_image, _ = group_by_image(caption_to_image, len(image))
+            owned = _sums(caption[by_image], count.astype(np.int64))
+            block = (
+                count @ image,
+                caption.sum(axis=0),
+                image.T @ (count[:, None] * image),
+                caption.T @ caption,
+                image.T @ owned,
+            )
+            pairs += len(caption)
+            if sums is None:
+                sums = [np.zeros(part.shape, np.float64) for part in block]
+            for total, part in zip(sums, block, strict=True):
+                total += part
+        assert sums is not None, "there is a pair"
+        image_mean, caption_mean, image_DD, caption_DD, cross = (part / pairs for part in sums)
+        return cls(
+            image_mean,
+            caption_mean,
+            np.linalg.eigh(image_DD - np.outer(image_mean, image_mean)),
+            np.linalg.eigh(caption_DD - np.outer(caption_mean, caption_mean)),
+            cross - np.outer(image_mean, caption_mean),
+        )
+
     def cca(self, shrinkage: float, width: int) -> CCA:
-        """The head of these moments."""
+        """The head of these moments.
+
+        Args:
+            shrinkage: See `fit_cca`.
+            width: K, directions that are kept.
+        """
         whiteners = []
         for values, vectors in (self.image, self.caption):
             # A covariance has no negative eigenvalues; rounding has. Rows that are all alike have
@@ -138,7 +178,7 @@ def fit_cca(
         UsageError: A number is out of its range, or there are fewer than two pairs.
     """
     _check(image_ID, caption_TD, caption_to_image_T, shrinkage, width)
-    return _Moments.of(image_ID, caption_TD, caption_to_image_T).cca(shrinkage, width)
+    return Moments.of(image_ID, caption_TD, caption_to_image_T).cca(shrinkage, width)
 
 
 def choose_cca(
@@ -184,9 +224,9 @@ def choose_cca(
     narrow = min(image_ID.shape[1], caption_TD.shape[1])
     tried = sorted({min(width, narrow) for width in widths})
     if value is not None:
-        whole = _Moments.of(image_ID, caption_TD, caption_to_image_T)
+        whole = Moments.of(image_ID, caption_TD, caption_to_image_T)
         heads = {
-            (shrinkage, width): _narrowed(widest, width)
+            (shrinkage, width): narrowed(widest, width)
             for shrinkage in shrinkages
             for widest in (whole.cca(shrinkage, tried[-1]),)
             for width in tried
@@ -198,14 +238,14 @@ def choose_cca(
     rsums: dict[tuple[float, int], list[float]] = {}
     for fold in range(folds):
         inside, outside = np.flatnonzero(fold_I != fold), np.flatnonzero(fold_I == fold)
-        fitted = _Moments.of(*_part(image_ID, caption_TD, caption_to_image_T, inside))
+        fitted = Moments.of(*_part(image_ID, caption_TD, caption_to_image_T, inside))
         image, caption, held_out_T = _part(
             image_ID, caption_TD, caption_to_image_T, outside[:MOST_VALIDATED]
         )
         for shrinkage in shrinkages:
             widest = fitted.cca(shrinkage, tried[-1])
             for width in tried:
-                head = _narrowed(widest, width)
+                head = narrowed(widest, width)
                 ranks = rank_positives(
                     head.encode("image", image), head.encode("caption", caption), held_out_T
                 )
@@ -216,8 +256,18 @@ def choose_cca(
     return head, {"shrinkage": shrinkage, "width": width, "rsum": round(rsum, 1)}
 
 
-def _narrowed(head: CCA, width: int) -> CCA:
-    """The first directions of a head: those that agree most."""
+def _sums(values_TD: Floats, count_I: NDArray[np.int64]) -> Floats:
+    """(I, D) sums of the first `count_I[0]` rows, of the next `count_I[1]`, and so on."""
+    sums = np.zeros((len(count_I), values_TD.shape[1]), np.float32)
+    some = np.flatnonzero(count_I)
+    if len(some):
+        starts = np.cumsum(count_I) - count_I
+        sums[some] = np.add.reduceat(values_TD, starts[some], axis=0)
+    return sums
+
+
+def narrowed(head: CCA, width: int) -> CCA:
+    """The first `width` directions of a head: those that agree most."""
     maps = head.image_map[:, :width], head.caption_map[:, :width]
     return CCA(head.image_mean, maps[0], head.caption_mean, maps[1])
 

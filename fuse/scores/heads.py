@@ -1,4 +1,4 @@
-"""What is fitted when training is done: the CCA head, the shares of all scores, the correction.
+"""What is fitted when training is done: closed-form heads, shares of all scores, the correction.
 
 All of it lies among a run's weights, so that whoever loads a run has it. What an item pays for its
 popularity is found by its scores with a bank of items of the training split, which lies there, too.
@@ -20,8 +20,10 @@ from torch import Tensor
 from hada.extract.spec import SIDES, SideName
 from hada.fuse.closed_form.cca import CCA
 from hada.fuse.closed_form.correction import Correction, popularity
+from hada.fuse.closed_form.kernel_cca import KernelCCA
 from hada.fuse.scores.embedded import Embedded, Pair
 from hada.fuse.scores.item_nodes import ItemNodes, score_blocks
+from hada.fuse.scores.pooled_tokens import pooled_blocks
 from hada.fuse.scores.stored_tokens import TokenSpace
 from hada.fuse.tokens.split import Split
 
@@ -46,9 +48,11 @@ class Bank:
 class Heads:
     """Everything behind the network.
 
-    shares: of the fused cosine, of the models' own, of the CCA head's where there is one, and of
-        the node matching's score where there is one; at least 0.
-    cca: the closed-form head on the models' embeddings side by side.
+    shares: of the fused cosine, of the models' own, of the closed-form heads' where there are
+        such (`cca`, then `kernel`), and of the node matching's score where there is one; at least
+        0.
+    cca: the closed-form head on the models' embeddings side by side; kernel: the one on their
+        pooled tokens.
     correction: of the sum of cosines, which the whole score pays, too; node_correction: of the
         node matching's part of the whole score.
     bank: what popularity is measured against.
@@ -61,11 +65,15 @@ class Heads:
     node_correction: Correction | None = None
     bank: Bank | None = None
     late: TokenSpace | None = None
+    kernel: KernelCCA | None = None
 
     def applied(self, embedded: Embedded, split: Split, device: torch.device | str) -> Embedded:
         """The embeddings of a split with the heads' part in the score."""
         if self.cca is not None:
             pair = cca_pair(self.cca, split)
+            embedded = replace(embedded, own=(*embedded.own, pair))
+        if self.kernel is not None:
+            pair = kernel_pair(self.kernel, split)
             embedded = replace(embedded, own=(*embedded.own, pair))
         if self.late is not None:
             embedded = with_tokens(embedded, split, self.late)
@@ -100,6 +108,8 @@ class Heads:
         found: dict[str, NDArray[np.generic]] = {"shares": np.array(self.shares, np.float64)}
         if self.cca is not None:
             found |= {f"cca.{name}": getattr(self.cca, name) for name in _CCA}
+        if self.kernel is not None:
+            found |= {f"kernel.{name}": value for name, value in self.kernel.arrays().items()}
         for name in ("correction", "node_correction"):
             correction = getattr(self, name)
             if correction is not None:
@@ -139,6 +149,9 @@ class Heads:
             _correction(found.get("node_correction")),
             _bank(found),
             TokenSpace.from_arrays(_below(found, "late.")) if "late.model" in found else None,
+            KernelCCA.from_arrays(_below(found, "kernel."))
+            if "kernel.cca.image_map" in found
+            else None,
         )
 
 
@@ -186,6 +199,22 @@ def cca_pair(cca: CCA, split: Split) -> Pair:
     assert image is not None, "the head was fitted on these models"
     assert caption is not None
     return cca.encode("image", image), cca.encode("caption", caption)
+
+
+def kernel_pair(kernel: KernelCCA, split: Split) -> Pair:
+    """(I, K) and (T, K) of a split in the kernel head's space.
+
+    Args:
+        kernel: The head.
+        split: Of the models that it was fitted on, in that order.
+    """
+    image, caption = (_kernel_side(kernel, split, side) for side in SIDES)
+    return image, caption
+
+
+def _kernel_side(kernel: KernelCCA, split: Split, side: SideName) -> NDArray[np.float32]:
+    blocks = [kernel.encode(side, block) for block in pooled_blocks(split, side)]
+    return np.concatenate(blocks or [np.empty((0, kernel.cca.width), np.float32)])
 
 
 def with_tokens(embedded: Embedded, split: Split, space: TokenSpace) -> Embedded:

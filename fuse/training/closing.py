@@ -1,4 +1,4 @@
-"""What happens when the network is trained: the CCA head, the shares, the correction.
+"""What happens when the network is trained: closed-form heads, the shares, the correction.
 
 Everything here is fitted on scores, in seconds. A part stays only where it helps on items that did
 not fit it; what became of each is said in one line.
@@ -15,18 +15,21 @@ import torch
 from hada.extract.spec import SIDES
 from hada.fuse.closed_form.cca import CCA, choose_cca
 from hada.fuse.closed_form.correction import Correction, choose_correction, popularity
+from hada.fuse.closed_form.kernel_cca import KernelCCA, choose_kernel_cca
 from hada.fuse.embedding import embed
 from hada.fuse.network.fuser import Fuser
 from hada.fuse.network.score_mix import ScoreMix
-from hada.fuse.scores.embedded import Embedded
+from hada.fuse.scores.embedded import Embedded, Pair
 from hada.fuse.scores.heads import (
     Bank,
     Heads,
     cca_pair,
+    kernel_pair,
     node_popularity,
     side_by_side,
     with_tokens,
 )
+from hada.fuse.scores.pooled_tokens import pooled
 from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
@@ -39,6 +42,8 @@ LEAST_GAIN_OF_LATE = 5e-3
 # Images of validation that choose; in every epoch fewer do.
 MOST_IMAGES = 500
 MOST_IMAGES_OF_CCA = 250
+# Images of training that fit the kernel head; their pools are held in memory.
+MOST_IMAGES_OF_KERNEL = 10_000
 NEIGHBOURS = (8, 16, 32, 64, 128)
 NEIGHBOURS_OF_NODES = (8, 16, 32, 64)
 
@@ -60,7 +65,7 @@ def fit_heads(
     Args:
         fuser: The network with the weights that are kept.
         mix: The shares of its scores while it was trained.
-        train: Fits the CCA head and gives the bank.
+        train: Fits the closed-form heads and gives the bank.
         val: Chooses shares and corrections.
         settings: Which heads the recipe asks for.
         names: The models whose own cosine is a score, in that order.
@@ -76,13 +81,17 @@ def fit_heads(
     cca = _cca(train, val, found, report) if settings.cca else None
     if cca is not None:
         found = replace(found, own=(*found.own, cca_pair(cca, val)))
+    kernel = _kernel_cca(train, val, found, report) if settings.kernel_cca else None
+    if kernel is not None:
+        found = replace(found, own=(*found.own, kernel_pair(kernel, val)))
+    closed = [name for name, head in (("cca", cca), ("kernel", kernel)) if head is not None]
     late = None
     if settings.late != "none" and found.nodes is None:
         late = choose_late(settings.late, train, val, found, report)
     if late is not None:
         found = with_tokens(found, val, late)
     matched = ["late" if late else "nodes"] if found.nodes else []
-    labels = ["fused", *names, *(["cca"] if cca else []), *matched]
+    labels = ["fused", *names, *closed, *matched]
     table = ScoreTable.of(found, MOST_IMAGES, device=str(device))
     shares = chosen_shares(
         table,
@@ -91,16 +100,19 @@ def fit_heads(
         without=() if trained else (0,),
         costly=(len(labels) - 1,) if late is not None else (),
     )
-    if cca is not None and shares[labels.index("cca")] == 0:
-        kept = labels.index("cca")
-        shares, cca = (*shares[:kept], *shares[kept + 1 :]), None
-        table = replace(table, scores_KIT=_without(table.scores_KIT, kept))
-        found = replace(found, own=found.own[:-1])
+    # From the last to the first, so that the places before stay as they are.
+    for name in reversed(closed):
+        place = labels.index(name)
+        if shares[place] == 0:
+            shares = (*shares[:place], *shares[place + 1 :])
+            table = replace(table, scores_KIT=_without(table.scores_KIT, place))
+            found = replace(found, own=(*found.own[: place - 1], *found.own[place:]))
+            cca, kernel = (None, kernel) if name == "cca" else (cca, None)
     if late is not None and shares[-1] == 0:
         shares, late = shares[:-1], None
         table = replace(table, scores_KIT=table.scores_KIT[:-1])
         found = replace(found, nodes=None)
-    heads = Heads(shares, cca, late=late)
+    heads = Heads(shares, cca, late=late, kernel=kernel)
     if settings.correct == "none":
         return heads
     cosines = 1 + len(found.own)
@@ -176,16 +188,44 @@ def _cca(train: Split, val: Split, found: Embedded, report: Callable[[str], None
     if image is None or caption is None:
         report("cca: left out: no model has embeddings on both sides")
         return None
-    others = ScoreTable.of(replace(found, nodes=None), MOST_IMAGES_OF_CCA)
-
-    def value(head: CCA) -> float:
-        one, other = cca_pair(head, val)
-        scores_IT = torch.from_numpy(one[others.images_I] @ other[others.captions_T].T)
-        return -fit(replace(others, scores_KIT=torch.cat([others.scores_KIT, scores_IT[None]])))[1]
-
-    cca, facts = choose_cca(image, caption, train.caption_to_image, value=value)
+    worth = _beside_others(found)
+    cca, facts = choose_cca(
+        image, caption, train.caption_to_image, value=lambda head: worth(cca_pair(head, val))
+    )
     report(f"cca: shrinkage {facts['shrinkage']:g}, width {facts['width']}")
     return cca
+
+
+def _kernel_cca(
+    train: Split, val: Split, found: Embedded, report: Callable[[str], None]
+) -> KernelCCA | None:
+    """The same of the head on pooled tokens."""
+    if train.captions < 2:
+        report("kernel: left out: there are fewer than two captions to fit it on")
+        return None
+    drawn = np.random.default_rng(0).permutation(train.images)[:MOST_IMAGES_OF_KERNEL]
+    part = train.subset(np.sort(drawn))
+    worth = _beside_others(found)
+    val_image, val_caption = (pooled(val, side) for side in SIDES)
+
+    def value(head: KernelCCA) -> float:
+        return worth((head.encode("image", val_image), head.encode("caption", val_caption)))
+
+    image, caption = (pooled(part, side) for side in SIDES)
+    head, facts = choose_kernel_cca(image, caption, part.caption_to_image, value=value)
+    report(f"kernel: shrinkage {facts['shrinkage']:g}, width {facts['width']}")
+    return head
+
+
+def _beside_others(found: Embedded) -> Callable[[Pair], float]:
+    """How likely right matches are when one more cosine joins those that there are."""
+    others = ScoreTable.of(replace(found, nodes=None), MOST_IMAGES_OF_CCA)
+
+    def worth(pair: Pair) -> float:
+        scores_IT = torch.from_numpy(pair[0][others.images_I] @ pair[1][others.captions_T].T)
+        return -fit(replace(others, scores_KIT=torch.cat([others.scores_KIT, scores_IT[None]])))[1]
+
+    return worth
 
 
 def _bank(

@@ -56,8 +56,8 @@ HADA = {
     "match_width": 0, "match_hidden": 512, "match_mirror": 0.5, "match_graph": "none",
     "match_graph_width": 128, "match_graph_heads": 4, "match_dropout": 0.1, "match_most": 0,
     "match_drop_tokens": 0.0, "match_captions": 2, "weight_match": 1.0,
-    "finish_scores": False, "cca": False, "correct": "none", "bank": 5000, "node_bank": 300,
-    "late": "none",
+    "finish_scores": False, "cca": False, "kernel_cca": False, "correct": "none", "bank": 5000,
+    "node_bank": 300, "late": "none",
 }  # fmt: skip
 EXTEND = HADA | {
     "norm": "none", "dropout_nodes": 0.0, "dropout_graph": 0.7, "dropout_head": 0.7,

@@ -69,7 +69,9 @@ def without_time(lines):
 
 SETTINGS = [f"--set={k}={v}" for k, v in SMALL.items() if k != "epochs"]
 # Without what is fitted behind the network, which takes most of a small training's time.
-UNFINISHED = [f"--set={k}" for k in ("finish_scores=false", "cca=false", "correct=none")]
+UNFINISHED = [
+    f"--set={k}" for k in ("finish_scores=false", "cca=false", "kernel_cca=false", "correct=none")
+]
 
 
 def call(*words):
