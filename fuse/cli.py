@@ -211,12 +211,13 @@ def fit(
     run_path: Path | None,
     fresh: bool,
 ) -> None:
-    r"""Make a fusion in closed form, in seconds: no gradient descent.
+    r"""Make a fusion in closed form, in a minute: no gradient descent.
 
     \b
-    Three parts, each kept only where it helps on images that did not fit it:
+    Four parts, each kept only where it helps on images that did not fit it:
       shares       of the models' own cosines
       cca          canonical correlation analysis of all models' embeddings
+      kernel_cca   the same of their pooled tokens, which hold more, by a kernel
       correction   images and captions pay for being near to everything (NNN)
     The result is a run like any other, for recall, search, embed and export. It is what a trained
     fusion has to beat; the command is short for hada-fuse train --recipe closed-form.

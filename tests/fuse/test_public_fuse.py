@@ -38,7 +38,7 @@ def test_train_embed_and_the_model_agree(tmp_path: Path) -> None:
     assert run.config()["recipe"]["training"]["epochs"] == 1
     (path,) = embed(run, "val", manifest=manifest, output=tmp_path / "fused")
     stores = [open_store(manifest.store_path("toy", "val", name)) for name in ("left", "right")]
-    images, captions = HadaModel.from_run(run.path).embed(stores)
+    images, captions = HadaModel.from_run(run.path).embed(stores).unit()
     fused = open_store(path)
     np.testing.assert_allclose(fused.image.embeddings(), images, atol=2e-3)
     np.testing.assert_allclose(fused.caption.embeddings(), captions, atol=2e-3)

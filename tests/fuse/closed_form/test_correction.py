@@ -87,6 +87,45 @@ def test_a_bank_of_another_kind_is_refused() -> None:
         assert (found.alpha_image, found.alpha_caption) == (0, 0)
 
 
+def test_the_choice_of_the_likelihood_is_that_of_the_whole_split() -> None:
+    """Where likelihood decides, the best of all queries, by a loop, is what is chosen."""
+    world = with_hubs()
+    scores, owner = world["image"] @ world["caption"].T, world["owner"]
+    popular = {k: popularity(world["image"], world["bank"], k) for k in (4, 16)}
+    found = choose_correction(scores, popular, {4: np.zeros(len(owner))}, owner)
+
+    def likelihood(alpha: float, k: int, scale: float) -> float:
+        logits = scale * (scores - alpha * popular[k][:, None]).astype("f8")
+        chances = [logits[o, t] - np.log(np.exp(logits[:, t]).sum()) for t, o in enumerate(owner)]
+        return float(np.mean(chances))
+
+    scales = correction.SCALES / scores.std()
+    scale = max(scales, key=lambda scale: likelihood(0.0, 4, scale))
+    keys = [(k, alpha) for k in popular for alpha in correction.ALPHAS if alpha]
+    best = max(keys, key=lambda key: likelihood(key[1], key[0], scale))
+    assert (found.k_image, found.alpha_image) == best
+
+
+def test_help_in_first_places_alone_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = with_hubs()
+    scores = world["image"] @ world["caption"].T
+    popular = {k: popularity(world["image"], world["bank"], k) for k in (4, 16)}
+    both = (scores, popular, {4: np.zeros(len(world["owner"]))}, world["owner"])
+    monkeypatch.setitem(correction.LEAST_GAIN, "likelihood", np.inf)
+    assert choose_correction(*both).alpha_image > 0
+    monkeypatch.setitem(correction.LEAST_GAIN, "reciprocal rank", np.inf)
+    assert choose_correction(*both).alpha_image == 0
+    monkeypatch.setitem(correction.LEAST_GAIN, "likelihood", 1e-3)
+    assert choose_correction(*both).alpha_image > 0
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_a_handful_of_images_is_no_error(images: int) -> None:
+    scores = np.eye(images, dtype="f4")
+    paid = {4: np.zeros(images)}
+    assert choose_correction(scores, paid, paid, np.arange(images)).alpha_image == 0
+
+
 def test_without_alphas_nothing_is_paid() -> None:
     world = with_hubs()
     scores = world["image"] @ world["caption"].T
