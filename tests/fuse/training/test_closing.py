@@ -23,12 +23,13 @@ from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.scores.heads import Bank, Heads
+from hada.fuse.scores.heads import Bank, Heads, kernel_pair
 from hada.fuse.scores.item_nodes import score_matrix
 from hada.fuse.scores.shares import ScoreTable, score_loss
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, closing, trainer
 from hada.fuse.training.closing import chosen_shares
+from hada.fuse.training.trainer import build_objective
 
 NODES = {"match_width": 8, "match_hidden": 12, "match_graph_width": 8, "head_hidden": ()}
 FAST = RECIPES["fast"].changed(**{**SMALL, **NODES, "epochs": 2, "bank": 40, "node_bank": 16})
@@ -282,3 +283,52 @@ def test_stored_nodes_and_embeddings_score_as_the_run_does(world, found, tmp_pat
     pooled = replace(found, nodes=None)
     with pytest.raises(RunError, match="matches no nodes"):
         write_nodes(tmp_path / "none", "none", run, pooled, stores["val"])
+
+
+@pytest.mark.slow
+def test_the_kernel_head_is_kept_with_the_run(tmp_path, capsys):
+    """Fitted where it helps, told in one line, and the same when the run is opened again."""
+    stores = make_stores(tmp_path, ("left", "right"), noise=1.0)
+    recipe = RECIPES["closed-form"].changed(cca=False, correct="none", late="none", bank=40)
+    run = trained(stores, tmp_path / "run", recipe)
+    said = capsys.readouterr().err
+    kernel = run.load_heads().kernel
+    assert kernel is not None
+    assert said.count("kernel: shrinkage") == said.count("kernel: share") == 1
+    found = embed_split(run, stores["val"], device="cpu")
+    for pair, again in zip(found.own[-1], kernel_pair(kernel, Split(stores["val"])), strict=True):
+        np.testing.assert_array_equal(pair, again)
+    assert found.shares[-1] > 0
+
+    def rsum(pair):
+        return recalls(rank_positives(*pair, found.caption_to_image))["rsum"]
+
+    assert rsum((found.image_IE, found.caption_TE)) > max(rsum(pair) for pair in found.own)
+
+
+def test_a_head_that_does_not_help_leaves_no_trace(tmp_path, monkeypatch):
+    """Both heads, one of them, none: what is left keeps its own share."""
+    stores = make_stores(tmp_path, ("left", "right"), noise=1.0)
+    splits = [Split(stores[split]) for split in ("train", "val")]
+    recipe = RECIPES["closed-form"].changed(**SMALL)
+    objective = build_objective(recipe, splits[0], 0)
+    for left_out in ([], ["cca"], ["kernel"], ["cca", "kernel"]):
+
+        def shares(_table, labels, _report, left_out=left_out, **_options):
+            return tuple(0.0 if name in left_out else float(k) for k, name in enumerate(labels))
+
+        monkeypatch.setattr(closing, "chosen_shares", shares)
+        settings = replace(recipe.scores, correct="none", late="none")
+        heads = closing.fit_heads(
+            objective.fuser, objective.mix, *splits, settings,
+            names=("left", "right"), device=torch.device("cpu"), report=lambda _: None,
+        )  # fmt: skip
+        whole = {"fused": 0.0, "left": 1.0, "right": 2.0, "cca": 3.0, "kernel": 4.0}
+        assert heads.shares == tuple(v for name, v in whole.items() if name not in left_out)
+        assert [heads.cca is None, heads.kernel is None] == [
+            k in left_out for k in ("cca", "kernel")
+        ]
+        found = heads.applied(
+            embed(objective.fuser, objective.mix, splits[1], torch.device("cpu")), splits[1], "cpu"
+        )
+        assert len(found.shares) == 1 + len(found.own)
