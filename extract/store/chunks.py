@@ -16,6 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from hada.extract.store.digests import HOT
 from hada.extract.store.open_file import OpenFile, read_pieces
 
 MISSING = -1
@@ -27,9 +28,6 @@ _MOST_CHUNKS = 500
 _FEW = 16
 # Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
 _MAPPED = 1 << 17
-# A checksum over memory that the processor has not at hand takes three times as long as one over
-# a block of so many bytes that was read or copied just before.
-HOT = 1 << 18
 
 RowArray = NDArray[np.int64]
 # Bytes start..stop-1 of the result come from `offset` on; the first chunk ends at `cut`, and so
