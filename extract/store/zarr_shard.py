@@ -29,6 +29,8 @@ from hada.extract.store.dtypes import fill_bytes, filled_up, number_type
 from hada.extract.store.open_file import identity
 
 CRC_BYTES = 4
+# Bytes of a call: from larger ones the system makes larger pages, which are also read faster.
+TOGETHER = 1 << 21
 _NO_CHUNK = 2**64 - 1
 _PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _BYTE = [{"name": "bytes"}, {"name": "crc32c"}]
@@ -217,6 +219,7 @@ def write_file(
     size = layout.chunk_rows * layout.row_bytes
     table = np.full((layout.shard_rows // layout.chunk_rows, 2), _NO_CHUNK, "<u8")
     offset, crcs, digest = 0, [], xxhash.xxh3_128()
+    pieces: list[Any] = []
     for chunk, start in enumerate(range(0, len(flat), size)):
         part = filled_up(flat[start : start + size], size, layout.fill, layout.dtype)
         crc = 0
@@ -228,13 +231,18 @@ def write_file(
         crcs.append(crc)
         check = crc.to_bytes(CRC_BYTES, "little")
         digest.update(check)
-        sink.write_all([part, check])
+        pieces += [part, check]
         table[chunk] = offset, size + CRC_BYTES
         offset += size + CRC_BYTES
+        if len(pieces) // 2 * size >= TOGETHER:
+            sink.write_all(pieces)
+            pieces = []
     if layout.sharded:
         index = table.tobytes()
         index += google_crc32c.value(index).to_bytes(CRC_BYTES, "little")
         digest.update(index)
-        sink.write_all([index])
+        pieces.append(index)
         offset += len(index)
+    if pieces:
+        sink.write_all(pieces)
     return offset, digest.hexdigest(), np.array(crcs, np.uint32)
