@@ -6,6 +6,9 @@ All variants run in one process, in a new random order each repeat, on files in 
 the figures are medians, with the smallest and the largest. Data: images of (577, 768) float16 in
 shards of 256 and captions of 5 to 40 tokens, random. Every reader fills an array that is
 recycled, except zarr-python and .npz, which cannot.
+
+Lines that begin with "bare" do what no reader or writer can leave out, with the same raw file and
+without a store: they are the limit of what ours may reach. Each adds to the one before it.
 """
 
 from __future__ import annotations
@@ -22,16 +25,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import h5py
 import numpy as np
+import xxhash
 import zarr
 from numpy.typing import NDArray
 
 from hada.extract.common.host import reuse_freed_memory
 from hada.extract.spec import ModelSpec, StoreSpec, TokenSpec
 from hada.extract.store import Block, StoreIndex, StoreReader, StoreWriter, open_store
+from hada.extract.store.digests import HOT
+from hada.extract.store.dtypes import all_finite
 
 TOKENS, WIDTH, BATCH = 577, 768, 64
 FORMATS = ("zarr", "hdf5")
+CHUNK = 32 * WIDTH * 2  # bytes of a chunk of captions
 Tasks = dict[str, Callable[[], Any]]
 
 
@@ -81,13 +90,45 @@ class Data:
                 values = self.words[self.starts[rows.start] : self.ends[rows.stop - 1]]
             writer.write(side, shard, Block(values=values))
 
-    def write_raw(self) -> None:
-        """A plain buffered write of the same bytes, with fsync."""
+    def write_raw(self, *, hashed: bool = False) -> None:
+        """A plain buffered write of the same bytes, with fsync; with checks as a store has them."""
+        digest = xxhash.xxh3_128()
+        assert not hashed or all_finite(self.tokens, "float16")
         with (self.folder / "images.raw").open("wb") as file:
             for row in self.tokens:
+                if hashed:
+                    _hash(row.reshape(-1).view(np.uint8), digest)
                 file.write(row.data)
             file.flush()
             os.fsync(file.fileno())
+
+    def write_h5py(self, *, fletcher: bool = False, hashed: bool = False) -> None:
+        """The same bytes by h5py alone, with fsync; and with checks, also of what is read back."""
+        path = self.folder / "images.h5"
+        size = self.tokens[0].nbytes
+        if hashed:
+            assert all_finite(self.tokens, "float16")
+            near = np.empty(HOT, np.uint8)
+            for row in self.tokens:
+                flat, crc = row.reshape(-1).view(np.uint8), 0
+                for start in range(0, size, HOT):
+                    block = near[: size - start]
+                    block[:] = flat[start : start + HOT]
+                    crc = google_crc32c.extend(crc, block)
+        with h5py.File(path, "w", libver=("v110", "v110")) as file:
+            data = file.create_dataset(
+                "tokens",
+                self.tokens.shape,
+                self.tokens.dtype,
+                chunks=(1, TOKENS, WIDTH),
+                fletcher32=fletcher,
+            )
+            data.write_direct(self.tokens)
+        with path.open("r+b", buffering=0) as raw:
+            os.fsync(raw.fileno())
+            digest, end = xxhash.xxh3_128(), os.fstat(raw.fileno()).st_size
+            for begin in range(0, end if hashed else 0, size):
+                _read_hashed(raw.fileno(), near, begin, min(size, end - begin), digest)
 
     def prepare(self) -> None:
         """Everything that the read tasks need."""
@@ -99,6 +140,55 @@ class Data:
         (self.folder / "npz").mkdir()
         for number, row in enumerate(self.tokens):
             np.savez(self.folder / "npz" / f"{number}.npz", tokens=row)
+
+
+def _hash(flat: NDArray[np.uint8], digest: Any) -> int:
+    """crc32c and digest of a chunk, block by block, while a block lies in the processor's cache."""
+    crc = 0
+    for start in range(0, len(flat), HOT):
+        block = flat[start : start + HOT]
+        digest.update(block.data)
+        crc = google_crc32c.extend(crc, block)
+    return crc
+
+
+def _read_hashed(
+    descriptor: int, near: NDArray[np.uint8], begin: int, length: int, digest: Any
+) -> None:
+    for start in range(begin, begin + length, HOT):
+        block = near[: begin + length - start]
+        os.preadv(descriptor, [block], start)
+        _hash(block, digest)
+
+
+def _by_calls(
+    descriptor: int, rows: NDArray[np.int64], out: NDArray[Any], *, checked: bool
+) -> None:
+    """Images of the raw file by calls of the system, each into its place, and its crc32c."""
+    places = out.reshape(len(out), -1).view(np.uint8)
+    size = places.shape[1]
+    if not checked and len(rows) > 1 and (np.diff(rows) == 1).all():
+        os.preadv(descriptor, [places[: len(rows)].reshape(-1)], int(rows[0]) * size)
+        return
+    for place, row in zip(places, rows.tolist(), strict=False):
+        if not checked:
+            os.preadv(descriptor, [place], row * size)
+            continue
+        crc = 0
+        for start in range(0, size, HOT):
+            block = place[start : start + HOT]
+            os.preadv(descriptor, [block], row * size + start)
+            crc = google_crc32c.extend(crc, block)
+
+
+def _bare(data: Data, parts: list[NDArray[np.int64]], out: NDArray[Any]) -> Tasks:
+    descriptor = os.open(data.folder / "images.raw", os.O_RDONLY)  # until the process ends
+
+    def read(checked: bool) -> None:
+        for part in parts:
+            _by_calls(descriptor, part, out, checked=checked)
+
+    return {"bare calls": lambda: read(False), "bare + crc32c": lambda: read(True)}
 
 
 def sequential(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]) -> Tasks:
@@ -119,6 +209,7 @@ def sequential(data: Data, stores: Callable[[str], StoreReader], out: NDArray[An
         "hdf5, ours": lambda: ours("hdf5"),
         "zarr-python": lambda: [array[a:b] for a, b in parts],
         "npz": lambda: [_npz(data, row) for row in range(data.images)],
+        **_bare(data, [np.arange(a, b) for a, b in parts], out),
     }
 
 
@@ -146,6 +237,7 @@ def batches(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any])
         "hdf5, ours": lambda: ours("hdf5"),
         "zarr-python": lambda: [array[int(row)] for part in parts for row in part],
         "npz": lambda: [_npz(data, int(row)) for part in parts for row in part],
+        **_bare(data, parts, out),
     }
 
 
@@ -157,12 +249,26 @@ def captions(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]
     sizes = [int((data.ends[part] - data.starts[part]).sum()) for part in parts]
     flat = out.reshape(-1, WIDTH)
 
-    def memmap() -> None:
+    def memmap(raw: NDArray[Any], *, checked: bool = False) -> None:
+        done, near = set(), np.empty(CHUNK, np.uint8)
+        flat_raw = raw.reshape(-1).view(np.uint8)
         for part in parts:
             place = 0
-            for a, b in zip(data.starts[part].tolist(), data.ends[part].tolist(), strict=True):
+            spans = list(zip(data.starts[part].tolist(), data.ends[part].tolist(), strict=True))
+            if checked:
+                touched = {k for a, b in spans for k in range(a // 32, -(-b // 32))} - done
+                done |= touched
+                for chunk in sorted(touched):
+                    block = flat_raw[chunk * CHUNK : (chunk + 1) * CHUNK]
+                    near[: len(block)] = block
+                    google_crc32c.value(near)
+            for a, b in spans:
                 flat[place : place + b - a] = raw[a:b]
                 place += b - a
+
+    def anew() -> NDArray[Any]:
+        """What a reader that was just opened has: a mapping without pages."""
+        return np.memmap(data.folder / "words.raw", np.float16, "r", shape=data.words.shape)
 
     def ours(form: str) -> None:
         store = stores(form)
@@ -170,9 +276,11 @@ def captions(data: Data, stores: Callable[[str], StoreReader], out: NDArray[Any]
             store.caption.tokens(part, out=flat[:size])
 
     return {
-        "memmap": memmap,
+        "memmap": lambda: memmap(raw),
         "zarr, ours": lambda: ours("zarr"),
         "hdf5, ours": lambda: ours("hdf5"),
+        "bare, mapped anew": lambda: memmap(anew()),
+        "bare + crc32c": lambda: memmap(anew(), checked=True),
     }
 
 
@@ -181,14 +289,13 @@ def _npz(data: Data, row: int) -> NDArray[Any]:
         return np.asarray(file["tokens"])
 
 
-def measure(
-    tasks: Tasks,
-    repeats: int,
-    before: Callable[[], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, dict[str, float]]:
-    """Median ratio of each task's speed to the first one's, run together in random order."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
+Times = dict[str, dict[str, list[float]]]
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def run(tasks: Tasks, repeats: int, before: Callable[[], None]) -> Times:
+    """Seconds of each task by each clock, run together in random order."""
+    times: Times = {clock: {name: [] for name in tasks} for clock in CLOCKS}
     before()
     for task in tasks.values():
         task()
@@ -197,29 +304,36 @@ def measure(
         random.Random(repeat).shuffle(names)
         before()
         for name in names:
-            start = clock()
+            start = {clock: read() for clock, read in CLOCKS.items()}
             tasks[name]()
-            times[name].append(clock() - start)
-    reference = next(iter(tasks))
+            for clock, read in CLOCKS.items():
+                times[clock][name].append(read() - start[clock])
+    return times
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median ratio of each task's speed to the first one's in the same repeat."""
+    reference = next(iter(times))
     result = {}
     for name, mine in times.items():
-        ratios = [a / b for a, b in zip(times[reference], mine, strict=True)]
+        found = [a / b for a, b in zip(times[reference], mine, strict=True)]
         result[name] = {
-            "ratio": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
+            "ratio": statistics.median(found),
+            "low": min(found),
+            "high": max(found),
             "seconds": statistics.median(mine),
         }
     return result
 
 
-def writes(data: Data, repeats: int) -> dict[str, dict[str, float]]:
+def writes(data: Data, repeats: int) -> Times:
     """The images' side of a store against a plain write of the same bytes, both on the disk."""
     writers: dict[str, StoreWriter] = {}
 
     def clear() -> None:
         """Remove what the last round wrote and make the empty frames, off the clock."""
-        (data.folder / "images.raw").unlink(missing_ok=True)
+        for name in ("images.raw", "images.h5"):
+            (data.folder / name).unlink(missing_ok=True)
         for form in FORMATS:
             shutil.rmtree(data.folder / form, ignore_errors=True)
             writers[form] = data.writer(form)
@@ -230,8 +344,12 @@ def writes(data: Data, repeats: int) -> dict[str, dict[str, float]]:
         "plain write": data.write_raw,
         "zarr, ours": lambda: data.write_store(writers["zarr"], "image"),
         "hdf5, ours": lambda: data.write_store(writers["hdf5"], "image"),
+        "bare + hashes": lambda: data.write_raw(hashed=True),
+        "bare h5py": data.write_h5py,
+        "bare + fletcher32": lambda: data.write_h5py(fletcher=True),
+        "bare + both": lambda: data.write_h5py(fletcher=True, hashed=True),
     }
-    return measure(tasks, repeats, clear)
+    return run(tasks, repeats, clear)
 
 
 def main() -> None:
@@ -248,10 +366,10 @@ def main() -> None:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: processor time of reading, which other work on the machine disturbs less",
+        help="cpu: processor time of reading, which other work on the machine disturbs less; "
+        "writing is shown by both",
     )
     options = parser.parse_args()
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
     reuse_freed_memory()
     results = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -276,15 +394,18 @@ def main() -> None:
                 ("verified", trusted, lambda: None),
             ):
                 tasks = make(data, readers.__getitem__, out)
-                results[f"{kind}, {way}"] = measure(tasks, options.repeats, before, clock)
+                times = run(tasks, options.repeats, before)
+                results[f"{kind}, {way}"] = ratios(times[options.clock])
         tasks = {form: lambda form=form: open_store(data.folder / form) for form in FORMATS}
-        results["opening (seconds alone)"] = measure(tasks, options.repeats, lambda: None, clock)
-        results["writing, with fsync"] = writes(data, options.repeats)
+        times = run(tasks, options.repeats, lambda: None)
+        results["opening (seconds alone)"] = ratios(times[options.clock])
+        for clock, mine in writes(data, options.repeats).items():
+            results[f"writing, with fsync ({clock})"] = ratios(mine)
     for kind, rows in results.items():
         print(kind)
         for name, row in rows.items():
             print(
-                f"  {name:<14} {row['ratio']:6.3f}  [{row['low']:.3f} - {row['high']:.3f}]"
+                f"  {name:<17} {row['ratio']:6.3f}  [{row['low']:.3f} - {row['high']:.3f}]"
                 f"  {row['seconds'] * 1e3:9.1f} ms"
             )
     if options.json:

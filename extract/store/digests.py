@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from hada.extract.common import remote
 
 NAME = "xxh3-128"
 _BLOCK = 1 << 22
+# A checksum over memory that the processor has not at hand takes three times as long as one over
+# a block of so many bytes that was read, copied or hashed just before.
+HOT = 1 << 18
 
 
 def canonical(value: Any) -> bytes:
@@ -42,6 +46,19 @@ def of_array(values: NDArray[Any]) -> str:
     """Digest of an array's elements in C order, little-endian; shape and type are not in it."""
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     return xxhash.xxh3_128_hexdigest(little.reshape(-1).view(np.uint8).data)
+
+
+def crc32c(data: NDArray[np.uint8]) -> int:
+    """crc32c of bytes that need not lie in the processor's cache: of a copy, which does.
+
+    That takes half the time: copying fetches memory far ahead, the checksum does not.
+    """
+    near, found = np.empty(min(len(data), HOT), np.uint8), 0
+    for start in range(0, len(data), HOT):
+        block = near[: len(data) - start]
+        block[:] = data[start : start + HOT]
+        found = google_crc32c.extend(found, block)
+    return int(found)
 
 
 def of_file(path: Path) -> str:

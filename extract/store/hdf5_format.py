@@ -20,14 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from hada.extract.common import atomic
 from hada.extract.common.errors import StoreError
-from hada.extract.store import digests
 from hada.extract.store.chunks import MISSING, RawShard
 from hada.extract.store.dtypes import fill_bytes, number_type
 from hada.extract.store.formats import SHARDED, ArrayPlan, Written
@@ -40,8 +38,9 @@ from hada.extract.store.hdf5_part import (
     compare_part,
     create_file,
     fill_part,
+    read_through,
 )
-from hada.extract.store.open_file import identity
+from hada.extract.store.open_file import OpenFile, identity
 
 _MOST_ROWS = 2**48  # more than any disk holds
 _INDEX = "index.h5"
@@ -91,8 +90,7 @@ class Hdf5Format:
             # The disk is at work while what was written is compared.
             with ThreadPoolExecutor(1) as pool:
                 synced = pool.submit(sink.sync)
-                compare_part(temporary, arrays)
-                written = os.stat(temporary).st_size, digests.of_file(temporary)
+                written = compare_part(temporary, arrays)
                 synced.result()
         return Written(files={str(path.relative_to(features)): written}, crcs=tables)
 
@@ -104,14 +102,26 @@ class Hdf5Format:
         metadata: Mapping[str, Any],
         sizes: Mapping[str, int] | None = None,
     ) -> Written:
-        path, crcs = _part(features, side, shard), {}
-        written = path.stat().st_size, digests.of_file(path)
+        path = _part(features, side, shard)
+        relative, opened, raws = str(path.relative_to(features)), OpenFile(path), {}
         for name, described in metadata.items():
             try:
-                crcs[name] = Hdf5Source(features, name, described).verified(shard)
+                raws[name] = Hdf5Source(features, name, described).whole(shard)
             except READ_ERRORS as error:
-                raise ValueError(f"{path.relative_to(features)}, {name}: {error}") from error
-        return Written(files={str(path.relative_to(features)): written}, crcs=crcs)
+                raise ValueError(f"{relative}, {name}: {error}") from error
+        places = [(o, raw.chunk_bytes) for raw in raws.values() for o in raw.offsets.tolist()]
+        digest, found = read_through(opened, places)
+        crcs, begin = {}, 0
+        for name, raw in raws.items():
+            crcs[name] = np.array(found[begin : begin + len(raw.offsets)], np.uint32)
+            begin += len(raw.offsets)
+            assert raw.crcs is not None
+            for chunk in np.flatnonzero(crcs[name] != raw.crcs)[:1].tolist():
+                raise ValueError(
+                    f"{relative}, {name}: chunk {chunk} has the crc32c {crcs[name][chunk]:08x}, "
+                    f"expected {raw.crcs[chunk]:08x}"
+                )
+        return Written(files={relative: (opened.identity[1], digest)}, crcs=crcs)
 
     def shard_files(self, side: str, shard: int, arrays: Mapping[str, int]) -> set[str]:
         return {f"{side}/{shard:06d}.h5"} if arrays else set()
@@ -200,19 +210,12 @@ class Hdf5Source:
             identity=identity(before),
         )
 
-    def verified(self, shard: int) -> NDArray[np.uint32]:
-        """crc32c of each chunk of a shard, computed from its bytes and compared with its table."""
+    def whole(self, shard: int) -> RawShard:
+        """`raw` of a committed shard; raises ValueError where a chunk of it is not there."""
         raw = self.raw(shard)
         if raw is None or raw.crcs is None or (raw.offsets == MISSING).any():
             raise ValueError("its chunks are not as HADA writes them")
-        with raw.path.open("rb", buffering=0) as file:
-            for chunk, (offset, wanted) in enumerate(zip(raw.offsets, raw.crcs, strict=True)):
-                found = google_crc32c.value(os.pread(file.fileno(), raw.chunk_bytes, offset))
-                if found != wanted:
-                    raise ValueError(
-                        f"chunk {chunk} has the crc32c {found:08x}, expected {int(wanted):08x}"
-                    )
-        return raw.crcs
+        return raw
 
     def library(self, start: int, stop: int) -> NDArray[Any]:
         side, _, name = self._array.partition("/")

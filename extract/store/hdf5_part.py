@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import h5py
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
+from hada.extract.store import digests
 from hada.extract.store.chunks import MISSING
 from hada.extract.store.dtypes import filled_up
 from hada.extract.store.formats import ArrayPlan
+from hada.extract.store.open_file import OpenFile, read_pieces
 
 CRC = "crc32c"
 _FLETCHER = 4  # bytes of HDF5's own checksum, behind each chunk
@@ -97,10 +99,15 @@ def fill_part(
     return tables
 
 
-def compare_part(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> None:
-    """Read a new part back, as a reader would; raises `StoreError` where it is not as given."""
+def compare_part(
+    path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]
+) -> tuple[int, str]:
+    """Read a new part back, as a reader would; its size and digest.
+
+    Raises `StoreError` where it is not as given.
+    """
     try:
-        damaged = _differing(path, arrays)
+        damaged, size, digest = _differing(path, arrays)
     except READ_ERRORS as error:
         damaged = f"it cannot be read ({error})"
     if damaged:
@@ -108,26 +115,65 @@ def compare_part(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]
             f"{path}: read back otherwise than it was written: {damaged}. Is the disk in order? "
             "Run the same command again, or choose another place for stores."
         )
+    return size, digest
 
 
-def _differing(path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]) -> str:
-    with h5py.File(path, "r", locking=False) as file, path.open("rb", buffering=0) as raw:
-        size = os.fstat(raw.fileno()).st_size
+def _differing(
+    path: Path, arrays: Mapping[str, tuple[ArrayPlan, NDArray[Any]]]
+) -> tuple[str, int, str]:
+    """What differs, or nothing; the file's size and digest."""
+    chunks: list[tuple[int, int, int, str]] = []
+    opened = OpenFile(path)
+    size = opened.identity[1]
+    with h5py.File(path, "r", locking=False) as file:
         for name, (plan, values) in arrays.items():
             if not values.size:
                 continue
             name = name.partition("/")[2]
             found = chunk_layout(plan, file[name], file[f"{CRC}/{name}"], size)
-            whole = found is not None and len(file[name]) == len(values)
-            if found is not None:
-                rows, offsets, crcs = found
-                block: Any = np.empty(rows * plan.row_bytes, np.uint8)
-                for offset, crc in zip(offsets.tolist(), crcs.tolist(), strict=True):
-                    done = 0 if offset == MISSING else os.preadv(raw.fileno(), [block], offset)
-                    whole &= done == len(block) and google_crc32c.value(block) == crc
-            if not whole:
-                return f"{name} differs"
-    return ""
+            if found is None or len(file[name]) != len(values) or (found[1] == MISSING).any():
+                return f"{name} differs", 0, ""
+            rows, offsets, crcs = found
+            for offset, crc in zip(offsets.tolist(), crcs.tolist(), strict=True):
+                chunks.append((offset, rows * plan.row_bytes, crc, name))
+    digest, read = read_through(opened, [(offset, length) for offset, length, *_ in chunks])
+    for (*_, crc, name), back in zip(chunks, read, strict=True):
+        if back != crc:
+            return f"{name} differs", 0, ""
+    return "", size, digest
+
+
+def read_through(file: OpenFile, chunks: Sequence[tuple[int, int]]) -> tuple[str, list[int]]:
+    """Read a file once, from its first byte to its last.
+
+    Args:
+        file: The file.
+        chunks: Offset and length of each of its chunks, in any order.
+
+    Returns:
+        The digest of the file, and the crc32c of each chunk.
+
+    Raises:
+        ValueError: Chunks overlap, or lie outside the file.
+        OSError: The file ends early.
+    """
+    digest, near = xxhash.xxh3_128(), np.empty(digests.HOT, np.uint8)
+    crcs, position, end = [0] * len(chunks), 0, file.identity[1]
+    order = sorted(range(len(chunks)), key=chunks.__getitem__)
+    for chunk in [*order, None]:
+        begin, length = (end, 0) if chunk is None else chunks[chunk]
+        if not position <= begin <= begin + length <= end:
+            raise ValueError("its chunks overlap, or lie outside the file")
+        # What lies before the chunk has no crc32c: metadata, and HDF5's own checksums.
+        for start, stop, counted in ((position, begin, None), (begin, begin + length, chunk)):
+            for place in range(start, stop, digests.HOT):
+                block = near[: stop - place]
+                read_pieces(file, [block], place)
+                digest.update(block.data)
+                if counted is not None:
+                    crcs[counted] = google_crc32c.extend(crcs[counted], block)
+        position = begin + length
+    return digest.hexdigest(), crcs
 
 
 def add_dataset(file: h5py.File, name: str, values: NDArray[Any], rows: int, fill: float) -> None:
@@ -159,5 +205,5 @@ def _chunk_crcs(values: NDArray[Any], plan: ArrayPlan) -> NDArray[np.uint32]:
     crcs = []
     for start in range(0, len(flat), size):
         part = filled_up(flat[start : start + size], size, plan.fill, dtype)
-        crcs.append(google_crc32c.value(part))
+        crcs.append(digests.crc32c(part))
     return np.array(crcs, np.uint32)

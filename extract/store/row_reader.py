@@ -105,12 +105,15 @@ class RowReader:
 
         A shard comes once, with all its pieces.
         """
-        step = self._step
+        step, starts, stops = self._step, spans[:, 0], spans[:, 1]
         # Spans that continue each other are one: a whole shard then is a single piece.
-        joints = np.flatnonzero(spans[1:, 0] != spans[:-1, 1])
-        starts = spans[np.concatenate([[0], joints + 1]), 0]
-        stops = spans[np.concatenate([joints, [len(spans) - 1]]), 1]
-        starts, stops = starts[starts < stops], stops[starts < stops]
+        apart = starts[1:] != stops[:-1]
+        if not apart.all():
+            starts = starts[np.concatenate([[True], apart])]
+            stops = stops[np.concatenate([apart, [True]])]
+        sizes = stops - starts
+        if not sizes.all():
+            starts, stops, sizes = starts[sizes > 0], stops[sizes > 0], sizes[sizes > 0]
         shards = starts // step
         counts = (stops - 1) // step - shards + 1
         if (counts > 1).any():
@@ -118,10 +121,19 @@ class RowReader:
             shards = np.repeat(shards, counts) + within
             starts = np.maximum(np.repeat(starts, counts), shards * step)
             stops = np.minimum(np.repeat(stops, counts), (shards + 1) * step)
-        places = np.cumsum(stops - starts) - (stops - starts)
+            sizes = stops - starts
+        places = np.cumsum(sizes) - sizes
+        if (shards == shards[0]).all():
+            # Sorting and cutting would take as long as copying a few captions.
+            yield int(shards[0]), starts, stops, places
+            return
         order = np.argsort(shards, kind="stable")
-        for some in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+        ends = np.flatnonzero(np.diff(shards[order])) + 1
+        begin = 0
+        for end in [*ends.tolist(), len(order)]:
+            some = order[begin:end]
             yield int(shards[some[0]]), starts[some], stops[some], places[some]
+            begin = end
 
     def _shard(self, shard: int) -> tuple[RawShard | None, OpenFile | None]:
         file = self._open.get(shard)

@@ -186,6 +186,11 @@ class SideReader:
     def _rows(self, rows: Items) -> NDArray[np.int64]:
         if isinstance(rows, Sequence):
             rows = np.array(rows, np.int64)
+        if isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 1 and len(rows):
+            chosen = np.asarray(rows, np.int64)
+            # The usual case: it need not look the rows up among all that are there.
+            if chosen.min() >= 0 and chosen.max() < len(self.ids):
+                return chosen
         return np.arange(len(self.ids), dtype=np.int64)[rows]
 
     def _read(

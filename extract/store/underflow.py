@@ -14,8 +14,8 @@ _UNIT = {"float16": 2.0**-11, "float32": 2.0**-24, "bfloat16": 2.0**-9}
 _NORMAL = {"float16": 2.0**-14, "float32": 2.0**-126, "bfloat16": 2.0**-126}
 # A row or an item may lose so many times as much as rounding takes of normal numbers.
 _LEEWAY = 8
-# Rows looked at together.
-_ROWS = 1 << 12
+# Items looked at together.
+_ITEMS = 1 << 12
 
 
 def too_small(
@@ -40,23 +40,23 @@ def too_small(
     >>> too_small(values, halves, "float16", np.ones(3, np.int64)).tolist()
     [False, True, False]
     """
-    rows, width = stored.shape
+    width = stored.shape[1]
     lost = np.zeros(len(lengths), bool)
     bits = stored.view(f"u{stored.dtype.itemsize}")
     sign = bits.dtype.type(2 ** (8 * bits.itemsize - 1) - 1)
     # Only what lies below all this can have lost so much; looking at bits costs little.
     limit = dtypes.encode(np.array([_NORMAL[dtype] * (1 + width**0.5)]), dtype)
     highest = limit.view(bits.dtype)[0]
-    low = np.empty(rows, bool)
-    for start in range(0, rows, _ROWS):
-        part = bits[start : start + _ROWS] & sign
-        low[start : start + _ROWS] = part.max(axis=1, initial=0) < highest
-    if not low.any():
-        return lost
     ends = np.cumsum(lengths)
-    for item in np.flatnonzero(lengths > 0):
-        part = slice(ends[item] - lengths[item], ends[item])
-        if low[part].all():
+    starts = ends - lengths
+    # Looking at one row of each item tells nearly all of them apart: that row has to be low, too.
+    items = np.flatnonzero(lengths > 0)
+    for start in range(0, len(items), _ITEMS):
+        some = items[start : start + _ITEMS]
+        for item in some[(bits[starts[some]] & sign).max(axis=1, initial=0) < highest].tolist():
+            part = slice(starts[item], ends[item])
+            if (bits[part] & sign).max(initial=0) >= highest:
+                continue
             wide = values[part].astype(np.float64)
             change = np.linalg.norm(dtypes.decode(stored[part], dtype).astype(np.float64) - wide)
             lost[item] = change > _LEEWAY * _UNIT[dtype] * np.linalg.norm(wide)

@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from places import ROOT
 
 from hada.extract.cli import extract
-from hada.extract.common import atomic, remote
+from hada.extract.common import atomic, remote, sink
 from hada.extract.common.errors import StoreError, UsageError
 from hada.extract.spec import SIDES
 from hada.extract.store import commit, locks, open_store, stores_below, write_store
@@ -120,6 +120,28 @@ def test_errors_of_descriptors_name_the_file(tmp_path: Path, monkeypatch, call: 
         patch.setattr(os, call, fail)
         with pytest.raises(OSError, match=r"Input/output error: '.*file\.txt"):
             write(path)
+
+
+@pytest.mark.skipif(sink._start_writing is None, reason="needs Linux's sync_file_range")
+def test_the_disk_begins_before_a_file_is_synced(tmp_path, monkeypatch) -> None:
+    """Every byte is named once, in order, but for the last that are too few; a refusal is none."""
+    pieces = [np.random.default_rng(k).bytes(60) for k in range(7)]
+    started: list[tuple[int, int]] = []
+    real = sink._start_writing
+
+    def start(descriptor: int, begin: int, count: int, flags: int) -> int:
+        assert real(descriptor, begin, count, flags) == 0
+        started.append((begin, count))
+        return -1
+
+    monkeypatch.setattr(sink, "_BEGIN_BYTES", 100)
+    for found in (start, None):
+        monkeypatch.setattr(sink, "_start_writing", found)
+        with atomic.writing(tmp_path / "file") as file:
+            for piece in pieces:
+                file.write(piece)
+        assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+    assert started == [(0, 120), (120, 120), (240, 120)]
 
 
 def test_every_file_goes_through_the_one_path_or_says_why_not() -> None:

@@ -17,10 +17,12 @@ import pytest
 import zarr
 
 from hada.extract.common.errors import StoreError
-from hada.extract.store import formats, open_store
+from hada.extract.store import check, digests, formats, open_store
+from hada.extract.store.hdf5_part import read_through
+from hada.extract.store.open_file import OpenFile
 from hada.extract.store.row_reader import RowReader
 from hada.extract.store.side_reader import SideReader
-from hada.extract.testing.store_contract import Content
+from hada.extract.testing.store_contract import Content, files_of
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "hdf5"])
 ARRAYS = ("image/tokens", "image/embeddings", "caption/tokens", "caption/embeddings")
@@ -203,6 +205,46 @@ def test_an_hdf5_part_of_another_writer_goes_through_h5py(tmp_path: Path) -> Non
     array = source(tmp_path / "s", "hdf5", "image/tokens")
     assert array.raw(0) is None
     np.testing.assert_array_equal(RowReader(array).slice(0, 5), values)
+
+
+@FORMATS
+def test_the_size_of_checked_blocks_changes_nothing(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "whole", form)
+    # 36 bytes of an image are then five blocks, the last of one byte.
+    for module in ("chunks", "digests", "zarr_shard"):
+        monkeypatch.setattr(f"hada.extract.store.{module}.HOT", 7)
+    content = make(tmp_path / "parts", form)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+    read = open_store(tmp_path / "parts").image.tokens(slice(None))
+    np.testing.assert_array_equal(read, np.concatenate(content.tokens["image"]).astype("f2"))
+    assert check.check(tmp_path / "parts", deep=True).whole
+    shard = _tokens(tmp_path / "parts", form)[1]
+    at = shard.read_bytes().index(content.tokens["image"][3].astype("<f2").tobytes())
+    _flip(shard, at + 35)
+    assert not check.check(tmp_path / "parts", deep=True).whole
+    with pytest.raises(StoreError, match="chunk 1 has the crc32c"):
+        open_store(tmp_path / "parts").image.tokens(slice(None))
+
+
+@pytest.mark.parametrize("size", [0, 1, digests.HOT - 1, digests.HOT, 2 * digests.HOT + 5])
+def test_the_crc32c_of_a_copy_is_that_of_the_bytes(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    assert digests.crc32c(data) == google_crc32c.value(data.tobytes())
+
+
+def test_a_file_is_read_through_once_with_gaps_and_chunks_in_any_order(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(2 * digests.HOT + 100)
+    (tmp_path / "file").write_bytes(data)
+    file = OpenFile(tmp_path / "file")
+    chunks = [(digests.HOT + 60, digests.HOT + 40), (3, 50), (53, 7)]
+    digest, crcs = read_through(file, chunks)
+    assert digest == digests.of_file(tmp_path / "file")
+    assert crcs == [google_crc32c.value(data[a : a + n]) for a, n in chunks]
+    for wrong in ([(3, 50), (52, 7)], [(0, len(data) + 1)], [(-1, 3)]):
+        with pytest.raises(ValueError, match="overlap"):
+            read_through(file, wrong)
 
 
 def _flip(path: Path, place: int) -> None:
