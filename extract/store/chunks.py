@@ -60,6 +60,7 @@ class RawShard:
     _offsets: list[int] = field(init=False)
     _runs: list[int] = field(init=False)
     _run_of: NDArray[np.int64] = field(init=False)
+    _written: int = field(init=False)
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
@@ -71,6 +72,9 @@ class RawShard:
         breaks |= self.offsets[1:] == MISSING
         self._run_of = np.concatenate([[0], np.cumsum(breaks)])
         self._runs = self._run_of.tolist()
+        # So many chunks from the first one on are there: usually all.
+        missing = np.flatnonzero(self.offsets == MISSING)
+        self._written = int(missing[0]) if len(missing) else len(self._offsets)
 
     def bind(self, crcs: NDArray[np.uint32]) -> None:
         """Compare chunks with these checksums, too; raises ValueError where others were written."""
@@ -138,6 +142,18 @@ class RawShard:
         size = self.chunk_bytes
         begins, ends = starts * self.row_bytes, stops * self.row_bytes
         chunks, lasts = begins // size, (ends - 1) // size
+        counts = lasts - chunks
+        if (
+            0 not in self.verified
+            and lasts.max() < self._written
+            and counts.max() < _MOST_CHUNKS
+            and (self._run_of[chunks] == self._run_of[lasts]).all()
+        ):
+            # The usual case: nothing is left over, and planning takes half the time.
+            inside = begins - chunks * size
+            offsets, cuts = self.offsets[chunks] + inside, places + size - inside
+            all_parts = (offsets, places, cuts, places + (ends - begins), counts)
+            return list(zip(*(values.tolist() for values in all_parts), strict=True)), []
         quick = self._in_one_call(chunks, lasts)
         slow = ~quick
         rest = (starts[slow], places[slow], (places + ends - begins)[slow])

@@ -128,11 +128,11 @@ class RowReader:
             yield int(shards[0]), starts, stops, places
             return
         order = np.argsort(shards, kind="stable")
-        ends = np.flatnonzero(np.diff(shards[order])) + 1
+        shards, starts, stops, places = (x[order] for x in (shards, starts, stops, places))
         begin = 0
-        for end in [*ends.tolist(), len(order)]:
-            some = order[begin:end]
-            yield int(shards[some[0]]), starts[some], stops[some], places[some]
+        for end in [*(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(order)]:
+            some = slice(begin, end)
+            yield int(shards[begin]), starts[some], stops[some], places[some]
             begin = end
 
     def _shard(self, shard: int) -> tuple[RawShard | None, OpenFile | None]:

@@ -29,7 +29,7 @@ from hada.extract.store.dtypes import fill_bytes, filled_up, number_type
 from hada.extract.store.open_file import identity
 
 CRC_BYTES = 4
-# Bytes of a call: from larger ones the system makes larger pages, which are also read faster.
+# Bytes of a call: a file that was written in larger ones is also read faster (docs/store.md).
 TOGETHER = 1 << 21
 _NO_CHUNK = 2**64 - 1
 _PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
