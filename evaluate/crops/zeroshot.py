@@ -49,10 +49,6 @@ def zeroshot(
 ) -> None:
     """Measure crops' zero-shot figures, print them and write them to a file.
 
-    Raises:
-        StoreError: No crops were extracted.
-        UsageError: The class files are missing, broken or do not fit the split.
-
     Args:
         manifest: Where data sets, stores and results are.
         model: Whose crops.
@@ -69,6 +65,10 @@ def zeroshot(
         seed: Of the bootstrap.
         device: Where scores are computed.
         output: The JSON file; None for RUNS/DATASET/zeroshot-MODEL-SPLIT.json.
+
+    Raises:
+        StoreError: No crops were extracted.
+        UsageError: The class files are missing, broken or do not fit the split.
     """
     entry = manifest.dataset(dataset)
     entry.split(split)

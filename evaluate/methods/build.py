@@ -200,17 +200,17 @@ def open_gallery(
 ) -> Gallery:
     """The items that several models have on one split.
 
-    Raises:
-        UsageError: The split has images or texts alone, and `alone` is False.
-        StoreError: A store is missing or damaged.
-        StoreMismatchError: It holds another dataset or split than its path says.
-
     Args:
         stores: Knows where a model's store lies.
         dataset: Its name.
         split: Its name.
         models: In the order that the gallery has.
         alone: As `Gallery.of` takes it.
+
+    Raises:
+        UsageError: The split has images or texts alone, and `alone` is False.
+        StoreError: A store is missing or damaged.
+        StoreMismatchError: It holds another dataset or split than its path says.
     """
     return Gallery.of(open_stores(stores, dataset, split, models), alone=alone)
 

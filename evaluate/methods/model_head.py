@@ -100,15 +100,15 @@ class ModelHead:
 def model_head(manifest: Manifest, gallery: Gallery, name: str, device: str) -> CachedHead:
     """The matching head of a model whose store is in the gallery; its scores are kept on disk.
 
-    Raises:
-        UsageError: It has no such head, or its store does not hold the tokens as they were.
-        DatasetError: The captions are not on this machine.
-
     Args:
         manifest: Names the model and the data set, and the runs beside which scores are kept.
         gallery: What is evaluated.
         name: Of the model.
         device: Where the model computes.
+
+    Raises:
+        UsageError: It has no such head, or its store does not hold the tokens as they were.
+        DatasetError: The captions are not on this machine.
     """
     stores = [store for store in gallery.stores if store.spec.model.name == name]
     if not stores:

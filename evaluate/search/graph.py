@@ -24,9 +24,6 @@ def faiss_top(
 
     Where nodes are matched it is the first of two stages, as in `Index.top`.
 
-    Raises:
-        UsageError: The package is missing.
-
     Args:
         index: What is searched.
         query: What it is searched for.
@@ -35,6 +32,9 @@ def faiss_top(
 
     Returns:
         (row, score) of each result, best first.
+
+    Raises:
+        UsageError: The package is missing.
     """
     graph = hnsw(index, path)
     asked = query if isinstance(query, Query) else Query(np.asarray(query, np.float32))

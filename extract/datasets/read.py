@@ -28,15 +28,15 @@ from hada.extract.manifest_entries import DatasetEntry, SplitEntry
 def read_dataset(entry: DatasetEntry, split: str, *, pictures: bool = True) -> CaptionDataset:
     """Read one split of a dataset.
 
-    Raises:
-        UnknownNameError: There is no such split, or no such reader.
-        DatasetError: A file is missing or broken, an image is missing or has no caption, an id
-            appears twice, or the counts are not the manifest's.
-
     Args:
         entry: The dataset, as a manifest or a command line declares it.
         split: Its name.
         pictures: Whether the image files must be there; False looks for none.
+
+    Raises:
+        UnknownNameError: There is no such split, or no such reader.
+        DatasetError: A file is missing or broken, an image is missing or has no caption, an id
+            appears twice, or the counts are not the manifest's.
     """
     return read_splits(entry, (split,), pictures=pictures)[0]
 

@@ -70,15 +70,15 @@ class Block:
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Cast `values` to the store's dtype; of int8 the steps come second, (tokens, 1).
 
-        Raises:
-            StoreError: Values overflow that dtype, or are so small that it loses their digits.
-            NonFiniteError: A value of an item that did not fail is NaN or infinite.
-
         Args:
             spec: Of the store.
             index: Of the store.
             side: Whose rows.
             rows: Of a shard.
+
+        Raises:
+            StoreError: Values overflow that dtype, or are so small that it loses their digits.
+            NonFiniteError: A value of an item that did not fail is NaN or infinite.
         """
         assert self.values is not None
         # Tokens have as many rows as their item is long, embeddings one.

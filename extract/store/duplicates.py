@@ -91,9 +91,6 @@ def near_duplicates(
 def stores_of_both(split: Path, other: Path) -> tuple[list[StoreReader], list[StoreReader]]:
     """The stores of the same models in two folders, or two single stores.
 
-    Raises:
-        StoreError: There is no store of one model in both, or one is damaged.
-
     Args:
         split: A store, or the folder of a split's stores.
         other: The same of the other split.
@@ -101,6 +98,9 @@ def stores_of_both(split: Path, other: Path) -> tuple[list[StoreReader], list[St
     Returns:
         The stores of `split` and those of `other`, in one order of models; stores of fusions are
         left out.
+
+    Raises:
+        StoreError: There is no store of one model in both, or one is damaged.
     """
     if _is_store(split) and _is_store(other):
         return [open_store(split)], [open_store(other)]

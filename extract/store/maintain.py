@@ -107,16 +107,16 @@ def repair(folder: Path, *, deep: bool = True) -> list[Removed]:
 
     A shard that another process is writing is left alone and reported as busy.
 
-    Raises:
-        StoreError: What the store knew before its first feature is damaged; only a fresh
-            extraction helps.
-
     Args:
         folder: The store's folder or URL.
         deep: Whether shards are read to find damage; else presence and sizes are looked at.
 
     Returns:
         What was removed, and what was left because it is being written.
+
+    Raises:
+        StoreError: What the store knew before its first feature is damaged; only a fresh
+            extraction helps.
     """
     form, features = locate(folder)
     removed = _remove_bad_seal(folder)
@@ -169,19 +169,19 @@ def convert(
     Averages of tokens are of what `source` holds, so they may differ by its
     rounding from those that an extraction takes before anything is rounded.
 
-    Yields:
-        (side, shards done, shards of that side), after each shard.
-
-    Raises:
-        StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
-        StoreMismatchError: `target` holds something else.
-
     Args:
         source: A whole store: its folder or URL.
         target: The new store's folder or URL.
         format: "zarr" or "hdf5"; None for that of `source`.
         dtype: Of the features on disk; None for that of `source`.
         tokens: Which tokens are kept, as --tokens says it.
+
+    Yields:
+        (side, shards done, shards of that side), after each shard.
+
+    Raises:
+        StoreError: `source` is incomplete or damaged, or its values do not fit `dtype`.
+        StoreMismatchError: `target` holds something else.
     """
     source, target = remote.place(source), remote.place(target)
     if str(source.resolve()) == str(target.resolve()):

@@ -156,6 +156,22 @@ class Moments:
             (whiteners[1] @ right * weight).astype(np.float32),
         )
 
+    def heads(
+        self, shrinkages: Sequence[float], widths: Sequence[int]
+    ) -> dict[tuple[float, int], CCA]:
+        """The head of every shrinkage and width.
+
+        Args:
+            shrinkages: See `fit_cca`.
+            widths: In ascending order.
+        """
+        return {
+            (shrinkage, width): _narrowed(widest, width)
+            for shrinkage in shrinkages
+            for widest in (self.cca(shrinkage, widths[-1]),)
+            for width in widths
+        }
+
 
 def fit_cca(
     image_ID: Floats,
@@ -224,15 +240,8 @@ def choose_cca(
     narrow = min(image_ID.shape[1], caption_TD.shape[1])
     tried = sorted({min(width, narrow) for width in widths})
     if value is not None:
-        whole = Moments.of(image_ID, caption_TD, caption_to_image_T)
-        heads = {
-            (shrinkage, width): narrowed(widest, width)
-            for shrinkage in shrinkages
-            for widest in (whole.cca(shrinkage, tried[-1]),)
-            for width in tried
-        }
-        values = {key: value(head) for key, head in heads.items()}
-        best = max(values, key=lambda key: values[key])
+        heads = Moments.of(image_ID, caption_TD, caption_to_image_T).heads(shrinkages, tried)
+        best = max(heads, key=lambda key: value(heads[key]))
         return heads[best], {"shrinkage": best[0], "width": best[1]}
     fold_I = np.random.default_rng(seed).permutation(len(image_ID)) % folds
     rsums: dict[tuple[float, int], list[float]] = {}
@@ -245,7 +254,7 @@ def choose_cca(
         for shrinkage in shrinkages:
             widest = fitted.cca(shrinkage, tried[-1])
             for width in tried:
-                head = narrowed(widest, width)
+                head = _narrowed(widest, width)
                 ranks = rank_positives(
                     head.encode("image", image), head.encode("caption", caption), held_out_T
                 )
@@ -266,7 +275,7 @@ def _sums(values_TD: Floats, count_I: NDArray[np.int64]) -> Floats:
     return sums
 
 
-def narrowed(head: CCA, width: int) -> CCA:
+def _narrowed(head: CCA, width: int) -> CCA:
     """The first `width` directions of a head: those that agree most."""
     maps = head.image_map[:, :width], head.caption_map[:, :width]
     return CCA(head.image_mean, maps[0], head.caption_mean, maps[1])

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hada.extract.common.arrays import group_by_image, unit_rows
 from hada.extract.common.errors import UsageError
 from hada.extract.spec import SIDES, SideName
-from hada.fuse.closed_form.cca import CCA, WIDTHS, Moments, narrowed
+from hada.fuse.closed_form.cca import CCA, WIDTHS, Moments
 
 Floats = NDArray[np.float32]
 DIRECTIONS = 512
@@ -175,13 +175,9 @@ def choose_kernel_cca(
     narrow = waves + min(image.directions.shape[1], caption.directions.shape[1])
     tried = sorted({min(width, narrow) for width in widths})
     heads = {
-        (shrinkage, width): KernelCCA(image, caption, narrowed(widest, width))
-        for shrinkage in shrinkages
-        for widest in (moments.cca(shrinkage, tried[-1]),)
-        for width in tried
+        key: KernelCCA(image, caption, cca) for key, cca in moments.heads(shrinkages, tried).items()
     }
-    values = {key: value(head) for key, head in heads.items()}
-    best = max(values, key=lambda key: values[key])
+    best = max(heads, key=lambda key: value(heads[key]))
     return heads[best], {"shrinkage": best[0], "width": best[1]}
 
 

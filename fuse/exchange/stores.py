@@ -69,10 +69,6 @@ def write_nodes(
     caption's rows of the largest product with an image's rows, brought to unit length, is the first
     part of the score (`hada.fuse.network.maxsim`).
 
-    Raises:
-        StoreMismatchError: Another store is there.
-        RunError: The run matches no nodes.
-
     Args:
         path: As for `write_embedded`.
         name: As for `write_embedded`.
@@ -80,6 +76,10 @@ def write_nodes(
         embedded: As for `write_embedded`.
         stores: As for `write_embedded`.
         anew: As for `write_embedded`.
+
+    Raises:
+        StoreMismatchError: Another store is there.
+        RunError: The run matches no nodes.
     """
     if embedded.nodes is None:
         raise RunError(f"{run.path}: matches no nodes; train one that does: --recipe fast")

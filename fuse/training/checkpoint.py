@@ -52,9 +52,6 @@ def load_last(
     Where the last checkpoint is damaged the one before takes its place, and a line
     says so.
 
-    Raises:
-        RunError: Both checkpoints are damaged, or the best weights are not the run's.
-
     Args:
         run: Its folder.
         objective: Gets the weights, slow copies and queues.
@@ -64,6 +61,9 @@ def load_last(
 
     Returns:
         Where the training goes on.
+
+    Raises:
+        RunError: Both checkpoints are damaged, or the best weights are not the run's.
     """
     point, faults = run.resume_point()
     if point is None:

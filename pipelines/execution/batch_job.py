@@ -57,13 +57,13 @@ class _Stop:
 def work(file: Path, key: str, part: int) -> int:
     """Do a job, or part `part` of an extraction.
 
-    Returns:
-        0 when it is done, 1 when some of it failed, 143 when SIGTERM came.
-
     Args:
         file: The jobs' file that `hada-pipeline submit` wrote.
         key: Of the job.
         part: The number of the array element, from 0; only an extraction has several.
+
+    Returns:
+        0 when it is done, 1 when some of it failed, 143 when SIGTERM came.
     """
     remedy = "`hada-pipeline submit` writes it: submit again"
     entries: dict[str, Any] = conform(

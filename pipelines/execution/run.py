@@ -48,6 +48,11 @@ class Request:
 def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> int:
     """Do what a pipeline still needs.
 
+    Args:
+        pipeline: What is to be there at the end.
+        manifest: Where data sets, stores and runs are.
+        request: What the command line asked for: where to run, for how long, what to try again.
+
     Returns:
         0 when everything is done, 1 when something failed, 3 when `max_hours` left some to do,
         128 + the signal's number when one stopped it.
@@ -55,11 +60,6 @@ def run_pipeline(pipeline: Pipeline, manifest: Manifest, request: Request) -> in
     Raises:
         BusyError: Another process drives this pipeline.
         HadaError: No worker came, or the scheduler went away.
-
-    Args:
-        pipeline: What is to be there at the end.
-        manifest: Where data sets, stores and runs are.
-        request: What the command line asked for: where to run, for how long, what to try again.
     """
     began = time.monotonic()
     jobs = build_jobs(pipeline, manifest)

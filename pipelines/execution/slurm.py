@@ -142,15 +142,15 @@ def submit(
 ) -> dict[str, str]:
     """Write and submit the scripts; returns key -> Slurm's job id.
 
-    Raises:
-        BusyError: Jobs of an earlier submission are still in the queue.
-        HadaError: Slurm refuses one; those before it are cancelled again.
-
     Args:
         pipeline: With its cluster's settings.
         states: Key -> how far the job is.
         folder: The pipeline's; scripts and logs are kept there.
         found: What `scripts` gave.
+
+    Raises:
+        BusyError: Jobs of an earlier submission are still in the queue.
+        HadaError: Slurm refuses one; those before it are cancelled again.
     """
     if running := [key for key, counts in queue(folder).items() if counts]:
         raise BusyError(

@@ -317,8 +317,15 @@ def test_a_head_that_does_not_help_leaves_no_trace(tmp_path, monkeypatch):
         def shares(_table, labels, _report, left_out=left_out, **_options):
             return tuple(0.0 if name in left_out else float(k) for k, name in enumerate(labels))
 
+        corrected = []
+
+        def seen(heads, found, table, *_others, corrected=corrected):
+            corrected.append((found, table))
+            return heads
+
         monkeypatch.setattr(closing, "chosen_shares", shares)
-        settings = replace(recipe.scores, correct="none", late="none")
+        monkeypatch.setattr(closing, "corrected", seen)
+        settings = replace(recipe.scores, late="none", bank=40)
         heads = closing.fit_heads(
             objective.fuser, objective.mix, *splits, settings,
             names=("left", "right"), device=torch.device("cpu"), report=lambda _: None,
@@ -331,4 +338,10 @@ def test_a_head_that_does_not_help_leaves_no_trace(tmp_path, monkeypatch):
         found = heads.applied(
             embed(objective.fuser, objective.mix, splits[1], torch.device("cpu")), splits[1], "cpu"
         )
-        assert len(found.shares) == 1 + len(found.own)
+        # What the correction is chosen for is what the run will compute.
+        ((before, table),) = corrected
+        assert found.shares == before.shares
+        assert len(found.shares) == 1 + len(found.own) == len(table.scores_KIT)
+        for pair, other in zip(found.own, before.own, strict=True):
+            for values, others in zip(pair, other, strict=True):
+                np.testing.assert_array_equal(values, others)
