@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.device import choose_device
 from hada.extract.common.errors import RunError
-from hada.extract.spec import SideName
+from hada.extract.spec import SIDES, SideName
 from hada.extract.store import StoreReader
 from hada.fuse.network.config import BranchConfig
 from hada.fuse.network.fuser import Fuser
@@ -82,6 +82,7 @@ def embed(
     heads: Heads | None = None,
     *,
     known: Mapping[SideName, SideEncoded] | None = None,
+    nodes: bool = True,
 ) -> Embedded:
     """Encode all items of a split in eval mode, as training's validation does.
 
@@ -92,6 +93,7 @@ def embed(
         device: Where.
         heads: What was fitted when training was done; None leaves the score as trained.
         known: What `encode_side` gave of a side already.
+        nodes: Whether nodes are encoded too, where the network matches any.
     """
     was_training = fuser.training
     # "cuda" and "cuda:0" are one device and not equal; a tensor's own is the second.
@@ -102,8 +104,9 @@ def embed(
     if was_training:
         fuser.eval()
     known = known or {}
-    images, image_nodes = known.get("image") or encode_side(fuser, split, "image", device)
-    captions, caption_nodes = known.get("caption") or encode_side(fuser, split, "caption", device)
+    (images, image_nodes), (captions, caption_nodes) = (
+        known.get(side) or encode_side(fuser, split, side, device, nodes=nodes) for side in SIDES
+    )
     if was_training:
         fuser.train()
     own = tuple((_own(split, "image", m), _own(split, "caption", m)) for m in mixable_models(fuser))
@@ -127,7 +130,9 @@ def embed(
     return embedded if heads is None else heads.applied(embedded, split, device)
 
 
-def encode_side(fuser: Fuser, split: Split, side: SideName, device: torch.device) -> SideEncoded:
+def encode_side(
+    fuser: Fuser, split: Split, side: SideName, device: torch.device, *, nodes: bool = True
+) -> SideEncoded:
     """Encode one side of a split.
 
     Args:
@@ -135,11 +140,13 @@ def encode_side(fuser: Fuser, split: Split, side: SideName, device: torch.device
         split: Its n images and captions.
         side: Which of them.
         device: Where to compute.
+        nodes: Whether nodes are encoded too, where the network matches any.
 
     Returns:
-        (n, E) float32 embeddings of unit length, in item order; and their nodes, or None where the
-        network matches none.
+        (n, E) float32 embeddings of unit length, in item order; and their nodes, or None where
+        there are none.
     """
+    matcher = fuser.nodes if nodes else None
     lengths = split.lengths(side)
     blocks = encoding_blocks(fuser.image.config, lengths)
     width = fuser.image.config.out_width
@@ -151,12 +158,12 @@ def encode_side(fuser: Fuser, split: Split, side: SideName, device: torch.device
 
     for items, features in ahead(load, blocks, threads=reading_threads()):
         result[items] = fuser.encode(side, features).float().cpu().numpy()
-        if fuser.nodes is not None:
-            nodes = fuser.nodes.encode(side, features)
-            sets.append((items, NodeSet(nodes.vectors_SD.half(), nodes.weights_S, nodes.lengths)))
-    if fuser.nodes is None:
+        if matcher is not None:
+            found = matcher.encode(side, features)
+            sets.append((items, NodeSet(found.vectors_SD.half(), found.weights_S, found.lengths)))
+    if matcher is None:
         return result, None
-    return result, ItemNodes.joined(sets, len(lengths), fuser.nodes.settings.width)
+    return result, ItemNodes.joined(sets, len(lengths), matcher.settings.width)
 
 
 def encoding_blocks(config: BranchConfig, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hada.extract.common.arrays import unit_rows
 from hada.extract.common.errors import UsageError
 from hada.fuse.closed_form.cca import CCA, choose_cca
-from hada.fuse.closed_form.correction import choose_correction, popularity
+from hada.fuse.closed_form.correction import choose_correction, popularities
 from hada.fuse.ranking.ranks import rank_matrix, recalls
 
 Floats = NDArray[np.float32]
@@ -111,8 +111,8 @@ def without_training(items: Embeddings, train: Embeddings) -> dict[str, float]:
 
 
 def _corrected(pair: Sides, bank: Sides, caption_to_image: NDArray[np.int64]) -> float:
-    by_image = {k: popularity(pair[0], bank[1], k) for k in NEIGHBOURS}
-    by_caption = {k: popularity(pair[1], bank[0], k) for k in NEIGHBOURS}
+    by_image = popularities(pair[0], bank[1], NEIGHBOURS)
+    by_caption = popularities(pair[1], bank[0], NEIGHBOURS)
     scores_IT = pair[0] @ pair[1].T
     choice = choose_correction(scores_IT, by_image, by_caption, caption_to_image)
     paid_I = choice.alpha_image * by_image[choice.k_image]

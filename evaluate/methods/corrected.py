@@ -25,6 +25,7 @@ from hada.fuse.closed_form.correction import (
     Correction,
     choose_correction,
     folded,
+    popularities,
     popularity,
 )
 from hada.fuse.ranking.ranks import rank_positives
@@ -152,8 +153,8 @@ def _chosen(pair: Pair, bank: Pair, items: Gallery) -> Correction:
     bank_image, bank_caption = bank
     return choose_correction(
         image @ caption.T,
-        {k: popularity(image, bank_caption, k) for k in NEIGHBOURS},
-        {k: popularity(caption, bank_image, k) for k in NEIGHBOURS},
+        popularities(image, bank_caption, NEIGHBOURS),
+        popularities(caption, bank_image, NEIGHBOURS),
         items.caption_to_image,
     )
 

@@ -66,7 +66,11 @@ class CCA:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the pairs of a split say: means, and eigenvalues and vectors of both covariances."""
+    """What the pairs of a split say of both sides.
+
+    image_mean: (Di,) and caption_mean: (Dc,). image and caption: eigenvalues and vectors of the
+    covariances. cross: (Di, Dc) the cross covariance between the eigenvectors of both.
+    """
 
     image_mean: NDArray[np.float64]
     caption_mean: NDArray[np.float64]
@@ -76,20 +80,27 @@ class Moments:
 
     @classmethod
     def of(cls, image_ID: Floats, caption_TD: Floats, caption_to_image_T: NDArray[Any]) -> Moments:
+        """The moments of pairs.
+
+        Args:
+            image_ID: As in `fit_cca`.
+            caption_TD: As in `fit_cca`.
+            caption_to_image_T: As in `fit_cca`.
+        """
         count = np.bincount(caption_to_image_T, minlength=len(image_ID)).astype(np.float64)
         pairs = count.sum()
         image, caption = image_ID.astype(np.float64), caption_TD.astype(np.float64)
         image_mean, caption_mean = count @ image / pairs, caption.mean(axis=0)
         image, caption = image - image_mean, caption - caption_mean
         # An image stands in as many pairs as it has captions.
-        sums = np.zeros((len(image), caption.shape[1]))
-        np.add.at(sums, caption_to_image_T, caption)
-        return cls(
+        by_image, _ = group_by_image(caption_to_image_T, len(image))
+        owned = _sums(caption[by_image], count.astype(np.int64))
+        return cls._of_covariances(
             image_mean,
             caption_mean,
-            np.linalg.eigh(image.T @ (count[:, None] * image) / pairs),
-            np.linalg.eigh(caption.T @ caption / pairs),
-            image.T @ sums / pairs,
+            image.T @ (count[:, None] * image) / pairs,
+            caption.T @ caption / pairs,
+            image.T @ owned / pairs,
         )
 
     @classmethod
@@ -119,13 +130,26 @@ class Moments:
                 total += part
         assert sums is not None, "there is a pair"
         image_mean, caption_mean, image_DD, caption_DD, cross = (part / pairs for part in sums)
-        return cls(
+        return cls._of_covariances(
             image_mean,
             caption_mean,
-            np.linalg.eigh(image_DD - np.outer(image_mean, image_mean)),
-            np.linalg.eigh(caption_DD - np.outer(caption_mean, caption_mean)),
+            image_DD - np.outer(image_mean, image_mean),
+            caption_DD - np.outer(caption_mean, caption_mean),
             cross - np.outer(image_mean, caption_mean),
         )
+
+    @classmethod
+    def _of_covariances(
+        cls,
+        image_mean: NDArray[np.float64],
+        caption_mean: NDArray[np.float64],
+        image_DD: NDArray[np.float64],
+        caption_DD: NDArray[np.float64],
+        cross_DD: NDArray[np.float64],
+    ) -> Moments:
+        image, caption = np.linalg.eigh(image_DD), np.linalg.eigh(caption_DD)
+        cross = image[1].T @ cross_DD @ caption[1]
+        return cls(image_mean, caption_mean, image, caption, cross)
 
     def cca(self, shrinkage: float, width: int) -> CCA:
         """The head of these moments.
@@ -134,26 +158,27 @@ class Moments:
             shrinkage: See `fit_cca`.
             width: K, directions that are kept.
         """
-        whiteners = []
-        for values, vectors in (self.image, self.caption):
+        scales = []
+        for values, _ in (self.image, self.caption):
             # A covariance has no negative eigenvalues; rounding has. Rows that are all alike have
             # none at all, and nothing to whiten.
             mean = np.maximum(values.sum(), 0) / len(values)
             kept = np.maximum(values, 0) + shrinkage * mean if mean > 0 else np.ones_like(values)
-            whiteners.append((vectors / np.sqrt(kept)) @ vectors.T)
+            scales.append(1 / np.sqrt(kept))
         # The singular vectors by way of a symmetric matrix: LAPACK's SVD does not converge on some
         # matrices without full rank, as those of few images are.
-        crossed = whiteners[0] @ self.cross @ whiteners[1]
+        crossed = scales[0][:, None] * self.cross * scales[1]
         width = min(width, *crossed.shape)
         squares, vectors = np.linalg.eigh(crossed.T @ crossed)
         right = vectors[:, ::-1][:, :width]
         strength = np.sqrt(np.maximum(squares[::-1][:width], np.finfo(np.float64).eps))
         weight = np.sqrt(strength)
+        left = crossed @ right / weight
         return CCA(
             self.image_mean.astype(np.float32),
-            (whiteners[0] @ (crossed @ right / weight)).astype(np.float32),
+            (self.image[1] @ (scales[0][:, None] * left)).astype(np.float32),
             self.caption_mean.astype(np.float32),
-            (whiteners[1] @ right * weight).astype(np.float32),
+            (self.caption[1] @ (scales[1][:, None] * (right * weight))).astype(np.float32),
         )
 
     def heads(
@@ -265,9 +290,9 @@ def choose_cca(
     return head, {"shrinkage": shrinkage, "width": width, "rsum": round(rsum, 1)}
 
 
-def _sums(values_TD: Floats, count_I: NDArray[np.int64]) -> Floats:
+def _sums(values_TD: NDArray[Any], count_I: NDArray[np.int64]) -> NDArray[Any]:
     """(I, D) sums of the first `count_I[0]` rows, of the next `count_I[1]`, and so on."""
-    sums = np.zeros((len(count_I), values_TD.shape[1]), np.float32)
+    sums = np.zeros((len(count_I), values_TD.shape[1]), values_TD.dtype)
     some = np.flatnonzero(count_I)
     if len(some):
         starts = np.cumsum(count_I) - count_I

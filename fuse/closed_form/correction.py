@@ -59,27 +59,50 @@ class Correction:
 
 
 def popularity(gallery_NE: NDArray[Any], bank_BE: NDArray[Any], k: int) -> NDArray[np.float32]:
-    """(N,) mean of each item's `k` largest inner products with a bank; memory is one block.
+    """(N,) mean of each item's `k` largest inner products with a bank; see `popularities`."""
+    return popularities(gallery_NE, bank_BE, [k])[k]
+
+
+def popularities(
+    gallery_NE: NDArray[Any], bank_BE: NDArray[Any], ks: Sequence[int]
+) -> dict[int, NDArray[np.float32]]:
+    """How near items are to a bank, by several measures at once; memory is one block of products.
 
     Args:
         gallery_NE: The items.
         bank_BE: Queries, at least one.
-        k: How many of the largest; all where the bank is smaller.
+        ks: How many of the largest products are averaged; all where the bank is smaller.
+
+    Returns:
+        k -> (N,) mean of each item's k largest inner products with the bank.
 
     Raises:
-        UsageError: The bank is empty, or `k` is below 1.
+        UsageError: The bank is empty, or a k is below 1.
     """
-    if not len(bank_BE) or k < 1:
-        raise UsageError(f"popularity: a bank of {len(bank_BE)} and k = {k}; expected 1 at least")
-    k = min(k, len(bank_BE))
-    result = np.empty(len(gallery_NE), np.float32)
+    if not len(bank_BE) or min(ks) < 1:
+        raise UsageError(
+            f"popularity: a bank of {len(bank_BE)} and k = {min(ks)}; expected 1 at least"
+        )
+    found = {k: np.empty(len(gallery_NE), np.float32) for k in ks}
     bank_EB = np.ascontiguousarray(bank_BE.T, np.float32)
     step = max(1, BLOCK_NUMBERS // len(bank_BE))
     for first in range(0, len(gallery_NE), step):
-        scores = gallery_NE[first : first + step].astype(np.float32) @ bank_EB
-        largest = np.partition(scores, -k, axis=1)[:, -k:]
-        result[first : first + step] = largest.mean(axis=1, dtype=np.float64)
-    return result
+        some = slice(first, first + step)
+        means = top_means(gallery_NE[some].astype(np.float32) @ bank_EB, ks)
+        for k, mean in zip(ks, means, strict=True):
+            found[k][some] = mean
+    return found
+
+
+def top_means(scores_NB: NDArray[np.float32], ks: Sequence[int]) -> list[NDArray[np.float32]]:
+    """For every k: (N,) means of the k largest numbers of each row, of all where there are fewer.
+
+    >>> [mean.tolist() for mean in top_means(np.array([[1.0, 3.0, 2.0]]), [1, 2])]
+    [[3.0], [2.5]]
+    """
+    most = min(max(ks), scores_NB.shape[1])
+    largest = torch.from_numpy(scores_NB).topk(most, dim=1).values.numpy()
+    return [largest[:, :k].mean(axis=1, dtype=np.float64).astype(np.float32) for k in ks]
 
 
 def choose_correction(

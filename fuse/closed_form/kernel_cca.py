@@ -39,6 +39,8 @@ SCALE = 2.0
 SHRINKAGES = (0.3, 1.0)
 # The share of the kept directions' mean variance that is added to each before they are whitened.
 FLOOR = 0.1
+# Items that show the directions in which items differ.
+ITEMS_OF_DIRECTIONS = 10_000
 # Items whose features are held at once: 128 MiB of them at 2,048, float32.
 ITEMS_AT_ONCE = 1 << 14
 
@@ -60,16 +62,17 @@ class FeatureMap:
         """The map whose directions are those in which these items differ most."""
         mean = values_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
         kept = min(DIRECTIONS, values_ND.shape[1], max(1, len(values_ND) - 1))
-        centred = torch.from_numpy(values_ND - mean)
+        rng = np.random.default_rng(seed)
+        shown = np.sort(rng.permutation(len(values_ND))[:ITEMS_OF_DIRECTIONS])
+        centred = torch.from_numpy(values_ND[shown] - mean)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # All principal directions of some thousand dimensions take minutes.
             _, strength, vectors = torch.svd_lowrank(centred, q=kept, niter=2)
-        variances = np.square(strength.numpy().astype(np.float64)) / max(1, len(values_ND))
+        variances = np.square(strength.numpy().astype(np.float64)) / max(1, len(shown))
         # Items that are all alike have no variance, and nothing to whiten.
         mean_variance = variances.mean() or 1.0
         whitened = vectors.numpy() / np.sqrt(variances + FLOOR * mean_variance)
-        rng = np.random.default_rng(seed)
         return cls(
             mean,
             whitened.astype(np.float32),
@@ -195,5 +198,9 @@ def _pairs(
     cuts = np.flatnonzero(np.diff(bounds_I[1:] // ITEMS_AT_ONCE)) + 1
     for images in np.split(np.arange(len(image_ID)), cuts):
         captions = order_T[bounds_I[images[0]] : bounds_I[images[-1] + 1]]
-        owner = np.repeat(np.arange(len(images)), counts_I[images])
-        yield image.features(image_ID[images]), caption.features(caption_TD[captions]), owner
+        caption_to_image = np.repeat(np.arange(len(images)), counts_I[images])
+        yield (
+            image.features(image_ID[images]),
+            caption.features(caption_TD[captions]),
+            caption_to_image,
+        )

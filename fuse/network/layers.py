@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,35 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "id": lambda x: x,
 }
+
+
+# Sixteen random bits decide about a number: dropout is exact to 2^-17.
+DRAWS = 1 << 16
+
+
+def dropout(x: Tensor, share: float, training: bool) -> Tensor:
+    """`torch.nn.functional.dropout`, whose own draws take five times as long on a CPU.
+
+    Args:
+        x: Any shape.
+        share: Of the numbers that become 0; the others are divided by 1 - share.
+        training: Whether anything is dropped.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not 0 < share < 1 or not training:
+        return F.dropout(x, share, training)
+    count = x.numel()
+    drawn = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = drawn.view(torch.int16)[:count].view(x.shape)
+    kept = torch.ge(bits, round(share * DRAWS) - DRAWS // 2, out=torch.empty_like(x))
+    return x * kept.mul_(1 / (1 - share))
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` by `dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return dropout(x, self.p, self.training)
 
 
 class Hidden(nn.Module):
@@ -40,9 +70,9 @@ class Hidden(nn.Module):
         """(S, in) -> (S, out)."""
         act = ACTIVATIONS[self.activation]
         if self.order == "none":
-            out: Tensor = self.norm(act(self.linear(F.dropout(x_SX, self.dropout, self.training))))
+            out: Tensor = self.norm(act(self.linear(dropout(x_SX, self.dropout, self.training))))
             return out
-        return F.dropout(act(self.norm(self.linear(x_SX))), self.dropout, self.training)
+        return dropout(act(self.norm(self.linear(x_SX))), self.dropout, self.training)
 
 
 class Dense(nn.Module):
@@ -72,11 +102,11 @@ class Dense(nn.Module):
         for layer in self.before:
             x_SX = layer(x_SX)
         if self.order == "none":
-            x_SX = F.dropout(x_SX, self.dropout, self.training)
+            x_SX = dropout(x_SX, self.dropout, self.training)
         return self.after(self.linear(x_SX))
 
     def after(self, x_SX: Tensor) -> Tensor:
         """What follows the last linear map."""
         if self.norm is not None:
             x_SX = self.norm(x_SX)
-        return x_SX if self.order == "none" else F.dropout(x_SX, self.dropout, self.training)
+        return x_SX if self.order == "none" else dropout(x_SX, self.dropout, self.training)

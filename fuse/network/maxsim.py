@@ -7,8 +7,8 @@ Yao et al. 2022, FILIP, for both directions):
     score = (1 - m) sum_t a_t max_s <c_t, v_s>  +  m sum_s b_s max_t <c_t, v_s>
 
 All products of a batch are far more numbers than inputs and results are. The products of a few
-captions of like length with a block of images stay in a CPU's caches, both maxima are taken there,
-and nothing of them is kept: the backward pass makes them again.
+captions of like length with a block of images stay in a CPU's caches, and both maxima are taken
+there. The backward pass makes the products again, unless they are few enough to be kept.
 
 Shape letters: B images and T captions, L padded nodes of an image, S packed nodes of all captions,
 D width of a node, G captions of a group, N their padded nodes.
@@ -29,6 +29,8 @@ from torch.autograd.function import once_differentiable
 # and are enough for two threads, while a GPU wants few large pieces.
 BLOCK_NUMBERS = {"cpu": 1 << 19}
 BLOCK_NUMBERS_ELSEWHERE = 1 << 26
+# Products that are kept for the backward pass: 128 MiB of float32.
+KEPT_NUMBERS = {"cpu": 1 << 25}
 # Added to the products of padding. Those of unit vectors lie between -1 and 1.
 PADDING = -8.0
 
@@ -116,9 +118,14 @@ class _MaxSim(torch.autograd.Function):
         scores_BT = image_BLD.new_empty(len(image_lengths), len(caption_lengths))
         images = _image_blocks(image_BLD, image_BL, image_lengths, max(caption_lengths))
         captions = _caption_groups(caption_SD, caption_S, caption_lengths, images[0])
+        numbers = image_BL.numel() * sum(group.rows_GN.numel() for group in captions)
+        keep = any(ctx.needs_input_grad) and numbers <= KEPT_NUMBERS.get(image_BL.device.type, 0)
+        ctx.kept = []
         for block in images:
             for group in captions:
                 product_GNLB = block.products(group)
+                if keep:
+                    ctx.kept.append(product_GNLB)
                 best_GNB = product_GNLB.amax(2)
                 score_GB = (1 - mirror) * (group.weights_GN[..., None] * best_GNB).sum(1)
                 if mirror:
@@ -139,12 +146,15 @@ class _MaxSim(torch.autograd.Function):
         grad_weight = caption_S.new_zeros(len(caption_S) + 1)
         images = _image_blocks(image_BLD, image_BL, image_lengths, max(caption_lengths))
         captions = _caption_groups(caption_SD, caption_S, caption_lengths, images[0])
+        # They are read once, and freed one after the other.
+        kept = ctx.kept[::-1]
+        ctx.kept = []
         for block in images:
             grad_MD = torch.zeros_like(block.rows_MD)
             grad_LB = torch.zeros_like(block.weights_LB)
             for group in captions:
                 grad_GB = grad_BT[block.items, group.items_G].T
-                product_GNLB = block.products(group)
+                product_GNLB = kept.pop() if kept else block.products(group)
                 best_GNB = product_GNLB.amax(2)
                 first_GB = (1 - mirror) * grad_GB
                 grad_weight[group.rows_GN] += (best_GNB @ first_GB[..., None])[..., 0]
@@ -168,11 +178,10 @@ class _MaxSim(torch.autograd.Function):
 
 def _to_largest(product: Tensor, best: Tensor, amount: Tensor, dim: int) -> Tensor:
     """`amount` at the places of the largest numbers along a dimension, shared where they tie."""
-    largest = product == best
-    # Ties are rare, and counting all of them at once costs less than along the dimension.
-    if int(torch.count_nonzero(largest)) > best.numel():
-        amount = amount / largest.sum(dim, keepdim=True)
-    return torch.where(largest, amount, 0.0)
+    # Floats in place of truth values: comparing, summing and multiplying them is several times
+    # faster on a CPU than `torch.where` is.
+    largest = torch.eq(product, best, out=torch.empty_like(product))
+    return largest.mul_(amount / largest.sum(dim, keepdim=True))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hada.extract.spec import SideName
 from hada.fuse.batch import Features, ModelShape
 from hada.fuse.network.inputs import prepare
+from hada.fuse.network.layers import Dropout
 from hada.fuse.network.maxsim import NodeSet, node_scores
 from hada.fuse.network.set_attention import attend
 from hada.fuse.settings import NodeSettings
@@ -145,10 +146,10 @@ class _Kind(nn.Module):
     def __init__(self, settings: NodeSettings, width: int) -> None:
         super().__init__()
         self.project = nn.Sequential(
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.Linear(width, settings.hidden),
             nn.GELU(),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.Linear(settings.hidden, settings.width),
         )
         self.weigh = nn.Linear(width, 1)
@@ -158,7 +159,7 @@ class _Kind(nn.Module):
         self.read = None
         if settings.graph == "attention":
             self.read = nn.Sequential(
-                nn.Dropout(settings.dropout), nn.Linear(width, settings.graph_width)
+                Dropout(settings.dropout), nn.Linear(width, settings.graph_width)
             )
 
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

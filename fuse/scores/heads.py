@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hada.extract.spec import SIDES, SideName
 from hada.fuse.closed_form.cca import CCA
-from hada.fuse.closed_form.correction import Correction, popularity
+from hada.fuse.closed_form.correction import Correction, popularity, top_means
 from hada.fuse.closed_form.kernel_cca import KernelCCA
 from hada.fuse.scores.embedded import Embedded, Pair
 from hada.fuse.scores.item_nodes import ItemNodes, score_blocks
@@ -257,14 +257,3 @@ def node_popularity(
         for found, mean in zip(by_caption, top_means(share * block.T, ks_caption), strict=True):
             found[some] = mean
     return top_means(by_image, ks_image), by_caption
-
-
-def top_means(scores_NB: NDArray[np.float32], ks: Sequence[int]) -> list[NDArray[np.float32]]:
-    """For every k: (N,) means of the k largest numbers of each row, of all where there are fewer.
-
-    >>> [mean.tolist() for mean in top_means(np.array([[1.0, 3.0, 2.0]]), [1, 2])]
-    [[3.0], [2.5]]
-    """
-    most = min(max(ks), scores_NB.shape[1])
-    largest = -np.sort(-np.partition(scores_NB, -most, axis=1)[:, -most:], axis=1)
-    return [largest[:, : min(k, most)].mean(axis=1).astype(np.float32) for k in ks]

@@ -55,8 +55,7 @@ class ScoreTable:
         Nodes are matched on `device`; the table lies on the CPU.
         """
         most = most or (MOST_IMAGES if found.nodes is None else MOST_IMAGES_OF_NODES)
-        images = len(found.fused_image)
-        kept = np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
+        kept = spread(len(found.fused_image), most)
         captions = np.flatnonzero(np.isin(found.caption_to_image, kept))
         pairs = [(found.fused_image, found.fused_caption), *found.own]
         scores = [torch.from_numpy(i[kept] @ c[captions].T) for i, c in pairs]
@@ -79,6 +78,15 @@ class ScoreTable:
         """(I, T) the sum of the scores, each with its share."""
         weights_K = torch.tensor(shares, dtype=self.scores_KIT.dtype)
         return np.asarray(torch.tensordot(weights_K, self.scores_KIT, dims=1).numpy(), np.float32)
+
+
+def spread(images: int, most: int) -> NDArray[np.int64]:
+    """At most `most` images of all, evenly spread, in ascending order.
+
+    >>> spread(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
 
 
 def tuned_shares(table: ScoreTable) -> tuple[tuple[float, ...], float]:

@@ -14,7 +14,7 @@ import torch
 
 from hada.extract.spec import SIDES
 from hada.fuse.closed_form.cca import CCA, choose_cca
-from hada.fuse.closed_form.correction import Correction, choose_correction, popularity
+from hada.fuse.closed_form.correction import Correction, choose_correction, popularities
 from hada.fuse.closed_form.kernel_cca import KernelCCA, choose_kernel_cca
 from hada.fuse.embedding import embed
 from hada.fuse.network.fuser import Fuser
@@ -30,7 +30,7 @@ from hada.fuse.scores.heads import (
     with_tokens,
 )
 from hada.fuse.scores.pooled_tokens import pooled
-from hada.fuse.scores.shares import ScoreTable, fit, score_loss, tuned_shares
+from hada.fuse.scores.shares import ScoreTable, fit, score_loss, spread, tuned_shares
 from hada.fuse.settings import ScoreSettings
 from hada.fuse.tokens.split import Split
 from hada.fuse.training.late_choice import choose_late
@@ -77,6 +77,7 @@ def fit_heads(
         The heads. The score that they make is, on `val`, never less likely to find the right
         matches than the network's own.
     """
+    val = val.subset(spread(val.images, MOST_IMAGES))
     found = embed(fuser, mix, val, device)
     cca = _cca(train, val, found, report) if settings.cca else None
     if cca is not None:
@@ -92,7 +93,7 @@ def fit_heads(
         found = with_tokens(found, val, late)
     matched = ["late" if late else "nodes"] if found.nodes else []
     labels = ["fused", *names, *closed, *matched]
-    table = ScoreTable.of(found, MOST_IMAGES, device=str(device))
+    table = ScoreTable.of(found, val.images, device=str(device))
     shares = chosen_shares(
         table,
         labels,
@@ -188,9 +189,9 @@ def _cca(train: Split, val: Split, found: Embedded, report: Callable[[str], None
     if image is None or caption is None:
         report("cca: left out: no model has embeddings on both sides")
         return None
-    worth = _beside_others(found)
+    few, worth = _beside_others(found, val)
     cca, facts = choose_cca(
-        image, caption, train.caption_to_image, value=lambda head: worth(cca_pair(head, val))
+        image, caption, train.caption_to_image, value=lambda head: worth(cca_pair(head, few))
     )
     report(f"cca: shrinkage {facts['shrinkage']:g}, width {facts['width']}")
     return cca
@@ -205,11 +206,11 @@ def _kernel_cca(
         return None
     drawn = np.random.default_rng(0).permutation(train.images)[:MOST_IMAGES_OF_KERNEL]
     part = train.subset(np.sort(drawn))
-    worth = _beside_others(found)
-    val_image, val_caption = (pooled(val, side) for side in SIDES)
+    few, worth = _beside_others(found, val)
+    few_image, few_caption = (pooled(few, side) for side in SIDES)
 
     def value(head: KernelCCA) -> float:
-        return worth((head.encode("image", val_image), head.encode("caption", val_caption)))
+        return worth((head.encode("image", few_image), head.encode("caption", few_caption)))
 
     image, caption = (pooled(part, side) for side in SIDES)
     head, facts = choose_kernel_cca(image, caption, part.caption_to_image, value=value)
@@ -217,15 +218,19 @@ def _kernel_cca(
     return head
 
 
-def _beside_others(found: Embedded) -> Callable[[Pair], float]:
-    """How likely right matches are when one more cosine joins those that there are."""
-    others = ScoreTable.of(replace(found, nodes=None), MOST_IMAGES_OF_CCA)
+def _beside_others(found: Embedded, val: Split) -> tuple[Split, Callable[[Pair], float]]:
+    """Images of `val` that choose a head, and what a head's cosines of them are worth.
+
+    That is how likely right matches are when this cosine joins those that there are.
+    """
+    images = spread(val.images, MOST_IMAGES_OF_CCA)
+    others = ScoreTable.of(replace(found, nodes=None), val.images).part(images)
 
     def worth(pair: Pair) -> float:
-        scores_IT = torch.from_numpy(pair[0][others.images_I] @ pair[1][others.captions_T].T)
+        scores_IT = torch.from_numpy(pair[0] @ pair[1].T)
         return -fit(replace(others, scores_KIT=torch.cat([others.scores_KIT, scores_IT[None]])))[1]
 
-    return worth
+    return val.subset(images), worth
 
 
 def _bank(
@@ -236,16 +241,18 @@ def _bank(
     settings: ScoreSettings,
     device: torch.device,
 ) -> Bank:
-    """Images drawn from the training split, with all their captions."""
+    """Images drawn from the training split, with all their captions; nodes of the first ones."""
     drawn = np.random.default_rng(0).permutation(train.images)[: settings.bank]
     part = train.subset(drawn)
-    found = heads.applied(embed(fuser, mix, part, device), part, device)
-    if found.nodes is None:
-        return Bank(found.cosines())
-    image, caption = found.nodes
-    images, captions = np.arange(min(settings.node_bank, len(image))), np.arange(len(caption))
-    captions = captions[: len(images) * max(1, round(len(caption) / len(image)))]
-    return Bank(found.cosines(), (image.take(images), caption.take(captions)))
+    light = replace(heads, late=None)
+    cosines = light.applied(embed(fuser, mix, part, device, nodes=False), part, device).cosines()
+    if fuser.nodes is None and heads.late is None:
+        return Bank(cosines)
+    few = train.subset(drawn[: settings.node_bank])
+    found = embed(fuser, mix, few, device)
+    if heads.late is not None:
+        found = with_tokens(found, few, heads.late)
+    return Bank(cosines, found.nodes)
 
 
 def corrected(
@@ -267,17 +274,11 @@ def corrected(
         report: Is called with one line for each decision.
     """
     image, caption = found.cosines()
-    images, captions, caption_to_image = (
-        table.images_I,
-        table.captions_T,
-        table.caption_to_image_T.numpy(),
-    )
+    caption_to_image = table.caption_to_image_T.numpy()
     bank_image, bank_caption = bank.cosines
-    of_images = {k: popularity(image[images], bank_caption, k) for k in NEIGHBOURS}
-    of_captions = {k: popularity(caption[captions], bank_image, k) for k in NEIGHBOURS}
-    correction = choose_correction(
-        image[images] @ caption[captions].T, of_images, of_captions, caption_to_image
-    )
+    of_images = popularities(image, bank_caption, NEIGHBOURS)
+    of_captions = popularities(caption, bank_image, NEIGHBOURS)
+    correction = choose_correction(image @ caption.T, of_images, of_captions, caption_to_image)
     nodes: Correction | None = None
     if found.nodes is not None and found.node_share:
         ks = NEIGHBOURS_OF_NODES
@@ -286,8 +287,8 @@ def corrected(
         paid_T = correction.alpha_caption * of_captions[correction.k_caption]
         nodes = choose_correction(
             table.total(heads.shares) - paid_I[:, None] - paid_T[None],
-            {k: one[images] for k, one in zip(ks, by_image, strict=True)},
-            {k: one[captions] for k, one in zip(ks, by_caption, strict=True)},
+            dict(zip(ks, by_image, strict=True)),
+            dict(zip(ks, by_caption, strict=True)),
             caption_to_image,
         )
     for what, one in (("the cosines", correction), ("the node matching", nodes)):

@@ -28,7 +28,13 @@ from hada.fuse.recipes import Recipe
 from hada.fuse.run_files.checkpoint import Position
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.scores.shares import ScoreTable, score_loss, tuned_shares
+from hada.fuse.scores.shares import (
+    MOST_IMAGES_OF_NODES,
+    ScoreTable,
+    score_loss,
+    spread,
+    tuned_shares,
+)
 from hada.fuse.tokens.loader import Loader
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint
@@ -211,9 +217,13 @@ def validate(job: Job) -> dict[str, float]:
     matched all figures but `fused_rsum` are of the images that the shares are fitted on, at most
     `hada.fuse.scores.shares.MOST_IMAGES_OF_NODES` of them.
     """
-    found = embed(job.objective.fuser, job.objective.mix, job.val, job.device)
-    scores = ScoreTable.of(found, device=str(job.device))
-    mix = job.objective.mix
+    fuser, mix = job.objective.fuser, job.objective.mix
+    found = embed(fuser, mix, job.val, job.device, nodes=False)
+    few = job.val.subset(spread(job.val.images, MOST_IMAGES_OF_NODES))
+    scores = ScoreTable.of(
+        found if fuser.nodes is None else embed(fuser, mix, few, job.device),
+        device=str(job.device),
+    )
     if job.recipe.scores.tune and len(scores.scores_KIT) > 1:
         shares, loss = tuned_shares(scores)
         mix.set(shares)

@@ -50,14 +50,15 @@ def gradients(scores: torch.Tensor, *sides: NodeSet) -> list[torch.Tensor]:
     st.lists(st.integers(1, 5), min_size=1, max_size=5),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([1, 40, 1 << 18]),
+    st.sampled_from([0, 1 << 25]),
 )
 def test_equal_to_the_slow_loop(
-    images: list[int], captions: list[int], mirror: float, numbers: int
+    images: list[int], captions: list[int], mirror: float, numbers: int, kept: int
 ) -> None:
     image, caption = nodes(images), nodes(captions, seed=1)
-    before = dict(maxsim.BLOCK_NUMBERS)
+    before, before_kept = dict(maxsim.BLOCK_NUMBERS), dict(maxsim.KEPT_NUMBERS)
     try:
-        maxsim.BLOCK_NUMBERS["cpu"] = numbers
+        maxsim.BLOCK_NUMBERS["cpu"], maxsim.KEPT_NUMBERS["cpu"] = numbers, kept
         fast, plain = node_scores(image, caption, mirror), slow(image, caption, mirror)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
         pairs = zip(gradients(fast, image, caption), gradients(plain, image, caption), strict=True)
@@ -65,6 +66,7 @@ def test_equal_to_the_slow_loop(
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     finally:
         maxsim.BLOCK_NUMBERS.update(before)
+        maxsim.KEPT_NUMBERS.update(before_kept)
 
 
 def test_gradients_equal_differences() -> None:
