@@ -1,11 +1,13 @@
 """After code has moved: `python benchmarks/mutate_follow.py` finds each mutation's new file.
 
-A mutation whose text now stands exactly once in another file of the same room is listed there;
-the others are named, to be written anew by hand.
+A mutation whose text now stands exactly once in another file of the same room is listed there.
+While there are others, they are named, to be written anew by hand, and the list stays as it is.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def follow(raw: dict[str, Any], texts: dict[str, str]) -> list[str]:
 
 def main() -> None:
     """See the first lines of this file."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     before = LIST.read_text()
     head = before[: before.index("code:\n")]
     raw = yaml.safe_load(before)
@@ -66,9 +69,10 @@ def main() -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
     lost = follow(raw, texts)
+    if lost:
+        sys.exit("\n".join([*(f"lost: {one}" for one in lost), f"{len(lost)} lost"]))
     body = yaml.dump(raw, Dumper=_Dumper, width=160, sort_keys=False, allow_unicode=True)
     LIST.write_text(head + body)
-    print("\n".join([*(f"lost: {one}" for one in lost), f"{len(lost)} lost"]))
 
 
 if __name__ == "__main__":

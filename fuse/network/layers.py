@@ -26,6 +26,8 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 # Sixteen random bits decide about a number: dropout is exact to 2^-17.
 DRAWS = 1 << 16
+# Where PyTorch draws slowly.
+BITS_ON = {"cpu"}
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
@@ -36,10 +38,11 @@ def dropout(x: Tensor, share: float, training: bool) -> Tensor:
         share: Of the numbers that become 0; the others are divided by 1 - share.
         training: Whether anything is dropped.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not 0 < share < 1 or not training:
+    if x.device.type not in BITS_ON or not 0 < share < 1 or not training:
         return F.dropout(x, share, training)
     count = x.numel()
-    drawn = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    drawn = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
+    drawn.random_(-(2**63), None)
     bits = drawn.view(torch.int16)[:count].view(x.shape)
     kept = torch.ge(bits, round(share * DRAWS) - DRAWS // 2, out=torch.empty_like(x))
     return x * kept.mul_(1 / (1 - share))

@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hada.fuse.network import layers
 from hada.fuse.tokens import prefetch
 
 ELSEWHERE = torch.device("meta")
@@ -114,6 +115,8 @@ def another_device() -> Iterator[torch.device]:
             mock.patch.object(torch, "tensor", _made_here),
             mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),
             mock.patch.object(prefetch, "ThreadPoolExecutor", _Threads),
+            # The same draws as on the CPU.
+            mock.patch.object(layers, "BITS_ON", {"cpu", ELSEWHERE.type}),
             _Mode(),
         ):
             yield ELSEWHERE

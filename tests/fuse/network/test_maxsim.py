@@ -69,6 +69,21 @@ def test_equal_to_the_slow_loop(
         maxsim.KEPT_NUMBERS.update(before_kept)
 
 
+def test_kept_products_are_those_that_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, over several blocks of images and groups of captions, and a second time."""
+    image, caption = nodes([2, 3, 1, 3]), nodes([4, 1, 2], seed=1)
+    monkeypatch.setitem(maxsim.BLOCK_NUMBERS, "cpu", 24)
+    found = []
+    for most in (0, 1 << 25):
+        monkeypatch.setitem(maxsim.KEPT_NUMBERS, "cpu", most)
+        scores = node_scores(image, caption, 0.3)
+        inputs = (image.vectors_SD, image.weights_S, caption.vectors_SD, caption.weights_S)
+        total = (scores * torch.linspace(-1, 2, 12).view_as(scores)).sum()
+        found += [torch.autograd.grad(total, inputs, retain_graph=True) for _ in range(2)]
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 def test_gradients_equal_differences() -> None:
     image, caption = nodes([3, 1, 2]), nodes([2, 4], seed=1)
 

@@ -168,14 +168,14 @@ def test_nodes_are_matched_in_float32(splits, tmp_path):
 @pytest.mark.slow
 def test_what_is_fitted_behind_the_network_is_fitted_in_float32(splits, tmp_path, monkeypatch):
     """Shares, CCA head and correction of a bf16 run are, to the bit, those of its weights."""
-    wide, inside = correction.popularity, []
+    wide, inside = correction.popularities, []
 
-    def watched(gallery, bank, k):
+    def watched(gallery, bank, ks):
         inside.append((gallery.dtype, bank.dtype))
-        return wide(gallery, bank, k)
+        return wide(gallery, bank, ks)
 
-    for module in ("scores.heads", "training.closing"):
-        monkeypatch.setattr(f"hada.fuse.{module}.popularity", watched)
+    for module in ("closed_form.correction", "training.closing"):
+        monkeypatch.setattr(f"hada.fuse.{module}.popularities", watched)
     made = job(splits, tmp_path, NODES.changed(precision="bf16"))
     train(made)
     assert inside
