@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import UsageError
 from hada.fuse.closed_form import correction
-from hada.fuse.closed_form.correction import as_cosine, choose_correction, folded, popularity
+from hada.fuse.closed_form.correction import (
+    as_cosine,
+    choose_correction,
+    folded,
+    popularities,
+    popularity,
+)
 from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 
 
@@ -27,6 +33,9 @@ def test_popularity_equals_sorting(k: int, numbers: int, monkeypatch: pytest.Mon
     gallery, bank = unit(draw, 9, 5), unit(draw, 7, 5)
     slow = [np.sort([float(b @ g) for b in bank])[::-1][:k].mean() for g in gallery]
     np.testing.assert_allclose(popularity(gallery, bank, k), slow, atol=1e-6)
+    together = popularities(gallery, bank, [2, k, 90])
+    assert set(together) == {2, k, 90}
+    np.testing.assert_array_equal(together[k], popularity(gallery, bank, k))
 
 
 def test_an_empty_bank_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
 from hada.fuse.scores.heads import Bank, Heads, kernel_pair
 from hada.fuse.scores.item_nodes import score_matrix
-from hada.fuse.scores.shares import ScoreTable, score_loss
+from hada.fuse.scores.shares import ScoreTable, score_loss, tuned_shares
 from hada.fuse.tokens.split import Split
 from hada.fuse.training import checkpoint, closing, trainer
 from hada.fuse.training.closing import chosen_shares
@@ -139,6 +140,54 @@ def test_the_whole_score_pays_for_its_cosines_and_for_its_nodes(world):
         alone = Heads(shares, bank=bank, **kept).applied(plain, split, device).node_penalties
         less = whole[0] - by_image if "node_correction" in kept else by_image
         np.testing.assert_allclose(alone[0], less, atol=1e-5)
+
+
+def test_the_bank_is_what_the_run_makes_of_images_of_train(world):
+    """Cosines of all that are drawn; nodes of the first ones, with all their captions."""
+    _, stores, run = world
+    fuser, mix = run.load_best()
+    heads, split, device = run.load_heads(), Split(stores["train"]), torch.device("cpu")
+    found = closing._bank(fuser, mix, heads, split, FAST.scores, device)
+    drawn = np.random.default_rng(0).permutation(120)[:40]
+    part = split.subset(drawn)
+    whole = replace(heads, bank=None).applied(embed(fuser, mix, part, device), part, device)
+    for one, other in zip(found.cosines, whole.cosines(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert found.nodes is not None
+    assert whole.nodes is not None
+    captions = np.flatnonzero(whole.caption_to_image < 16)
+    for one, every, rows in zip(found.nodes, whole.nodes, (range(16), captions), strict=True):
+        expected = every.take(np.array(rows))
+        assert one.lengths.tolist() == expected.lengths.tolist()
+        np.testing.assert_allclose(one.weights_S, expected.weights_S, atol=1e-6)
+        np.testing.assert_allclose(one.vectors_SW, expected.vectors_SW, atol=1e-3)
+
+
+def test_without_its_nodes_a_run_embeds_the_same(world):
+    _, stores, run = world
+    (fuser, mix), split, device = run.load_best(), Split(stores["val"]), torch.device("cpu")
+    whole, light = (embed(fuser, mix, split, device, nodes=some) for some in (True, False))
+    assert (whole.nodes is None, light.nodes is None) == (False, True)
+    np.testing.assert_array_equal(light.fused_image, whole.fused_image)
+    np.testing.assert_array_equal(light.fused_caption, whole.fused_caption)
+
+
+def test_validation_matches_nodes_of_few_images_only(world, monkeypatch):
+    """All figures but the network's own are theirs, and the shares are fitted on them."""
+    _, stores, _run = world
+    split = Split(stores["val"])
+    monkeypatch.setattr(trainer, "MOST_IMAGES_OF_NODES", 20)
+    objective = build_objective(FAST, split, 3)
+    job = SimpleNamespace(objective=objective, val=split, recipe=FAST, device=torch.device("cpu"))
+    table = trainer.validate(job)
+    found = embed(objective.fuser, objective.mix, split, job.device)
+    few = ScoreTable.of(found, 20)
+    shares = tuned_shares(few)[0]
+    np.testing.assert_allclose(objective.mix.shares().tolist(), shares, atol=1e-4)
+    ranks = rank_matrix(few.total(shares), few.caption_to_image_T.numpy())
+    assert table["rsum"] == pytest.approx(recalls(ranks)["rsum"], abs=0.5)
+    ranks = rank_positives(found.fused_image, found.fused_caption, found.caption_to_image)
+    assert table["fused_rsum"] == pytest.approx(recalls(ranks)["rsum"], abs=0.5)
 
 
 def test_the_first_stage_is_one_corrected_product(found):
