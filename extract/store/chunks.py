@@ -24,15 +24,14 @@ MISSING = -1
 _BETWEEN = 4
 # One system call takes at most 1024 pieces, two for each chunk.
 _MOST_CHUNKS = 500
-# Up to so many parts are planned one by one, more of them all at once.
-_FEW = 16
 # Parts of fewer bytes are copied from the file's pages: a call to the system takes longer.
-_MAPPED = 1 << 17
+MAPPED = 1 << 17
 
-RowArray = NDArray[np.int64]
+# Rows start..stop-1 of a shard go to row `place` of the result: (start, stop, place).
+Part = tuple[int, int, int]
 # Bytes start..stop-1 of the result come from `offset` on; the first chunk ends at `cut`, and so
 # many follow it: (offset, start, cut, stop, count).
-Part = tuple[int, int, int, int, int]
+Run = tuple[int, int, int, int, int]
 # From a row on, chunk by chunk: (row, start, stop).
 Slow = tuple[int, int, int]
 
@@ -58,68 +57,100 @@ class RawShard:
     bound: NDArray[np.uint32] | None = None
     verified: bytearray = field(init=False)
     _offsets: list[int] = field(init=False)
+    _crcs: list[int] = field(init=False)
     _runs: list[int] = field(init=False)
-    _run_of: NDArray[np.int64] = field(init=False)
-    _written: int = field(init=False)
+    _shifts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         # Plain containers: looking one entry up costs a tenth of what it costs in an array.
-        # Where nothing was written there is nothing to verify.
-        self.verified = bytearray((self.offsets == MISSING).tobytes())
+        # A chunk that was never written is never verified, so whoever asks for it is told.
+        self.verified = bytearray(len(self.offsets))
         self._offsets = self.offsets.tolist()
+        self._crcs = [] if self.crcs is None else self.crcs.tolist()
         # Chunks of the same number lie one after the other, with a checksum between them.
         breaks = np.diff(self.offsets) != self.chunk_bytes + _BETWEEN
         breaks |= self.offsets[1:] == MISSING
-        self._run_of = np.concatenate([[0], np.cumsum(breaks)])
-        self._runs = self._run_of.tolist()
-        # So many chunks from the first one on are there: usually all.
-        missing = np.flatnonzero(self.offsets == MISSING)
-        self._written = int(missing[0]) if len(missing) else len(self._offsets)
+        self._runs = [0, *np.cumsum(breaks).tolist()]
+        # So many bytes lie before a chunk's rows, besides the rows before it.
+        numbers = np.arange(len(self.offsets))
+        self._shifts = (self.offsets - numbers * self.chunk_bytes).tolist()
 
     def bind(self, crcs: NDArray[np.uint32]) -> None:
         """Compare chunks with these checksums, too; raises ValueError where others were written."""
         check_written(self.offsets, crcs)
         self.bound = crcs
 
-    def read(
-        self,
-        file: OpenFile,
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        places: NDArray[np.int64],
-        out: NDArray[np.uint8],
-    ) -> None:
+    def read(self, file: OpenFile, parts: list[Part], out: NDArray[np.uint8]) -> None:
         """Fill parts of `out` with rows of this shard.
 
         Args:
             file: The open shard.
-            starts: (n,) first row of each part.
-            stops: (n,) row after its last; no part is empty.
-            places: (n,) where each part begins in `out`, in bytes.
+            parts: Rows, and where in `out` they go; no part is empty.
             out: Flat bytes.
 
         Raises:
-            ValueError: A checksum is wrong.
+            ValueError: A checksum is wrong, or a chunk is missing.
             OSError: The file ends early.
         """
-        if 0 in self.verified:
-            self._verify_pages(file, starts, stops)
-        plan = self._plan_few if len(starts) < _FEW else self._plan_many
-        quick, rest = plan(starts, stops, places)
-        for start, place, end in rest:
-            self._read_checked(file, start, out[place:end])
-        _read_parts(file, self.chunk_bytes, quick, out.data)
+        limit = -(-MAPPED // self.row_bytes)
+        large = [part for part in parts if part[1] - part[0] >= limit]
+        if large:
+            parts = [part for part in parts if part[1] - part[0] < limit]
+            runs, rest = self._plan(large)
+            for start, place, end in rest:
+                self._read_checked(file, start, out[place:end])
+            _read_runs(file, self.chunk_bytes, runs, out.data)
+        if parts:
+            self._copy(file, parts, out.data)
 
-    def _plan_few(
-        self, starts: RowArray, stops: RowArray, places: RowArray
-    ) -> tuple[list[Part], list[Slow]]:
+    def _copy(self, file: OpenFile, parts: list[Part], out: memoryview) -> None:
+        """Copy small parts from the file's pages, verifying their chunks where that is due.
+
+        A chunk to be verified is copied into a buffer that stays in the processor's cache: there
+        a checksum takes a third of the time, and the rows come from there, so memory is passed
+        over once. A batch has too few parts for arrays to plan them faster than this loop does.
+        """
+        size, row_bytes, rows = self.chunk_bytes, self.row_bytes, self.chunk_bytes // self.row_bytes
+        known, verified, shifts, crcs = len(self.offsets), self.verified, self._shifts, self._crcs
+        pages, crc32c = file.pages(), google_crc32c.value
+        near = np.empty(size if 0 in verified else 0, np.uint8)
+        block = near.data
+        for start, stop, row in parts:
+            chunk, place = start // rows, row * row_bytes
+            while start < stop:
+                cut = (chunk + 1) * rows
+                n_bytes = ((stop if stop < cut else cut) - start) * row_bytes
+                end = place + n_bytes
+                if chunk < known and verified[chunk]:
+                    begin = start * row_bytes + shifts[chunk]
+                    out[place:end] = pages[begin : begin + n_bytes]
+                else:
+                    offset = self._offset(chunk)
+                    if size < MAPPED:
+                        block[:] = pages[offset : offset + size]
+                        behind = pages[offset + size : offset + size + _BETWEEN]
+                        stored = crcs[chunk] if crcs else int.from_bytes(behind, "little")
+                        self._compare(chunk, crc32c(near), stored)
+                    else:
+                        self._verify(file, chunk, near)
+                    begin = (start - chunk * rows) * row_bytes
+                    out[place:end] = block[begin : begin + n_bytes]
+                start, chunk, place = cut, chunk + 1, end
+
+    def _offset(self, chunk: int) -> int:
+        """Where a chunk begins; raises ValueError where it was never written."""
+        if chunk >= len(self._offsets) or self._offsets[chunk] == MISSING:
+            # Nobody asks for rows that were never written.
+            raise ValueError(f"chunk {chunk} is missing")
+        return self._offsets[chunk]
+
+    def _plan(self, parts: list[Part]) -> tuple[list[Run], list[Slow]]:
         """Parts that one call reads, and those to be read chunk by chunk."""
         size, row_bytes, offsets = self.chunk_bytes, self.row_bytes, self._offsets
-        quick: list[Part] = []
+        quick: list[Run] = []
         rest: list[Slow] = []
-        for start, stop, place in zip(
-            starts.tolist(), stops.tolist(), places.tolist(), strict=True
-        ):
+        for start, stop, row in parts:
+            place = row * row_bytes
             chunk, inside = divmod(start * row_bytes, size)
             last = (stop * row_bytes - 1) // size
             end = place + (stop - start) * row_bytes
@@ -135,70 +166,17 @@ class RawShard:
                 rest.append((start, place, end))
         return quick, rest
 
-    def _plan_many(
-        self, starts: RowArray, stops: RowArray, places: RowArray
-    ) -> tuple[list[Part], list[Slow]]:
-        """`_plan_few` for all parts at once: one by one it takes longer than reading them."""
-        size = self.chunk_bytes
-        begins, ends = starts * self.row_bytes, stops * self.row_bytes
-        chunks, lasts = begins // size, (ends - 1) // size
-        counts = lasts - chunks
-        if (
-            0 not in self.verified
-            and lasts.max() < self._written
-            and counts.max() < _MOST_CHUNKS
-            and (self._run_of[chunks] == self._run_of[lasts]).all()
-        ):
-            # The usual case: nothing is left over, and planning takes half the time.
-            inside = begins - chunks * size
-            offsets, cuts = self.offsets[chunks] + inside, places + size - inside
-            all_parts = (offsets, places, cuts, places + (ends - begins), counts)
-            return list(zip(*(values.tolist() for values in all_parts), strict=True)), []
-        quick = self._in_one_call(chunks, lasts)
-        slow = ~quick
-        rest = (starts[slow], places[slow], (places + ends - begins)[slow])
-        chunks, begins, places = chunks[quick], begins[quick], places[quick]
-        inside = begins - chunks * size
-        parts = (
-            self.offsets[chunks] + inside,
-            places,
-            places + size - inside,
-            places + ends[quick] - begins,
-            lasts[quick] - chunks,
-        )
-        return (
-            list(zip(*(values.tolist() for values in parts), strict=True)),
-            list(zip(*(values.tolist() for values in rest), strict=True)),
-        )
-
-    def _in_one_call(
-        self, chunks: NDArray[np.int64], lasts: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Which runs of chunks are verified, lie one after the other and are not too many."""
-        known = len(self._offsets)
-        ends = np.minimum(lasts, known - 1)
-        begins = np.minimum(chunks, ends)
-        quick = (lasts < known) & (lasts - chunks < _MOST_CHUNKS)
-        quick &= (self._run_of[begins] == self._run_of[ends]) & (self.offsets[begins] != MISSING)
-        if 0 in self.verified:
-            before = np.zeros(known + 1, np.int64)
-            np.cumsum(np.frombuffer(self.verified, np.uint8) == 0, out=before[1:])
-            quick &= before[ends + 1] == before[begins]
-        return quick
-
     def _read_checked(self, file: OpenFile, first: int, out: NDArray[np.uint8]) -> None:
         """Rows from row `first` on, chunk by chunk, each verified if it is not yet."""
-        size, offsets = self.chunk_bytes, self._offsets
+        size = self.chunk_bytes
         position, wanted = 0, len(out)
         chunk, inside = divmod(first * self.row_bytes, size)
         while position < wanted:
             take = min(size - inside, wanted - position)
             part = out[position : position + take]
-            if chunk >= len(offsets) or offsets[chunk] == MISSING:
-                # Nobody asks for rows that were never written.
-                raise ValueError(f"chunk {chunk} is missing")
+            offset = self._offset(chunk)
             if self.verified[chunk]:
-                read_pieces(file, [part], offsets[chunk] + inside)
+                read_pieces(file, [part], offset + inside)
             elif take == size:
                 self._verify(file, chunk, part)
             else:
@@ -206,37 +184,6 @@ class RawShard:
                 self._verify(file, chunk, whole)
                 part[:] = whole[inside : inside + take]
             position, chunk, inside = position + take, chunk + 1, 0
-
-    def _verify_pages(self, file: OpenFile, starts: RowArray, stops: RowArray) -> None:
-        """Verify the small chunks of small parts where they lie, before these are copied."""
-        if self.chunk_bytes >= _MAPPED:
-            return
-        small = (stops - starts) * self.row_bytes < _MAPPED
-        chunks = starts[small] * self.row_bytes // self.chunk_bytes
-        lasts = (stops[small] * self.row_bytes - 1) // self.chunk_bytes
-        touched = np.zeros(len(self._offsets) + 1, np.int64)
-        np.add.at(touched, np.minimum(chunks, len(self._offsets)), 1)
-        np.add.at(touched, np.minimum(lasts + 1, len(self._offsets)), -1)
-        wanted = np.cumsum(touched[:-1]) > 0
-        wanted &= (np.frombuffer(self.verified, np.uint8) == 0) & (self.offsets != MISSING)
-        numbers = np.flatnonzero(wanted)
-        begins = self.offsets[numbers]
-        pages, near, found = file.pages(), np.empty(self.chunk_bytes, np.uint8), []
-        block, size, crc32c = near.data, self.chunk_bytes, google_crc32c.value
-        for begin in begins.tolist():
-            block[:] = pages[begin : begin + size]
-            found.append(crc32c(near))
-        if self.crcs is None:
-            places = (begins + size)[:, None] + np.arange(_BETWEEN)
-            stored = np.frombuffer(pages, np.uint8)[places].view("<u4")[:, 0]
-        else:
-            stored = self.crcs[numbers]
-        good = stored == found
-        if self.bound is not None:
-            good &= self.bound[numbers] == found
-        np.frombuffer(self.verified, np.uint8)[numbers[good]] = 1
-        for place in np.flatnonzero(~good)[:1].tolist():
-            self._compare(int(numbers[place]), found[place], int(stored[place]))
 
     def _verify(self, file: OpenFile, chunk: int, out: NDArray[np.uint8]) -> None:
         """Read a whole chunk and compare its checksum; from then on it is trusted."""
@@ -274,21 +221,11 @@ def check_bound(chunk: int, found: int, crcs: NDArray[np.uint32]) -> None:
         )
 
 
-def _read_parts(file: OpenFile, size: int, parts: list[Part], out: memoryview) -> None:
-    """Read parts whose chunks of `size` bytes follow each other, with a checksum between them."""
+def _read_runs(file: OpenFile, size: int, runs: list[Run], out: memoryview) -> None:
+    """Read runs of chunks of `size` bytes, with a checksum between them."""
     checksum = bytearray(_BETWEEN)
-    descriptor, preadv, pages = file.descriptor, os.preadv, file.pages()
-    for offset, start, cut, stop, count in parts:
-        if stop - start < _MAPPED:
-            if not count:
-                out[start:stop] = pages[offset : offset + stop - start]
-                continue
-            while start < stop:
-                end = min(cut, stop)
-                after = offset + end - start
-                out[start:end] = pages[offset:after]
-                offset, start, cut = after + _BETWEEN, end, end + size
-            continue
+    descriptor, preadv = file.descriptor, os.preadv
+    for offset, start, cut, stop, count in runs:
         pieces: list[Any] = [out[start : min(cut, stop)]]
         for k in range(cut, stop, size):
             pieces += [checksum, out[k : min(k + size, stop)]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from hada.extract.common.errors import StoreError
 from hada.extract.store import digests
-from hada.extract.store.chunks import RawShard
+from hada.extract.store.chunks import Part, RawShard
 from hada.extract.store.formats import ArraySource
 from hada.extract.store.open_file import OpenFile
 
-RowArray = NDArray[np.int64]
 # Files kept open for each array; systems allow a process about a thousand.
 OPEN_FILES = 64
 # Through a library, reading one row costs about as much as reading this share of a shard at once.
@@ -73,67 +72,46 @@ class RowReader:
         if not out.size:
             return out
         flat = out.reshape(-1).view(np.uint8)
-        row_bytes = out[:1].nbytes
         slow: set[int] = set()
-        for shard, starts, stops, places in self._by_shard(spans):
+        for shard, parts in self._by_shard(spans).items():
             try:
                 with self._lock:
                     raw, file = self._shard(shard)
                 if raw is None or file is None:
                     slow.add(shard)
                 else:
-                    skip = shard * self._step
-                    raw.read(file, starts - skip, stops - skip, places * row_bytes, flat)
+                    raw.read(file, parts, flat)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
                 self._forget(shard)
-                raise self._damaged(int(starts.min()), int(stops.max()), error) from error
+                first = shard * self._step
+                start = first + min(start for start, _, _ in parts)
+                stop = first + max(stop for _, stop, _ in parts)
+                raise self._damaged(start, stop, error) from error
         if slow:
             self._slow([p for p in self._pieces(spans) if p[0] in slow], out)
         return out
 
     def _pieces(self, spans: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
-        """`_by_shard` piece by piece: (shard, first row, row after the last, place in out)."""
-        for shard, *some in self._by_shard(spans):
-            starts, stops, places = (values.tolist() for values in some)
-            for start, stop, place in zip(starts, stops, places, strict=True):
-                yield shard, start, stop, place
+        """Spans cut at the ends of shards: (shard, first row, row after the last, place in out)."""
+        for shard, parts in self._by_shard(spans).items():
+            first = shard * self._step
+            for start, stop, place in parts:
+                yield shard, first + start, first + stop, place
 
-    def _by_shard(
-        self, spans: NDArray[np.int64]
-    ) -> Iterator[tuple[int, RowArray, RowArray, RowArray]]:
-        """Spans cut at the ends of shards: shard, first rows, rows after the last, places in out.
-
-        A shard comes once, with all its pieces.
-        """
-        step, starts, stops = self._step, spans[:, 0], spans[:, 1]
-        # Spans that continue each other are one: a whole shard then is a single piece.
-        apart = starts[1:] != stops[:-1]
-        if not apart.all():
-            starts = starts[np.concatenate([[True], apart])]
-            stops = stops[np.concatenate([apart, [True]])]
-        sizes = stops - starts
-        if not sizes.all():
-            starts, stops, sizes = starts[sizes > 0], stops[sizes > 0], sizes[sizes > 0]
-        shards = starts // step
-        counts = (stops - 1) // step - shards + 1
-        if (counts > 1).any():
-            within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            shards = np.repeat(shards, counts) + within
-            starts = np.maximum(np.repeat(starts, counts), shards * step)
-            stops = np.minimum(np.repeat(stops, counts), (shards + 1) * step)
-            sizes = stops - starts
-        places = np.cumsum(sizes) - sizes
-        if (shards == shards[0]).all():
-            # Sorting and cutting would take as long as copying a few captions.
-            yield int(shards[0]), starts, stops, places
-            return
-        order = np.argsort(shards, kind="stable")
-        shards, starts, stops, places = (x[order] for x in (shards, starts, stops, places))
-        begin = 0
-        for end in [*(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(order)]:
-            some = slice(begin, end)
-            yield int(shards[begin]), starts[some], stops[some], places[some]
-            begin = end
+    def _by_shard(self, spans: NDArray[np.int64]) -> dict[int, list[Part]]:
+        """Shard -> its parts of the spans, in rows of the shard and in the order of the spans."""
+        step = self._step
+        parts: defaultdict[int, list[Part]] = defaultdict(list)
+        for start, stop, place in _joined(spans):
+            shard = start // step
+            first = shard * step
+            while stop > first + step:
+                parts[shard].append((start - first, step, place))
+                place += first + step - start
+                shard, start = shard + 1, first + step
+                first = start
+            parts[shard].append((start - first, stop - first, place))
+        return parts
 
     def _shard(self, shard: int) -> tuple[RawShard | None, OpenFile | None]:
         file = self._open.get(shard)
@@ -204,3 +182,19 @@ class RowReader:
             "`hada-store verify --deep` names the damaged shards, `hada-store repair` removes "
             "them, and extracting again writes them anew."
         )
+
+
+def _joined(spans: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Spans that are not empty, with their places; those that continue each other are one.
+
+    A whole side, asked for item by item, then is a single span.
+    """
+    starts, stops = spans[:, 0], spans[:, 1]
+    apart = starts[1:] != stops[:-1]
+    if np.count_nonzero(apart) < len(apart):
+        starts, stops = starts[np.append(True, apart)], stops[np.append(apart, True)]
+    sizes = stops - starts
+    if np.count_nonzero(sizes) < len(sizes):
+        starts, stops, sizes = starts[sizes > 0], stops[sizes > 0], sizes[sizes > 0]
+    places = np.cumsum(sizes) - sizes
+    return list(zip(starts.tolist(), stops.tolist(), places.tolist(), strict=True))

@@ -15,6 +15,7 @@ from hada.extract.store import dtypes
 from hada.extract.store.block import Block
 from hada.extract.store.index import (
     StoreIndex,
+    decode_ids,
     encode_ids,
     ragged_capacity,
     ragged_spans,
@@ -107,7 +108,22 @@ def test_an_index_that_contradicts_itself_is_refused(change: dict[str, Any], say
         StoreIndex(**{**vars(made), **change}).check(makers.make_spec())
 
 
-@pytest.mark.parametrize("ids", [["a", ""], ["a\0b"]])
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 16])
+@pytest.mark.parametrize(
+    "ids", [[], ["a"], ["a.jpg", "béta", "日本", "b", "\U0001f600#1", "c c\n", "d"]]
+)
+def test_ids_encoded_together_are_those_encoded_one_by_one(
+    ids: list[str], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hada.extract.store.index._IDS_AT_ONCE", at_once)
+    width = max((len(id_.encode()) for id_ in ids), default=1)
+    rows = [list(id_.encode().ljust(width, b"\0")) for id_ in ids]
+    expected = np.array(rows, np.uint8).reshape(len(ids), width)
+    np.testing.assert_array_equal(encode_ids(ids), expected)
+    assert decode_ids(encode_ids(ids)) == tuple(ids)
+
+
+@pytest.mark.parametrize("ids", [["a", ""], [""], ["a\0b"], ["a\0", "b"]])
 def test_ids_that_cannot_be_stored_are_refused(ids: list[str]) -> None:
     with pytest.raises(StoreError, match="must not"):
         encode_ids(ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,6 +181,8 @@ def test_atheris_finds_nothing(tmp_path: Path) -> None:
     """Mutations guided by which lines they reach; `fuzz_store.py` says how to run it for longer."""
     pytest.importorskip("atheris", reason="needs atheris: pip install atheris")
     harness = PROGRAMS / "fuzz_store.py"
+    # Linux hands on the peak memory of this process, and libFuzzer takes it for the harness's own.
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     done = subprocess.run(
         [
             sys.executable,
@@ -189,6 +192,7 @@ def test_atheris_finds_nothing(tmp_path: Path) -> None:
             "-seed=1",
             "-timeout=5",
             "-max_len=2000",
+            f"-rss_limit_mb={2048 + inherited}",
         ],
         capture_output=True,
         text=True,
