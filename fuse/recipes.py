@@ -217,7 +217,7 @@ _DENSE: dict[str, Any] = {
 }
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(name="fast").changed(
-        **_DENSE | {"match_width": 64, "learning_rate": 3e-3, "epochs": 10}
+        **_DENSE | {"match_width": 64, "learning_rate": 3e-3, "epochs": 8}
     ),
     "dense": Recipe(name="dense").changed(**_DENSE | {"batch_size": 128}),
     "closed-form": Recipe(name="closed-form").changed(**_DENSE | {"epochs": 0, "late": "auto"}),

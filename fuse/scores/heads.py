@@ -86,20 +86,17 @@ class Heads:
         if self.bank is None:
             return embedded
         if self.correction is not None:
-            found = cosine_popularity(
+            near = cosine_popularity(
                 embedded, self.bank, self.correction.k_image, self.correction.k_caption
             )
-            embedded = replace(embedded, penalties=_paid(self.correction, found))
+            embedded = replace(embedded, penalties=_paid(self.correction, near))
         if embedded.nodes is None or not embedded.node_share:
             return embedded
         # The whole score pays what its cosines pay, by a large bank, and for its nodes beside that.
         paid = embedded.penalties
         if self.node_correction is not None:
-            ks = self.node_correction.k_image, self.node_correction.k_caption
-            (by_image,), (by_caption,) = node_popularity(
-                embedded, self.bank, ks[:1], ks[1:], device=str(device)
-            )
-            more = _paid(self.node_correction, (by_image, by_caption))
+            near = _node_popularity_of_payers(embedded, self.bank, self.node_correction, device)
+            more = _paid(self.node_correction, near)
             paid = more if paid is None else (paid[0] + more[0], paid[1] + more[1])
         return replace(embedded, node_penalties=paid)
 
@@ -242,18 +239,42 @@ def node_popularity(
     *,
     device: str,
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """The same by the node matching's part of the score, for every k of images and of captions."""
+    """The same by the node matching's part of the score, for every k of images and of captions.
+
+    A side without a k is not matched with the bank.
+    """
     assert embedded.nodes is not None
     assert bank.nodes is not None
     images, captions = embedded.nodes
     bank_images, bank_captions = bank.nodes
     share, mirror = embedded.node_share, embedded.mirror
-    by_image = np.empty((len(images), len(bank_captions)), np.float32)
+    of_images: list[NDArray[np.float32]] = []
     # Images and texts alone have an empty side, which no block is made of.
-    for some, block in score_blocks(images, bank_captions, mirror, device=device):
-        by_image[:, some] = share * block
-    by_caption = [np.empty(len(captions), np.float32) for _ in ks_caption]
-    for some, block in score_blocks(bank_images, captions, mirror, device=device):
-        for found, mean in zip(by_caption, top_means(share * block.T, ks_caption), strict=True):
-            found[some] = mean
-    return top_means(by_image, ks_image), by_caption
+    if ks_image:
+        by_image = np.empty((len(images), len(bank_captions)), np.float32)
+        for some, block in score_blocks(images, bank_captions, mirror, device=device):
+            by_image[:, some] = share * block
+        of_images = top_means(by_image, ks_image)
+    of_captions = [np.empty(len(captions), np.float32) for _ in ks_caption]
+    if ks_caption:
+        for some, block in score_blocks(bank_images, captions, mirror, device=device):
+            for found, mean in zip(
+                of_captions, top_means(share * block.T, ks_caption), strict=True
+            ):
+                found[some] = mean
+    return of_images, of_captions
+
+
+def _node_popularity_of_payers(
+    embedded: Embedded, bank: Bank, correction: Correction, device: torch.device | str
+) -> Pair:
+    """The same at the correction's k; 0 for a side that pays nothing."""
+    assert embedded.nodes is not None
+    ks_image = [correction.k_image] if correction.alpha_image else []
+    ks_caption = [correction.k_caption] if correction.alpha_caption else []
+    found = node_popularity(embedded, bank, ks_image, ks_caption, device=str(device))
+    by_image, by_caption = (
+        means[0] if means else np.zeros(len(nodes), np.float32)
+        for means, nodes in zip(found, embedded.nodes, strict=True)
+    )
+    return by_image, by_caption

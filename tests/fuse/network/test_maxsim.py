@@ -51,22 +51,25 @@ def gradients(scores: torch.Tensor, *sides: NodeSet) -> list[torch.Tensor]:
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([1, 40, 1 << 18]),
     st.sampled_from([0, 1 << 25]),
+    st.sampled_from([1, 2, 64]),
 )
 def test_equal_to_the_slow_loop(
-    images: list[int], captions: list[int], mirror: float, numbers: int, kept: int
+    images: list[int], captions: list[int], mirror: float, numbers: int, kept: int, most: int
 ) -> None:
     image, caption = nodes(images), nodes(captions, seed=1)
-    before, before_kept = dict(maxsim.BLOCK_NUMBERS), dict(maxsim.KEPT_NUMBERS)
+    limits = (maxsim.BLOCK_NUMBERS, maxsim.KEPT_NUMBERS, maxsim.BLOCK_IMAGES)
+    before = [dict(limit) for limit in limits]
     try:
-        maxsim.BLOCK_NUMBERS["cpu"], maxsim.KEPT_NUMBERS["cpu"] = numbers, kept
+        for limit, value in zip(limits, (numbers, kept, most), strict=True):
+            limit["cpu"] = value
         fast, plain = node_scores(image, caption, mirror), slow(image, caption, mirror)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
         pairs = zip(gradients(fast, image, caption), gradients(plain, image, caption), strict=True)
         for one, other in pairs:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     finally:
-        maxsim.BLOCK_NUMBERS.update(before)
-        maxsim.KEPT_NUMBERS.update(before_kept)
+        for limit, values in zip(limits, before, strict=True):
+            limit.update(values)
 
 
 def test_kept_products_are_those_that_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

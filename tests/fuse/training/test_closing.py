@@ -24,7 +24,8 @@ from hada.fuse.ranking.ranks import rank_matrix, rank_positives, recalls
 from hada.fuse.recipes import RECIPES
 from hada.fuse.run_files.weights import BEST
 from hada.fuse.run_folder import RunFolder
-from hada.fuse.scores.heads import Bank, Heads, kernel_pair
+from hada.fuse.scores import heads as heads_module
+from hada.fuse.scores.heads import Bank, Heads, kernel_pair, node_popularity
 from hada.fuse.scores.item_nodes import score_matrix
 from hada.fuse.scores.shares import ScoreTable, score_loss, tuned_shares
 from hada.fuse.tokens.split import Split
@@ -188,6 +189,35 @@ def test_validation_matches_nodes_of_few_images_only(world, monkeypatch):
     assert table["rsum"] == pytest.approx(recalls(ranks)["rsum"], abs=0.5)
     ranks = rank_positives(found.fused_image, found.fused_caption, found.caption_to_image)
     assert table["fused_rsum"] == pytest.approx(recalls(ranks)["rsum"], abs=0.5)
+
+
+def test_who_pays_nothing_is_not_matched_with_the_bank(world, monkeypatch):
+    """Payments are as before: alpha times what `node_popularity` says, and exact zeros."""
+    _, stores, run = world
+    (fuser, mix), split, device = run.load_best(), Split(stores["val"]), torch.device("cpu")
+    heads = replace(run.load_heads(), correction=None)
+    shares = (0.1, *[0.8 / (len(heads.shares) - 2)] * (len(heads.shares) - 2), 0.1)
+    plain = embed(fuser, mix, split, device)
+    matched = []
+    whole = heads_module.score_blocks
+
+    def counted(image, caption, *rest, **options):
+        matched.append(len(image) * len(caption))
+        return whole(image, caption, *rest, **options)
+
+    monkeypatch.setattr(heads_module, "score_blocks", counted)
+    for alphas, pairs in (((0.5, 0.0), 60 * 32), ((0.0, 0.5), 120 * 16)):
+        correction = Correction(4, alphas[0], 8, alphas[1])
+        one = replace(heads, shares=shares, node_correction=correction)
+        found = one.applied(plain, split, device)
+        assert sum(matched) == pairs
+        by_image, by_caption = node_popularity(found, one.bank, [4], [8], device="cpu")
+        assert found.node_penalties is not None
+        for paid, alpha, (near,) in zip(
+            found.node_penalties, alphas, (by_image, by_caption), strict=True
+        ):
+            np.testing.assert_allclose(paid, alpha * near, atol=1e-6)
+        matched.clear()
 
 
 def test_the_first_stage_is_one_corrected_product(found):
