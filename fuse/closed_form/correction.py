@@ -59,7 +59,13 @@ class Correction:
 
 
 def popularity(gallery_NE: NDArray[Any], bank_BE: NDArray[Any], k: int) -> NDArray[np.float32]:
-    """(N,) mean of each item's `k` largest inner products with a bank; see `popularities`."""
+    """(N,) mean of each item's `k` largest inner products with a bank.
+
+    Args:
+        gallery_NE: As in `popularities`.
+        bank_BE: As in `popularities`.
+        k: How many of the largest; all where the bank is smaller.
+    """
     return popularities(gallery_NE, bank_BE, [k])[k]
 
 
@@ -96,6 +102,10 @@ def popularities(
 
 def top_means(scores_NB: NDArray[np.float32], ks: Sequence[int]) -> list[NDArray[np.float32]]:
     """For every k: (N,) means of the k largest numbers of each row, of all where there are fewer.
+
+    Args:
+        scores_NB: N rows.
+        ks: How many are averaged, each at least 1.
 
     >>> [mean.tolist() for mean in top_means(np.array([[1.0, 3.0, 2.0]]), [1, 2])]
     [[3.0], [2.5]]

@@ -83,6 +83,10 @@ class ScoreTable:
 def spread(images: int, most: int) -> NDArray[np.int64]:
     """At most `most` images of all, evenly spread, in ascending order.
 
+    Args:
+        images: How many there are.
+        most: How many are wanted.
+
     >>> spread(10, 4).tolist()
     [0, 3, 6, 9]
     """
