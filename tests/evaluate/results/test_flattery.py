@@ -63,7 +63,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "data_manifest.yaml").write_text(text)
         for split in (*SPLITS, "again", "half"):
             call(extract, "--split", split)
-        call(fuse, "train", *FAST, "--run", "runs/tiny/mine")
+        # Whether nodes get a share of so few images is chance: a run of one stage is one method.
+        call(fuse, "train", *FAST, "--set", "match_width=0", "--run", "runs/tiny/mine")
         yield folder
 
 
